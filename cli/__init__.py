@@ -1,0 +1,55 @@
+"""The command line: one module a command, loaded when it is called."""
+
+import sys
+from importlib import import_module
+from typing import NoReturn
+
+import click
+
+from quadpipe import __version__
+from quadpipe.errors import QuadpipeError
+
+_COMMANDS = {
+    "tokenize": "Turn images into shards of quadtree mosaics.",
+    "info": "Say what a dataset holds and how it was made.",
+    "verify": "Check every byte of a dataset.",
+    "show": "Draw an image or a dataset as mosaics.",
+}
+
+
+class _LazyGroup(click.Group):
+    """Loads a command's module only to run it, so that help and errors come at once."""
+
+    def list_commands(self, context: click.Context) -> list[str]:
+        return list(_COMMANDS)
+
+    def get_command(self, context: click.Context, name: str) -> click.Command | None:
+        if name not in _COMMANDS:
+            return None
+        command: click.Command = import_module(f"quadpipe.cli.{name}").command
+        return command
+
+    def format_commands(self, context: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(_COMMANDS.items()))
+
+
+@click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="quadpipe")
+def commands() -> None:
+    """Mixed-resolution tokens for Vision Transformers, made once and shared as shards."""
+
+
+def main() -> NoReturn:
+    """Run the command line; errors become one message and an exit code."""
+    try:
+        sys.exit(commands.main(prog_name="quadpipe", standalone_mode=False) or 0)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (KeyboardInterrupt, click.Abort):
+        click.echo("quadpipe: interrupted; run the same command again to go on", err=True)
+        sys.exit(130)
+    except QuadpipeError as error:
+        click.echo(f"quadpipe: {error}", err=True)
+        sys.exit(error.exit_code)

@@ -1,0 +1,5 @@
+"""`python -m quadpipe.cli`."""
+
+from quadpipe.cli import main
+
+main()

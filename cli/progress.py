@@ -1,0 +1,80 @@
+"""What a person sees of a running job: a bar on a terminal, plain lines elsewhere."""
+
+import sys
+
+import click
+from tqdm import tqdm
+
+from quadpipe.cli.text import bytes_text
+from quadpipe.job.run import Preview, Progress
+from quadpipe.job.shard import Report
+
+_SECONDS_BETWEEN_LINES = 5.0
+
+
+def print_preview(preview: Preview, out: str) -> None:
+    """What will be read and written, on standard error."""
+    plan = preview.plan
+    per_split = ", ".join(f"{name} {split.inputs:,}" for name, split in plan.splits.items())
+    classes = f"{len(plan.classes):,} classes" if plan.classes is not None else "no labels"
+    click.echo(f"inputs   {plan.inputs:,} images, {classes}: {per_split}", err=True)
+    if preview.skipped:
+        skipped = ", ".join(f"{n:,} {cause}" for cause, n in sorted(preview.skipped.items()))
+        click.echo(f"skipped  {skipped}", err=True)
+    shards = sum(split.shards for split in plan.splits.values())
+    click.echo(
+        f"output   {preview.write_samples:,} samples of about {bytes_text(plan.bytes_per_sample)}, "
+        f"{bytes_text(preview.write_bytes)} in all, to {out}; "
+        f"{bytes_text(preview.free_bytes)} free",
+        err=True,
+    )
+    click.echo(
+        f"shards   {shards:,}, of up to {plan.config.dataset.samples_per_shard:,} inputs", err=True
+    )
+    if preview.done:
+        click.echo(f"done     {preview.done:,} inputs already, going on from there", err=True)
+
+
+class TerminalProgress(Progress):
+    """Images a second, time left and rejects, on standard error."""
+
+    def __init__(self, out: str) -> None:
+        self._out = out
+        self._bar: tqdm | None = None
+        self._rejected = 0
+
+    def planned(self, preview: Preview) -> None:
+        print_preview(preview, self._out)
+        terminal = sys.stderr.isatty()
+        self._bar = tqdm(
+            total=preview.plan.inputs,
+            initial=preview.done,
+            unit="img",
+            dynamic_ncols=terminal,
+            mininterval=0.2 if terminal else _SECONDS_BETWEEN_LINES,
+            file=sys.stderr if terminal else _PlainLines(),
+            bar_format="{percentage:3.0f}% "
+            + ("{bar} " if terminal else "")
+            + "{n_fmt} of {total_fmt} images, {rate_fmt}, {remaining} left{postfix}",
+        )
+
+    def shard_done(self, report: Report) -> None:
+        self._rejected += report.rejected
+        if self._bar is not None:
+            self._bar.set_postfix_str(f"{self._rejected:,} rejected", refresh=False)
+            self._bar.update(report.inputs)
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+
+class _PlainLines:
+    """A file for tqdm that keeps each state of the bar as a line of its own."""
+
+    def write(self, text: str) -> None:
+        if text.strip():
+            click.echo(text.strip(), err=True)
+
+    def flush(self) -> None:
+        sys.stderr.flush()

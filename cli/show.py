@@ -1,0 +1,85 @@
+"""`quadpipe show`: pictures of mosaics."""
+
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import click
+from click.core import ParameterSource
+
+from quadpipe.cli.options import options_of
+from quadpipe.errors import ConfigError, OutputError, QuadpipeError, SourceError
+from quadpipe.render import Exhibit, draw
+from quadpipe.shards.gallery import exhibits
+from quadpipe.shards.reader import Dataset
+from quadpipe.tokenizer import Tokenizer, TokenizerConfig
+
+
+@click.command("show")
+@click.argument("what", type=click.Path(path_type=Path))
+@click.option(
+    "--out", required=True, type=click.Path(path_type=Path), help="The picture to write, a .png."
+)
+@click.option(
+    "--tokens", "budgets", type=int, multiple=True, help="Tokens to show; may be given many times."
+)
+@click.option("--samples", type=int, default=4, show_default=True, help="Samples of a dataset.")
+@click.option("--split", help="Split of a dataset, by default its first.")
+@click.option(
+    "--in", "source", type=click.Path(path_type=Path), help="The images a dataset was made from."
+)
+@options_of(TokenizerConfig, leave_out=("tokens",))
+@click.pass_context
+def command(
+    context: click.Context,
+    what: Path,
+    out: Path,
+    budgets: tuple[int, ...],
+    samples: int,
+    split: str | None,
+    source: Path | None,
+    **options: Any,
+) -> None:
+    """Draw WHAT, an image file or a dataset: the picture, its quadtree, its mosaic.
+
+    Give --tokens several times to see budgets side by side; --in to see a dataset's mosaics
+    beside the images they were made from.
+    """
+    if out.suffix.lower() != ".png":
+        raise ConfigError(f"--out {out} does not end in .png")
+    if what.is_dir():
+        _refuse_given(context, [f.name for f in fields(TokenizerConfig)], "an image file")
+        dataset = Dataset(what)
+        shown = exhibits(dataset, split or next(iter(dataset.manifest.splits)), samples, source)
+        budgets = budgets or (dataset.manifest.tokenizer.tokens,)
+    else:
+        _refuse_given(context, ["samples", "split", "source"], "a dataset")
+        budgets = budgets or (TokenizerConfig.tokens,)
+        config = TokenizerConfig(tokens=max(budgets), **options)
+        shown = [_image_exhibit(what, config)]
+    sheet = draw(shown, sorted(budgets))
+    try:
+        sheet.save(out)
+    except OSError as error:
+        raise OutputError(f"cannot write {out}: {error.strerror or error}") from error
+    click.echo(out)
+
+
+def _image_exhibit(path: Path, config: TokenizerConfig) -> Exhibit:
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise SourceError(f"cannot read {path}: {error.strerror}") from error
+    tokenizer = Tokenizer(config)
+    try:
+        image = tokenizer.prepare_file(data)
+    except QuadpipeError as error:
+        raise SourceError(f"{path} is no image we can use: {error}") from error
+    return Exhibit(mosaic=tokenizer(image), title=path.name, image=image)
+
+
+def _refuse_given(context: click.Context, names: list[str], kind: str) -> None:
+    for parameter in context.command.params:
+        source = context.get_parameter_source(parameter.name or "")
+        if parameter.name in names and source is ParameterSource.COMMANDLINE:
+            raise ConfigError(f"{parameter.opts[0]} is for {kind}; leave it out")

@@ -1,0 +1,78 @@
+"""`quadpipe info` and the end of `quadpipe tokenize`: a dataset's summary as text."""
+
+from typing import Any
+
+import click
+
+from quadpipe.cli.text import bytes_text, table
+from quadpipe.images.library import describe
+from quadpipe.shards.reader import Dataset
+from quadpipe.shards.summary import LOOKED_AT, summarize
+
+
+def print_summary(dataset: Dataset) -> None:
+    """What a dataset holds, on standard output."""
+    click.echo(summary_text(summarize(dataset)))
+
+
+def summary_text(summary: dict[str, Any]) -> str:
+    tokenizer = summary["tokenizer"]
+    height, width = tokenizer["image_size"]
+    classes = "no labels" if summary["classes"] is None else f"{summary['classes']:,} classes"
+    budgets = summary["budgets"]
+    served = f"{budgets[0]} to {budgets[-1]} in steps of 3" if budgets[1:] else f"{budgets[0]}"
+    codec = " ".join(f"{value}" for _, value in sorted(summary["codec"].items()))
+    lines = [
+        ("dataset", f"{summary['name'] or summary['location']}, {classes}"),
+        (
+            "format",
+            f"{summary['format_version']}, tokenizer {summary['tokenizer_version']}, "
+            f"revision {summary['revision']}",
+        ),
+        (
+            "images",
+            f"{height} x {width} pixels, patches of {tokenizer['patch_size']} to "
+            f"{tokenizer['max_patch_size']}, {tokenizer['resize']}, crop_pct "
+            f"{tokenizer['crop_pct']:g}, {tokenizer['resample']}, codec {codec}",
+        ),
+        ("scorer", summary["scorer"]["name"]),
+        ("budgets", f"{served} tokens"),
+        ("made with", describe(summary["imaging_library"])),
+    ]
+    lines += [(key, summary[key]) for key in ("license", "source") if summary[key]]
+    return "\n".join(
+        [*(f"{key:<9} {value}" for key, value in lines), "", _splits(summary), "", _scales(summary)]
+    )
+
+
+def _splits(summary: dict[str, Any]) -> str:
+    header = ("split", "inputs", "rejected", "views", "samples", "shards", "size", "a sample")
+    rows = [
+        (
+            name,
+            f"{split['inputs']:,}",
+            f"{split['rejected']:,}",
+            f"{split['views']}",
+            f"{split['samples']:,}",
+            f"{split['shards']:,}",
+            bytes_text(split["bytes"]),
+            bytes_text(split["bytes_per_sample"] or 0),
+        )
+        for name, split in summary["splits"].items()
+    ]
+    return table(header, rows)
+
+
+def _scales(summary: dict[str, Any]) -> str:
+    sides = list(next(iter(summary["splits"].values()))["scales"])
+    header = (f"{summary['tokenizer']['tokens']} tokens", *(f"{side} px" for side in sides))
+    rows = [
+        (
+            f"{name}, share of {share}",
+            *(f"{split['scales'][side][share]:.1%}" for side in sides),
+        )
+        for name, split in summary["splits"].items()
+        for share in ("tokens", "area")
+    ]
+    note = f"(shares in the first {LOOKED_AT:,} samples of a split)"
+    return f"{table(header, rows)}\n{note}"

@@ -1,0 +1,25 @@
+"""Numbers and tables as text."""
+
+from collections.abc import Sequence
+
+
+def bytes_text(count: float) -> str:
+    """1.3 GB, in powers of 1000."""
+    for unit in ("bytes", "kB", "MB", "GB", "TB"):
+        if count < 1000 or unit == "TB":
+            break
+        count /= 1000
+    return f"{count:,.0f} bytes" if unit == "bytes" else f"{count:,.1f} {unit}"
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Columns as wide as needed; the first flush left, the others flush right."""
+    lines = [list(header), *map(list, rows)]
+    widths = [max(len(line[c]) for line in lines) for c in range(len(header))]
+    return "\n".join(
+        "  ".join(
+            cell.rjust(width) if c else cell.ljust(width)
+            for c, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        for line in lines
+    )

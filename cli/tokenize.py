@@ -1,0 +1,43 @@
+"""`quadpipe tokenize`: the main job."""
+
+from typing import Any
+
+import click
+
+from quadpipe.cli.options import options_of
+from quadpipe.cli.progress import TerminalProgress, print_preview
+from quadpipe.cli.summary import print_summary
+from quadpipe.job.config import DatasetConfig, JobConfig, RunConfig
+from quadpipe.job.run import Job
+from quadpipe.tokenizer import TokenizerConfig
+
+
+@click.command("tokenize")
+@click.option(
+    "--in",
+    "source",
+    required=True,
+    type=click.Path(),
+    help="A folder of images or of WebDataset tars, a .tar, or a .csv of `path,label` rows.",
+)
+@click.option("--out", required=True, type=click.Path(), help="The folder of the dataset.")
+@click.option(
+    "--labels", type=click.Path(), help="A file of `path,label` rows for a folder of images."
+)
+@click.option("--no-labels", is_flag=True, help="Write no labels, whatever the source has.")
+@click.option("--dry-run", is_flag=True, help="Say what would be done, and do nothing.")
+@options_of(TokenizerConfig, DatasetConfig, RunConfig)
+def command(
+    source: str, out: str, labels: str | None, no_labels: bool, dry_run: bool, **options: Any
+) -> None:
+    """Tokenize images into WebDataset shards of quadtree mosaics.
+
+    Run the same command again to resume. Exit codes: 0 done, 1 failed, 2 wrong usage, 3 too many
+    rejected inputs, 130 interrupted.
+    """
+    config = JobConfig.from_options(**options)
+    job = Job(source, out, config, labels=labels, use_labels=not no_labels)
+    if dry_run:
+        print_preview(job.preview(), out)
+        return
+    print_summary(job.run(TerminalProgress(out)))

@@ -1,0 +1,233 @@
+"""Bytes of an image file -> an upright RGB picture, or a reject with a reason code.
+
+Reason codes: `empty`, `not_an_image`, `no_decoder`, `corrupt`, `truncated`, `too_small`,
+`too_many_pixels`, `unsupported_mode`. All name a cause in the file's own bytes, so that a job
+repeats its decisions.
+"""
+
+import io
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+
+# The plugins are imported by name so that PIL never loads the decoders we refuse.
+from PIL import (
+    BmpImagePlugin,
+    GifImagePlugin,
+    Image,
+    ImageFile,
+    ImageOps,
+    JpegImagePlugin,
+    PngImagePlugin,
+    PpmImagePlugin,
+    TiffImagePlugin,
+    UnidentifiedImageError,
+    WebPImagePlugin,
+    features,
+)
+
+from quadpipe.errors import RejectError
+
+FORMATS = tuple(
+    plugin.format
+    for plugin in (
+        JpegImagePlugin.JpegImageFile,
+        PngImagePlugin.PngImageFile,
+        WebPImagePlugin.WebPImageFile,
+        GifImagePlugin.GifImageFile,
+        BmpImagePlugin.BmpImageFile,
+        TiffImagePlugin.TiffImageFile,
+        PpmImagePlugin.PpmImageFile,
+    )
+)
+
+# Pillow's own warning limit: 256 MiB of RGB.
+MAX_PIXELS = 89_478_485
+MIN_SIDE = 8
+
+_ORIENTATION = 0x0112
+_SIGNATURES = (
+    (b"\xff\xd8\xff", "JPEG"),
+    (b"\x89PNG\r\n\x1a\n", "PNG"),
+    (b"GIF8", "GIF"),
+    (b"BM", "BMP"),
+    (b"II*\x00", "TIFF"),
+    (b"MM\x00*", "TIFF"),
+)
+_REFUSED_SIGNATURES = (
+    (b"\x00\x00\x00\x0cjP  ", "JPEG 2000"),
+    (b"\x00\x00\x00\x0cJXL ", "JPEG XL"),
+    (b"\xff\x0a", "JPEG XL"),
+    (b"8BPS", "Photoshop"),
+    (b"%PDF", "PDF"),
+    (b"%!PS", "EPS"),
+    (b"\xc5\xd0\xd3\xc6", "EPS"),
+)
+
+
+_WITH_ALPHA = ("LA", "La", "PA", "RGBA", "RGBa")
+_CONVERTIBLE = ("1", "L", "P", "RGB", "RGBX", "CMYK", "YCbCr", *_WITH_ALPHA)
+
+
+class EncodedImage:
+    """An opened image file whose pixels are decoded on demand, at a reduced scale if wished.
+
+    width, height: size in pixels after EXIF orientation.
+    Raises RejectError when the bytes are no image that can be used.
+    """
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+        with _rejecting(data):
+            image = self._open()
+            width, height = image.size
+            if width * height > MAX_PIXELS:
+                raise RejectError(
+                    "too_many_pixels", f"{width} x {height} pixels, more than {MAX_PIXELS:,}"
+                )
+            if min(width, height) < MIN_SIDE:
+                raise RejectError(
+                    "too_small", f"{width} x {height} pixels, a side below {MIN_SIDE}"
+                )
+            self.scalable = isinstance(image, JpegImagePlugin.JpegImageFile)
+            self._decoded: dict[int, Image.Image] = {}
+            if self.scalable:
+                if image.getexif().get(_ORIENTATION) in (5, 6, 7, 8):
+                    width, height = height, width
+            else:
+                self._decoded[1] = self._upright_rgb(image)
+                width, height = self._decoded[1].size
+            self.width, self.height = width, height
+
+    def decode(self, reduction: int = 1) -> Image.Image:
+        """The upright RGB image at 1 / `reduction` of its size (1, 2, 4 or 8; JPEG only)."""
+        if reduction not in self._decoded:
+            with _rejecting(self._data):
+                image = self._open()
+                image.draft(None, (image.width // reduction, image.height // reduction))
+                self._decoded[reduction] = self._upright_rgb(image)
+        return self._decoded[reduction]
+
+    def _open(self) -> ImageFile.ImageFile:
+        return Image.open(io.BytesIO(self._data), formats=FORMATS)
+
+    def _upright_rgb(self, image: ImageFile.ImageFile) -> Image.Image:
+        sixteen_bits = _rawmode(image) in _LOW_BYTES
+        upright = _upright(image)
+        if sixteen_bits:
+            low = self._open()
+            rawmode = _rawmode(low)
+            _set_rawmode(low, _LOW_BYTES[rawmode])
+            upright = _join_bytes(upright, _upright(low), grey=rawmode == "LA;16B")
+        return _convert(upright)
+
+
+@contextmanager
+def _rejecting(data: bytes) -> Iterator[None]:
+    """Turn whatever a decoder raises on these bytes into a reject.
+
+    The bytes are in memory already, so nothing but their content can be the cause; PIL's plugins
+    raise many kinds of exceptions on damaged files. Only a lack of memory is not the file's doing.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    except (RejectError, MemoryError):
+        raise
+    except Image.DecompressionBombError as error:
+        raise RejectError("too_many_pixels", f"more than {MAX_PIXELS:,} pixels") from error
+    except UnidentifiedImageError as error:
+        raise _unidentified(data) from error
+    except Exception as error:
+        text = " ".join(str(error).split()) or type(error).__name__
+        reason = "truncated" if "truncated" in text.lower() else "corrupt"
+        if "decoder" in text and "not available" in text:
+            reason = "no_decoder"
+        raise RejectError(reason, text) from error
+
+
+def _unidentified(data: bytes) -> RejectError:
+    if not data:
+        return RejectError("empty", "the file has no bytes")
+    if data[:4] == b"RIFF" and data[8:12] == b"WEBP" and not features.check("webp"):
+        return RejectError("no_decoder", "WebP, which this imaging library was built without")
+    for signature, name in _SIGNATURES:
+        if data.startswith(signature):
+            return RejectError("corrupt", f"starts like {name}, but its header cannot be read")
+    for signature, name in _REFUSED_SIGNATURES:
+        if data.startswith(signature):
+            return RejectError("no_decoder", f"{name} is not one of {', '.join(FORMATS)}")
+    if data[4:8] == b"ftyp":
+        return RejectError("no_decoder", f"HEIF or AVIF is not one of {', '.join(FORMATS)}")
+    return RejectError("not_an_image", f"not a readable {', '.join(FORMATS)} file")
+
+
+# PIL keeps the high byte of 16-bit colours. Under these raw modes the same file gives the low one.
+_LOW_BYTES = {
+    "RGB;16B": "RGB;16L",
+    "RGB;16L": "RGB;16B",
+    "RGB;16N": "RGB;16B" if sys.byteorder == "little" else "RGB;16L",
+    "RGBA;16B": "RGBA;16L",
+    "RGBA;16L": "RGBA;16B",
+    "RGBA;16N": "RGBA;16B" if sys.byteorder == "little" else "RGBA;16L",
+    "LA;16B": "RGBA",  # the four bytes of a pixel as they come
+}
+
+
+def _rawmode(image: ImageFile.ImageFile) -> str:
+    """How the file's bytes become pixels, in PIL's words; "" when the decoder decides itself."""
+    if not image.tile:
+        return ""
+    arguments = image.tile[0].args
+    first = arguments[0] if isinstance(arguments, tuple) and arguments else arguments
+    return first if isinstance(first, str) else ""
+
+
+def _set_rawmode(image: ImageFile.ImageFile, rawmode: str) -> None:
+    image.tile = [
+        tile._replace(args=(rawmode, *tile.args[1:]) if isinstance(tile.args, tuple) else rawmode)
+        for tile in image.tile
+    ]
+
+
+def _upright(image: ImageFile.ImageFile) -> Image.Image:
+    image.load()
+    ImageOps.exif_transpose(image, in_place=True)
+    return image
+
+
+def _join_bytes(high: Image.Image, low: Image.Image, *, grey: bool) -> Image.Image:
+    low_bytes = np.asarray(low)[..., [1, 1, 1, 3]] if grey else np.asarray(low)
+    return Image.fromarray(_round_to_8_bits(np.asarray(high) * np.uint32(256) + low_bytes))
+
+
+def _round_to_8_bits(values: np.ndarray) -> np.ndarray:
+    """round(v * 255 / 65535), which is v / 257 rounded; never a tie."""
+    return ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """A PIL image upright and RGB: orientation applied, alpha composed on white.
+
+    Raises RejectError on pixels that have no RGB colour.
+    """
+    return _convert(ImageOps.exif_transpose(image))
+
+
+def _convert(image: Image.Image) -> Image.Image:
+    """Grey, palette, CMYK and 16-bit images as RGB; alpha composed on white."""
+    if image.mode.startswith("I"):
+        values = np.asarray(image)
+        if values.min() < 0 or values.max() > 65535:
+            raise RejectError("unsupported_mode", "integers outside 0..65535")
+        return Image.fromarray(_round_to_8_bits(values)).convert("RGB")
+    if image.mode not in _CONVERTIBLE:
+        raise RejectError("unsupported_mode", f"pixels of kind {image.mode}")
+    if image.mode in _WITH_ALPHA or "transparency" in image.info:
+        canvas = Image.new("RGBA", image.size, "white")
+        return Image.alpha_composite(canvas, image.convert("RGBA")).convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")

@@ -1,0 +1,269 @@
+"""The plan: which input goes where, fixed and stored before any work.
+
+The inputs of a split are put in order once (shuffled by the seed, or as found in tars) and cut
+into shards of a fixed number of inputs. The order is stored in chunks of a few shards; a worker
+reads the chunk of its shard and nothing else.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from quadpipe.errors import ConfigError, OutputError, ShardError
+from quadpipe.files import Folder
+from quadpipe.images.library import imaging_library
+from quadpipe.job.config import JobConfig
+from quadpipe.seeds import permutation
+from quadpipe.shards.format import FORMAT_VERSION, PLAN, json_bytes, listing_name
+from quadpipe.shards.manifest import Manifest
+from quadpipe.sources import Input, Inputs, list_inputs
+from quadpipe.tokenizer import TOKENIZER_VERSION
+
+SHARDS_PER_CHUNK = 16
+
+# A USTAR header, on average half a block of padding, and the little members of a sample.
+_MEMBER_OVERHEAD = 768
+# Measured on photographs: jpg at quality 95 and png against the raw bytes of the tokens.
+_CODEC_SHARE = {"raw": 1.0, "jpg": 0.2, "png": 0.6}
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlannedSplit:
+    """Counts of one split before any input is rejected; `views` mosaics an input."""
+
+    inputs: int
+    views: int
+    shards: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardId:
+    split: str
+    index: int
+
+    def __str__(self) -> str:
+        return f"{self.split} {self.index:06d}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """Everything that decides the bytes of the output; workers get it whole.
+
+    listing_sha256: of all rows of the listing in plan order.
+    """
+
+    config: JobConfig
+    classes: list[str] | None
+    splits: dict[str, PlannedSplit]
+    imaging_library: dict[str, str | None]
+    listing_sha256: str
+
+    def to_json(self) -> dict[str, Any]:
+        dataset = asdict(self.config.dataset)
+        for name in ("codec", "quality"):
+            del dataset[name]
+        document = {
+            "format_version": FORMAT_VERSION,
+            "tokenizer_version": TOKENIZER_VERSION,
+            "tokenizer": self.config.tokenizer.as_json(),
+            "scorer": self.scorer,
+            "codec": self.config.dataset.codec_parameters(),
+            "dataset": dataset,
+            "imaging_library": self.imaging_library,
+            "classes": self.classes,
+            "splits": {name: asdict(split) for name, split in self.splits.items()},
+            "listing_sha256": self.listing_sha256,
+        }
+        return json.loads(json_bytes(document))
+
+    @property
+    def scorer(self) -> dict[str, Any]:
+        scorer = self.config.tokenizer.make_scorer()
+        return {
+            "name": scorer.name,
+            "parameters": scorer.parameters,
+            "weights_sha256": scorer.weights_sha256,
+            "label_aware": scorer.label_aware,
+        }
+
+    @property
+    def inputs(self) -> int:
+        return sum(split.inputs for split in self.splits.values())
+
+    @property
+    def samples(self) -> int:
+        return sum(split.inputs * split.views for split in self.splits.values())
+
+    def shards(self) -> Iterator[ShardId]:
+        for name, split in self.splits.items():
+            for index in range(split.shards):
+                yield ShardId(split=name, index=index)
+
+    def inputs_of(self, shard: ShardId) -> range:
+        """Indices of the inputs of a shard, in the plan of its split."""
+        size = self.config.dataset.samples_per_shard
+        total = self.splits[shard.split].inputs
+        return range(shard.index * size, min(total, (shard.index + 1) * size))
+
+    @property
+    def bytes_per_sample(self) -> int:
+        """About what a sample takes in a shard; for codec raw to a few per cent."""
+        config = self.config
+        nodes = config.tokenizer.geometry.nodes(config.tokenizer.tokens)
+        pixels = nodes * config.tokenizer.patch_size**2 * 3
+        return int(pixels * _CODEC_SHARE[config.dataset.codec]) + 20 * nodes + 5 * _MEMBER_OVERHEAD
+
+    def manifest(self, **counted: Any) -> Manifest:
+        """The manifest of the finished dataset; `counted` are the splits."""
+        dataset = self.config.dataset
+        return Manifest(
+            classes=self.classes,
+            tokenizer=self.config.tokenizer,
+            scorer=self.scorer,
+            codec=dataset.codec_parameters(),
+            imaging_library=self.imaging_library,
+            samples_per_shard=dataset.samples_per_shard,
+            name=dataset.name,
+            license=dataset.license,
+            source=dataset.source,
+            **counted,
+        )
+
+
+class Planner:
+    """Lists a source, puts its inputs in order, and stores or compares the plan."""
+
+    def __init__(
+        self, source: Path, config: JobConfig, *, labels: Path | None, use_labels: bool
+    ) -> None:
+        dataset = config.dataset
+        self._config = config
+        inputs = list_inputs(source, split=dataset.split, labels=labels, use_labels=use_labels)
+        self.skipped = inputs.skipped
+        self._ordered = {
+            name: (inputs.splits[listed], order)
+            for name, (listed, order) in _orders(inputs, config).items()
+        }
+        digest = hashlib.sha256()
+        for _, rows in self._chunks():
+            digest.update(rows)
+        size = dataset.samples_per_shard
+        self.plan = Plan(
+            config=config,
+            classes=inputs.classes,
+            splits={
+                name: PlannedSplit(
+                    inputs=len(order),
+                    views=dataset.views if name == "train" else 1,
+                    shards=-(-len(order) // size),
+                )
+                for name, (_, order) in self._ordered.items()
+            },
+            imaging_library=imaging_library(),
+            listing_sha256=digest.hexdigest(),
+        )
+
+    def check(self, out: Folder) -> bool:
+        """Whether the plan is stored in `out` already.
+
+        Raises OutputError when the folder holds something else, ConfigError when it holds another
+        plan, naming what differs.
+        """
+        if not out.exists(PLAN):
+            strangers = out.names()
+            if strangers:
+                raise OutputError(
+                    f"{out} is not empty ({strangers[0]}) and holds no quadpipe plan; choose a "
+                    f"new or empty folder for --out"
+                )
+            return False
+        try:
+            stored = json.loads(out.read(PLAN))
+        except ValueError as error:
+            raise ShardError(
+                f"{out.path(PLAN)} is damaged: {error}; choose another --out, or remove {out}"
+            ) from error
+        differences = list(_differences(stored, self.plan.to_json()))
+        if differences:
+            raise ConfigError(
+                f"{out} was planned differently: {'; '.join(differences[:8])}; give the same "
+                f"options and inputs as before, or another --out"
+            )
+        return True
+
+    def store(self, out: Folder) -> None:
+        """Write the listing, then the plan."""
+        for name, rows in self._chunks():
+            out.write(name, rows)
+        out.write(PLAN, json_bytes(self.plan.to_json(), indent=2))
+
+    def _chunks(self) -> Iterator[tuple[str, bytes]]:
+        size = self._config.dataset.samples_per_shard * SHARDS_PER_CHUNK
+        for split, (listing, order) in self._ordered.items():
+            for chunk, first in enumerate(range(0, len(order), size)):
+                rows = (listing[int(row)].as_row() for row in order[first : first + size])
+                yield listing_name(split, chunk), b"".join(json_bytes(row) for row in rows)
+
+
+def read_inputs(out: Folder, plan: Plan, shard: ShardId) -> list[Input]:
+    """The inputs of one shard from the stored listing."""
+    chunk, inside = divmod(shard.index, SHARDS_PER_CHUNK)
+    lines = _read_chunk(str(out.path(listing_name(shard.split, chunk))))
+    size = plan.config.dataset.samples_per_shard
+    mine = lines[inside * size : (inside + 1) * size]
+    assert len(mine) == len(plan.inputs_of(shard)), f"listing of {shard} is incomplete"
+    return [Input.from_row(json.loads(line)) for line in mine]
+
+
+@lru_cache(maxsize=1)
+def _read_chunk(path: str) -> list[bytes]:
+    return Path(path).read_bytes().splitlines()
+
+
+def _orders(inputs: Inputs, config: JobConfig) -> dict[str, tuple[str, np.ndarray]]:
+    """For each split of the plan: the split it was found in, and its rows in plan order."""
+    dataset, seed = config.dataset, config.tokenizer.seed
+    orders: dict[str, tuple[str, np.ndarray]] = {}
+    for name, listing in inputs.splits.items():
+        rows = np.arange(len(listing))
+        if not inputs.ordered:
+            rows = permutation(len(rows), "job/order", name, seed)
+        orders[name] = (name, rows)
+    if dataset.val_share:
+        if set(orders) != {"train"}:
+            raise ConfigError(
+                f"--val-share draws from training inputs, but there are splits "
+                f"{', '.join(orders)}; leave it out"
+            )
+        rows = orders["train"][1]
+        count = round(len(rows) * dataset.val_share)
+        if not 0 < count < len(rows):
+            raise ConfigError(
+                f"--val-share {dataset.val_share:g} of {len(rows)} inputs leaves a split empty; "
+                f"choose another share"
+            )
+        drawn = np.zeros(len(rows), bool)
+        drawn[permutation(len(rows), "job/val", seed)[:count]] = True
+        orders = {"train": ("train", rows[~drawn]), "val": ("train", rows[drawn])}
+    return {name: (listed, rows[: dataset.limit]) for name, (listed, rows) in orders.items()}
+
+
+def _differences(stored: Any, wanted: Any, where: str = "") -> Iterator[str]:
+    """What differs between two JSON documents, for people."""
+    if isinstance(stored, dict) and isinstance(wanted, dict):
+        for key in sorted(stored.keys() | wanted.keys()):
+            name = f"{where}.{key}" if where else key
+            yield from _differences(stored.get(key), wanted.get(key), name)
+    elif stored != wanted:
+        if where == "listing_sha256":
+            yield "the inputs (files were added, removed, renamed or relabelled)"
+        elif where == "classes":
+            yield f"classes were {len(stored or [])}, now {len(wanted or [])}, or have other names"
+        else:
+            yield f"{where} was {json.dumps(stored)}, now {json.dumps(wanted)}"

@@ -1,0 +1,222 @@
+"""The driver: plan, work on what is not done, merge."""
+
+import json
+import os
+import socket
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from quadpipe import __version__
+from quadpipe.errors import JobError, OutputError
+from quadpipe.files import Folder
+from quadpipe.job.config import JobConfig
+from quadpipe.job.engines import run_in_process, run_on_ray
+from quadpipe.job.merge import merge, read_marker
+from quadpipe.job.plan import Plan, Planner, ShardId
+from quadpipe.job.shard import Report, make_shard
+from quadpipe.shards.format import LOGS, MANIFEST
+from quadpipe.shards.reader import Dataset
+from quadpipe.sources import source_root
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preview:
+    """What a job is about to do.
+
+    done: inputs whose shards are finished already. skipped: files passed over, by cause.
+    write_samples, write_bytes: what is still to be written, if nothing is rejected; the bytes are
+    an estimate. free_bytes: what the output has room for.
+    """
+
+    plan: Plan
+    done: int
+    skipped: dict[str, int]
+    write_samples: int
+    write_bytes: int
+    free_bytes: int
+
+
+class Progress:
+    """Told how a job goes on; this one says nothing."""
+
+    def planned(self, preview: Preview) -> None:
+        """The plan is stored, work begins."""
+
+    def shard_done(self, report: Report) -> None:
+        """One more shard is on disk."""
+
+    def close(self) -> None:
+        """Work has ended, well or not."""
+
+
+class Job:
+    """One run of the main job; see `tokenize`."""
+
+    def __init__(
+        self,
+        source: str | os.PathLike[str],
+        out: str | os.PathLike[str],
+        config: JobConfig,
+        *,
+        labels: str | os.PathLike[str] | None = None,
+        use_labels: bool = True,
+    ) -> None:
+        self.config = config
+        self.source = Path(source)
+        self.out = Folder(out)
+        self._planner = Planner(
+            self.source, config, labels=Path(labels) if labels else None, use_labels=use_labels
+        )
+        self.plan = self._planner.plan
+
+    def preview(self) -> Preview:
+        """What running would do, without doing it; the same errors for an output not ours."""
+        stored = self._planner.check(self.out)
+        return self._preview(self._pending() if stored else list(self.plan.shards()))
+
+    def run(self, progress: Progress | None = None) -> Dataset:
+        """Make what is not made yet; running again goes on where it was interrupted.
+
+        Raises what `tokenize` does.
+        """
+        progress = progress or Progress()
+        self._planner.check(self.out)  # refuse before anything is touched
+        with self.out.lock(f"{LOGS}/lock"), _RunLog(self.out).session() as log:
+            self.out.clear_staging()
+            stored = self._planner.check(self.out)
+            pending = self._pending() if stored else list(self.plan.shards())
+            preview = self._preview(pending)
+            if preview.write_bytes > preview.free_bytes:
+                raise OutputError(
+                    f"{self.out} has {preview.free_bytes:,} bytes free, the job will write about "
+                    f"{preview.write_bytes:,}; free some space, lower --tokens, or use --codec jpg"
+                )
+            if not stored:
+                self._planner.store(self.out)
+            progress.planned(preview)
+            try:
+                if pending:
+                    self._make(pending, progress, log)
+            finally:
+                progress.close()
+            if pending or not self.out.exists(MANIFEST):
+                allowed = self.config.run.allowed_rejects(self.plan.inputs)
+                merge(self.out, self.plan, allowed_rejects=allowed)
+            self.out.clear_staging()
+        return Dataset(self.out.root)
+
+    def _pending(self) -> list[ShardId]:
+        return [shard for shard in self.plan.shards() if not read_marker(self.out, shard)]
+
+    def _preview(self, pending: list[ShardId]) -> Preview:
+        left = Counter[str]()
+        for shard in pending:
+            left[shard.split] += len(self.plan.inputs_of(shard))
+        samples = sum(count * self.plan.splits[split].views for split, count in left.items())
+        return Preview(
+            plan=self.plan,
+            done=self.plan.inputs - left.total(),
+            skipped=self._planner.skipped,
+            write_samples=samples,
+            write_bytes=samples * self.plan.bytes_per_sample,
+            free_bytes=self.out.free_bytes(),
+        )
+
+    def _make(self, pending: list[ShardId], progress: Progress, log: "_RunLog") -> None:
+        """Make the shards; JobError names those that could not be made."""
+        source = source_root(self.source).absolute()
+        parts = (make_shard, self.plan, source, Folder(self.out.root.absolute()), iter(pending))
+        run = self.config.run
+        engine = (
+            run_in_process(*parts)
+            if run.in_process
+            else run_on_ray(*parts, workers=run.workers, address=run.address)
+        )
+        failed = []
+        with closing(engine):
+            for shard, outcome in engine:
+                log.outcome(shard, outcome)
+                if isinstance(outcome, Report):
+                    progress.shard_done(outcome)
+                elif isinstance(outcome, OutputError):
+                    raise outcome  # the next shard would meet the same
+                else:
+                    failed.append(f"shard {shard}: {outcome}")
+        if failed:
+            listed = "\n".join(failed[:20] + [f"and {len(failed) - 20} more"] * (len(failed) > 20))
+            raise JobError(
+                f"{len(failed)} of {len(pending)} shards could not be made; the others are kept. "
+                f"Mend the cause and run the same command again\n{listed}"
+            )
+
+
+def tokenize(
+    source: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    labels: str | os.PathLike[str] | None = None,
+    use_labels: bool = True,
+    progress: Progress | None = None,
+    **options: Any,
+) -> Dataset:
+    """Tokenize a folder of images, WebDataset tars or a list of paths into shards.
+
+        dataset = quadpipe.tokenize("imagenet/", "shards/", tokens=196, workers=8)
+
+    source: a folder, a .tar, or a .csv of paths. labels: a `path,label` file for a folder.
+    options: the fields of TokenizerConfig, DatasetConfig and RunConfig. Running again with the
+    same options resumes.
+
+    Raises ConfigError on options that cannot work or differ from the stored plan, SourceError on
+    an input that cannot be listed, OutputError on an output that cannot be written, JobError when
+    shards could not be made, TooManyRejectsError when too many inputs are no images.
+    """
+    config = JobConfig.from_options(**options)
+    return Job(source, out, config, labels=labels, use_labels=use_labels).run(progress)
+
+
+class _RunLog:
+    """`.quadpipe/logs/`: clocks, hosts, rates; the one place that may differ between runs."""
+
+    def __init__(self, out: Folder) -> None:
+        stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
+        self._path = out.path(f"{LOGS}/{stamp}-{os.getpid()}.jsonl")
+
+    @contextmanager
+    def session(self) -> Iterator["_RunLog"]:
+        self._write(event="start", version=__version__, host=socket.gethostname())
+        ended = "failed"
+        try:
+            yield self
+            ended = "done"
+        except KeyboardInterrupt:
+            ended = "interrupted"
+            raise
+        finally:
+            self._write(event=ended)
+
+    def outcome(self, shard: Any, outcome: Any) -> None:
+        if isinstance(outcome, Report):
+            rate = round(outcome.inputs / max(outcome.seconds, 1e-9), 1)
+            self._write(
+                event="shard",
+                shard=str(shard),
+                inputs=outcome.inputs,
+                rejected=outcome.rejected,
+                seconds=round(outcome.seconds, 3),
+                inputs_per_second=rate,
+                host=outcome.host,
+                process=outcome.process,
+            )
+        else:
+            self._write(event="shard failed", shard=str(shard), error=str(outcome))
+
+    def _write(self, **row: Any) -> None:
+        row["time"] = round(time.time(), 3)
+        with self._path.open("a") as file:
+            file.write(json.dumps(row) + "\n")

@@ -1,0 +1,135 @@
+"""The loops that numpy cannot run fast, compiled by numba; integers only, so exact everywhere.
+
+Import this module inside the functions that need it: numba takes half a second to load.
+Arguments are not checked here, callers do.
+
+Letters: B batch; H, W height and width in pixels; P patch size; M nodes; f = 2**s.
+"""
+
+from collections.abc import Callable
+from typing import TypeVar
+
+import numba
+import numpy as np
+
+_Function = TypeVar("_Function", bound=Callable)
+
+
+def _compiled(function: _Function) -> _Function:
+    """Compile on first call and cache on disk, or in memory where no folder can be written."""
+    try:
+        return numba.njit(cache=True)(function)
+    except RuntimeError:
+        return numba.njit(function)
+
+
+@_compiled
+def blur_errors(images: np.ndarray, scale: int, side: int) -> np.ndarray:
+    """Squared error of resampling down by f and up again, summed over square patches.
+
+    Down is the mean of each block's four centre pixels, up is bilinear with half-pixel centres,
+    both unrounded. In units of 1 / (16 f^2) grey levels every term is an integer.
+
+    images: uint8 `[B, H, W, 3]`. Returns float64 `[B, H / side, W / side, 3]`, the sums over the
+    patches' `side` x `side` pixels in units of (1 / (16 f^2))^2; exact up to 2^53.
+    """
+    factor = 1 << scale
+    half = factor >> 1
+    batch, height, width = images.shape[:3]
+    rows, columns = height // factor, width // factor
+    row_values = 3 * width
+    sums = np.zeros((batch, height // side, width // side, 3), np.float64)
+    # The four centre pixels' sum, interpolated along x with weights that add up to 2 f.
+    widened = np.empty((rows, row_values), np.int32)
+    centre = np.empty((columns, 3), np.int32)
+    squares = np.empty(row_values, np.int64)
+    for b in range(batch):
+        for row in range(rows):
+            y = row * factor + half
+            for column in range(columns):
+                x = column * factor + half
+                for c in range(3):
+                    centre[column, c] = (
+                        np.int32(images[b, y - 1, x - 1, c])
+                        + np.int32(images[b, y - 1, x, c])
+                        + np.int32(images[b, y, x - 1, c])
+                        + np.int32(images[b, y, x, c])
+                    )
+            for x in range(width):
+                right = (x + half) >> scale
+                left = max(right - 1, 0)
+                weight = np.int32(2 * ((x + half) & (factor - 1)) + 1)
+                right = min(right, columns - 1)
+                for c in range(3):
+                    widened[row, 3 * x + c] = (
+                        np.int32(2 * factor - weight) * centre[left, c] + weight * centre[right, c]
+                    )
+        squares[:] = 0
+        for y in range(height):
+            below = (y + half) >> scale
+            upper = widened[max(below - 1, 0)]
+            lower = widened[min(below, rows - 1)]
+            lower_weight = np.int32(2 * ((y + half) & (factor - 1)) + 1)
+            upper_weight = np.int32(2 * factor - lower_weight)
+            unit = np.int32(16 * factor * factor)
+            pixels = images[b, y].reshape(row_values)
+            for j in range(row_values):
+                error = np.int64(
+                    np.int32(pixels[j]) * unit - upper_weight * upper[j] - lower_weight * lower[j]
+                )
+                squares[j] += error * error
+            if (y + 1) % side == 0:
+                for x in range(width):
+                    for c in range(3):
+                        sums[b, y // side, x // side, c] += np.float64(squares[3 * x + c])
+                squares[:] = 0
+    return sums
+
+
+@_compiled
+def cut_tokens(images: np.ndarray, nodes: np.ndarray, patch_size: int, area: bool) -> np.ndarray:
+    """The patches of uint8 images `[B, H, W, 3]` at int32 nodes `[B, M, 4]`, each as P x P pixels.
+
+    A pixel of a patch of scale s is made from a block of f x f pixels: from its four centre
+    pixels, `(a + b + c + d + 2) >> 2`, or with `area` from all of them, the mean rounded half up.
+    Returns uint8 `[B, M, P, P, 3]`.
+    """
+    batch, count = nodes.shape[:2]
+    tokens = np.empty((batch, count, patch_size, patch_size, 3), np.uint8)
+    for b in range(batch):
+        for m in range(count):
+            scale = nodes[b, m, 2]
+            top = nodes[b, m, 1] * patch_size
+            left = nodes[b, m, 0] * patch_size
+            factor = 1 << scale
+            half = factor >> 1
+            if scale == 0:
+                for row in range(patch_size):
+                    for column in range(patch_size):
+                        for c in range(3):
+                            tokens[b, m, row, column, c] = images[b, top + row, left + column, c]
+            elif area:
+                for row in range(patch_size):
+                    for column in range(patch_size):
+                        for c in range(3):
+                            total = np.int64(factor * half)
+                            for y in range(top + row * factor, top + (row + 1) * factor):
+                                for x in range(
+                                    left + column * factor, left + (column + 1) * factor
+                                ):
+                                    total += images[b, y, x, c]
+                            tokens[b, m, row, column, c] = total >> (2 * scale)
+            else:
+                for row in range(patch_size):
+                    y = top + row * factor + half
+                    for column in range(patch_size):
+                        x = left + column * factor + half
+                        for c in range(3):
+                            total = (
+                                np.int32(images[b, y - 1, x - 1, c])
+                                + np.int32(images[b, y - 1, x, c])
+                                + np.int32(images[b, y, x - 1, c])
+                                + np.int32(images[b, y, x, c])
+                            )
+                            tokens[b, m, row, column, c] = (total + 2) >> 2
+    return tokens

@@ -1,0 +1,132 @@
+"""Best-first quadtrees by sorting, for a whole batch at once, and their prefixes.
+
+The paper grows a tree greedily: split the most important splittable leaf, put its quarters on the
+heap, repeat (Ronen et al., arXiv 2304.00287). The order in which the heap pops patches is a sort.
+Rank all splittable patches of an image by (importance descending, coarser scale first, raster
+order). For a patch v of depth d below the roots let E_j(v) be the largest rank on the path from
+its ancestor of depth j down to v. The heap pops patches in ascending lexicographic order of
+(E_0, .., E_d), missing entries first. So the tree of every smaller budget is a prefix.
+
+Letters: B batch; R roots; A splittable patches; N tokens; K = (N - R) / 3 splits; M = R + 4K nodes.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from quadpipe.errors import ConfigError
+from quadpipe.geometry import Geometry
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trees:
+    """The quadtrees of B images, grown to one budget.
+
+    nodes: int32 `[B, M, 4]`: x, y, scale, split step (-1: not split); the roots in raster order,
+        then the quarters (top-left, top-right, bottom-left, bottom-right) of each split in order.
+    importance: float32 `[B, K]`: importance of the split patches, in split order.
+    """
+
+    nodes: np.ndarray
+    importance: np.ndarray
+
+
+def join_maps(maps: Sequence[np.ndarray], geometry: Geometry, batch: int) -> np.ndarray:
+    """Importance by patch id, float32 `[B, A]`, from one `[B, rows, columns]` map per scale.
+
+    maps: coarse to fine, one for each splittable scale; higher is split first. -0.0 becomes 0.0.
+    Raises ConfigError on a wrong shape and on values that are not finite.
+    """
+    expected = [(batch, *geometry.grid(scale)) for scale in range(geometry.max_scale, 0, -1)]
+    if [level.shape for level in maps] != expected:
+        raise ConfigError(
+            f"importance maps have shapes {[level.shape for level in maps]}; expected {expected}, "
+            f"one for each splittable scale, coarse to fine"
+        )
+    levels = [np.asarray(level, np.float32).reshape(batch, -1) for level in maps]
+    joined = np.concatenate([np.zeros((batch, 0), np.float32), *levels], axis=1) + np.float32(0)
+    if not np.isfinite(joined).all():
+        image = int(np.flatnonzero(~np.isfinite(joined).all(axis=1))[0])
+        raise ConfigError(
+            f"importance of image {image} of the batch is not finite; a scorer must give every "
+            f"patch a finite number"
+        )
+    return joined
+
+
+def split_order(importance: np.ndarray, geometry: Geometry) -> np.ndarray:
+    """Order of all splits, int64 `[B, A]`: ids of the splittable patches, best first.
+
+    importance: float32 `[B, A]` by patch id, from `join_maps`; equal importances go coarser
+    first, then in raster order.
+    """
+    ranks = np.empty(importance.shape, np.int32)
+    descending = np.argsort(-importance, axis=1, kind="stable")
+    np.put_along_axis(ranks, descending, np.arange(ranks.shape[1], dtype=np.int32), axis=1)
+    if geometry.max_scale < 2:
+        return descending
+
+    # worst[j][b, v] is E_j(v), -1 where v is shallower than j.
+    worst = np.full((geometry.max_scale, *ranks.shape), -1, np.int32)
+    path: list[np.ndarray] = []
+    first = 0
+    for scale in range(geometry.max_scale, 0, -1):
+        rows, columns = geometry.grid(scale)
+        level = slice(first, first + rows * columns)
+        rank = ranks[:, level].reshape(-1, rows, columns)
+        path = [np.maximum(_repeat_to_quarters(above), rank) for above in path] + [rank]
+        for depth, largest in enumerate(path):
+            worst[depth][:, level] = largest.reshape(len(ranks), -1)
+        first = level.stop
+    return np.lexsort(worst[::-1], axis=-1)
+
+
+def grow(importance: np.ndarray, geometry: Geometry, tokens: int) -> Trees:
+    """The trees of B images at a legal budget.
+
+    importance: float32 `[B, A]` by patch id, from `join_maps`. Raises ConfigError when the
+    budget is not legal.
+    """
+    splits = geometry.splits(tokens)
+    batch = len(importance)
+    chosen = split_order(importance, geometry)[:, :splits]
+
+    step_of = np.full((batch, len(geometry.boxes)), -1, np.int32)
+    np.put_along_axis(step_of, chosen, np.arange(splits, dtype=np.int32), axis=1)
+
+    roots = np.broadcast_to(np.arange(geometry.roots), (batch, geometry.roots))
+    quarters = geometry.children[chosen].reshape(batch, 4 * splits)
+    ids = np.concatenate([roots, quarters], axis=1)
+    step = np.take_along_axis(step_of, ids, axis=1)
+    return Trees(
+        nodes=np.concatenate([geometry.boxes[ids], step[..., None]], axis=2),
+        importance=np.take_along_axis(importance, chosen, axis=1),
+    )
+
+
+def leaf_indices(nodes: np.ndarray, roots: int, splits: int) -> np.ndarray:
+    """int64 `[R + 3k]`: which of the nodes `[M, 4]` are the leaves after k = `splits` splits."""
+    step = nodes[: roots + 4 * splits, 3]
+    return np.flatnonzero((step < 0) | (step >= splits))
+
+
+def gains(importance: np.ndarray) -> np.ndarray:
+    """float32 `[..., K]`: running minimum of the importances in split order; never increases."""
+    return np.minimum.accumulate(importance, axis=-1)
+
+
+def splits_at_threshold(importance: np.ndarray, threshold: float) -> int:
+    """How many splits of one image `[K]` have a gain of at least `threshold`.
+
+    That prefix is "split while this patch and all patches above it are at least t". Raises
+    ConfigError when the threshold is NaN.
+    """
+    if np.isnan(threshold):
+        raise ConfigError("threshold is NaN; give a number")
+    return int(np.count_nonzero(gains(importance) >= threshold))
+
+
+def _repeat_to_quarters(level: np.ndarray) -> np.ndarray:
+    """`[B, rows, columns]` repeated to the grid one scale finer."""
+    return level.repeat(2, axis=1).repeat(2, axis=2)

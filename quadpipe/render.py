@@ -1,0 +1,118 @@
+"""Pictures of mosaics for people: the image, its quadtree, its mosaic, at one or more budgets."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from quadpipe.mosaic import Leaves, Mosaic
+
+_PANEL = 384  # shortest side of a panel in pixels, at least
+_GAP = 16
+_CAPTION = 36
+_TEXT_SIZE = 20
+_INK, _PALE_INK = (24, 24, 24), (96, 96, 96)
+_LINE, _SHADOW = (255, 255, 255), (0, 0, 0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exhibit:
+    """One mosaic to be shown. image: the original, uint8 `[H, W, 3]`, where it is at hand."""
+
+    mosaic: Mosaic
+    title: str
+    image: np.ndarray | None = None
+
+
+def draw(exhibits: Sequence[Exhibit], budgets: Sequence[int]) -> Image.Image:
+    """A sheet with a block for each exhibit, RGB.
+
+    With one budget a block is a row: image, quadtree, mosaic. With several, the quadtrees stand in
+    one row and the mosaics below them, a column for each budget, beside the image.
+    """
+    blocks = [_block(exhibit, budgets) for exhibit in exhibits]
+    width = max(block.width for block in blocks)
+    sheet = Image.new("RGB", (width, sum(block.height for block in blocks)), "white")
+    top = 0
+    for block in blocks:
+        sheet.paste(block, (0, top))
+        top += block.height
+    return sheet
+
+
+def _block(exhibit: Exhibit, budgets: Sequence[int]) -> Image.Image:
+    mosaic = exhibit.mosaic
+    zoom = -(-_PANEL // min(mosaic.geometry.height, mosaic.geometry.width))
+    trees, mosaics = [], []
+    for budget in budgets:
+        rebuilt = mosaic.rebuild(budget)
+        shown = rebuilt if exhibit.image is None else exhibit.image
+        tree = _zoomed(shown, zoom, Image.Resampling.BICUBIC)
+        _draw_boxes(tree, mosaic.leaves(budget), mosaic.geometry.patch_size * zoom)
+        pixels = _zoomed(rebuilt, zoom, Image.Resampling.NEAREST)
+        trees.append(_captioned(tree, f"quadtree, {budget} tokens"))
+        mosaics.append(_captioned(pixels, f"mosaic, {budget} tokens"))
+    grid = _stack([trees, mosaics] if len(budgets) > 1 else [trees + mosaics])
+    if exhibit.image is not None:
+        image = _captioned(_zoomed(exhibit.image, zoom, Image.Resampling.BICUBIC), "image")
+        grid = _beside(image, grid)
+    titled = Image.new("RGB", (grid.width, grid.height + _CAPTION), "white")
+    titled.paste(grid, (0, _CAPTION))
+    _write(titled, (0, 10), exhibit.title, _INK)
+    framed = Image.new("RGB", (titled.width + _GAP, titled.height + _GAP), "white")
+    framed.paste(titled, (_GAP, 0))
+    return framed
+
+
+def _captioned(panel: Image.Image, caption: str) -> Image.Image:
+    """A panel with its caption below and room to the right of it."""
+    cell = Image.new("RGB", (panel.width + _GAP, panel.height + _CAPTION), "white")
+    cell.paste(panel)
+    _write(cell, (0, panel.height + 4), caption, _PALE_INK)
+    return cell
+
+
+def _stack(rows: list[list[Image.Image]]) -> Image.Image:
+    width, height = rows[0][0].size
+    grid = Image.new("RGB", (len(rows[0]) * width, len(rows) * height), "white")
+    for r, row in enumerate(rows):
+        for c, cell in enumerate(row):
+            grid.paste(cell, (c * width, r * height))
+    return grid
+
+
+def _beside(left: Image.Image, right: Image.Image) -> Image.Image:
+    joined = Image.new("RGB", (left.width + right.width, right.height), "white")
+    joined.paste(left, (0, (right.height - left.height) // 2))
+    joined.paste(right, (left.width, 0))
+    return joined
+
+
+def _write(
+    canvas: Image.Image, position: tuple[int, int], text: str, ink: tuple[int, int, int]
+) -> None:
+    """One line of text; of one that is too long its end, which tells files apart."""
+    draw = ImageDraw.Draw(canvas)
+    font = ImageFont.load_default(_TEXT_SIZE)
+    shown = text
+    while len(shown) > 8 and draw.textlength(shown, font) > canvas.width - position[0]:
+        shown = "..." + shown.removeprefix("...")[1:]
+    draw.text(position, shown, ink, font)
+
+
+def _zoomed(pixels: np.ndarray, zoom: int, resampling: Image.Resampling) -> Image.Image:
+    height, width = pixels.shape[:2]
+    return Image.fromarray(pixels).resize((width * zoom, height * zoom), resampling)
+
+
+def _draw_boxes(panel: Image.Image, leaves: Leaves, unit: int) -> None:
+    """Outline each leaf in white on black, so that lines show on any picture."""
+    draw = ImageDraw.Draw(panel)
+    for colour, width in ((_SHADOW, 3), (_LINE, 1)):
+        for x, y, scale in leaves.boxes.tolist():
+            left, top, side = x * unit, y * unit, unit << scale
+            draw.line([(left, top), (left + side, top)], colour, width)
+            draw.line([(left, top), (left, top + side)], colour, width)
+        right, bottom = panel.width - 1, panel.height - 1
+        draw.line([(right, 0), (right, bottom), (0, bottom)], colour, width)

@@ -1,0 +1,177 @@
+"""Shards -> mosaics, checked against the manifest before use. The mirror image of `writer`."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from os import PathLike
+from typing import IO, Any
+
+import numpy as np
+
+from quadpipe.errors import ConfigError, ShardError
+from quadpipe.files import Folder
+from quadpipe.geometry import Geometry
+from quadpipe.mosaic import Mosaic
+from quadpipe.shards.format import npy_array
+from quadpipe.shards.manifest import Manifest, ShardInfo, SplitInfo, read_shard_list
+from quadpipe.shards.tar import read_members
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """One mosaic with its label.
+
+    key: the index of its input in the plan, and its view. label: class index, None without labels.
+    info: path, width, height, class, view and box of the input.
+    offset: where its first member begins in its shard.
+    """
+
+    key: str
+    mosaic: Mosaic
+    label: int | None
+    info: dict[str, Any]
+    offset: int
+
+
+class Dataset:
+    """A finished dataset for reading.
+
+        dataset = quadpipe.Dataset("shards/")
+        for sample in dataset.samples("train"): ...
+
+    Raises ShardError when the folder holds no dataset, or one in another format.
+    """
+
+    def __init__(self, location: str | PathLike[str]) -> None:
+        self.folder = Folder(location)
+        self.manifest = Manifest.read(self.folder)
+
+    def split(self, name: str) -> SplitInfo:
+        """Counts of a split; ConfigError when there is none of that name."""
+        if name not in self.manifest.splits:
+            raise ConfigError(
+                f"{self.folder} has no split {name!r}; it has {', '.join(self.manifest.splits)}"
+            )
+        return self.manifest.splits[name]
+
+    def shards(self, split: str) -> list[ShardInfo]:
+        """The shards of a split, in the order of the plan, views interleaved."""
+        return read_shard_list(self.folder, split, self.split(split))
+
+    def samples(self, split: str, view: int | None = None) -> Iterator[Sample]:
+        """The samples of a split in the order of the plan, of one view or of all."""
+        for shard in self.shards(split):
+            if view is None or shard.view == view:
+                yield from self.read_shard(shard)
+
+    def read_shard(self, shard: ShardInfo) -> Iterator[Sample]:
+        """The samples of one shard; ShardError names shard and key of what is wrong."""
+        with self.folder.open(shard.name) as file:
+            try:
+                yield from self._read_samples(file, shard)
+            except ShardError as error:
+                raise ShardError(f"{self.folder.path(shard.name)}: {error}") from error
+
+    def _read_samples(self, file: IO[bytes], shard: ShardInfo) -> Iterator[Sample]:
+        key = ""
+        offset = 0
+        seen: set[str] = set()
+        members: dict[str, bytes] = {}
+        for name, start, data in read_members(file, shard.bytes):
+            sample, _, field = name.partition(".")
+            if sample != key:
+                if members:
+                    yield self._sample(key, members, offset)
+                if sample in seen:
+                    raise ShardError(f"{sample}: two samples have this key")
+                seen.add(sample)
+                key, offset, members = sample, start, {}
+            if field in members:
+                raise ShardError(f"{key}: two members are called {field}")
+            members[field] = data
+        if members:
+            yield self._sample(key, members, offset)
+
+    def _sample(self, key: str, members: dict[str, bytes], offset: int) -> Sample:
+        manifest = self.manifest
+        try:
+            return Sample(
+                key=key,
+                mosaic=_mosaic(members, manifest),
+                label=_label(members, manifest.classes),
+                info=_info(members),
+                offset=offset,
+            )
+        except KeyError as error:
+            raise ShardError(f"{key}: has no member {error.args[0]}") from error
+        except ShardError as error:
+            raise ShardError(f"{key}.{error}") from error
+
+
+def _mosaic(members: dict[str, bytes], manifest: Manifest) -> Mosaic:
+    geometry, tokens = manifest.geometry, manifest.tokenizer.tokens
+    splits, count = geometry.splits(tokens), geometry.nodes(tokens)
+    codec = manifest.make_codec()
+    with _naming("nodes.npy"):
+        nodes = npy_array(members["nodes.npy"], "<i4", (count, 4))
+        check_nodes(nodes, geometry, splits)
+    with _naming("importance.npy"):
+        importance = npy_array(members["importance.npy"], "<f4", (splits,))
+        if not np.isfinite(importance).all():
+            raise ShardError("holds numbers that are not finite")
+    with _naming(codec.member):
+        pixels = codec.decode(members[codec.member], count)
+    return Mosaic(geometry=geometry, tokens=pixels, nodes=nodes, importance=importance)
+
+
+def _label(members: dict[str, bytes], classes: list[str] | None) -> int | None:
+    if classes is None:
+        return None
+    text = members["cls"]
+    if not (text.isdigit() and len(text) < 10 and int(text) < len(classes)):
+        raise ShardError(f"cls: {text[:20]!r} is not a class index below {len(classes)}")
+    return int(text)
+
+
+def _info(members: dict[str, bytes]) -> dict[str, Any]:
+    with _naming("json"):
+        try:
+            info = json.loads(members["json"])
+        except (ValueError, RecursionError) as error:
+            raise ShardError(f"not JSON: {error}") from error
+        if not isinstance(info, dict):
+            raise ShardError("not a JSON object")
+        return info
+
+
+@contextmanager
+def _naming(member: str) -> Iterator[None]:
+    """Put the member's name before a ShardError's message."""
+    try:
+        yield
+    except ShardError as error:
+        raise ShardError(f"{member}: {error}") from error
+
+
+def check_nodes(nodes: np.ndarray, geometry: Geometry, splits: int) -> None:
+    """Raise ShardError unless int32 `[M, 4]` nodes are the roots and the quarters of K splits."""
+    roots = geometry.roots
+    step = nodes[:, 3]
+    if not np.array_equal(nodes[:roots, :3], geometry.boxes[:roots]):
+        raise ShardError("the first nodes are not the largest patches in raster order")
+    split_nodes = np.flatnonzero(step != -1)
+    steps = step[split_nodes]
+    if not np.array_equal(np.sort(steps), np.arange(splits)):
+        raise ShardError(f"the split steps are not 0 to {splits - 1}, each once")
+    parents = split_nodes[np.argsort(steps)]
+    if (parents >= roots + 4 * np.arange(splits)).any():
+        raise ShardError("a patch is split before it exists")
+    x, y, scale = nodes[parents, :3].T
+    if (scale < 1).any():
+        raise ShardError("a patch of the smallest scale is split")
+    half = 1 << (scale - 1)
+    quarters = [(x + dx * half, y + dy * half, scale - 1) for dy in (0, 1) for dx in (0, 1)]
+    expected = np.stack([np.stack(quarter, axis=-1) for quarter in quarters], axis=1)
+    if not np.array_equal(nodes[roots:, :3], expected.reshape(-1, 3)):
+        raise ShardError("a split patch is not followed by its quarters")

@@ -1,0 +1,85 @@
+"""Plain USTAR archives: the same members give the same bytes, and reading trusts no size."""
+
+from collections.abc import Iterator
+from functools import lru_cache
+from typing import IO
+
+from quadpipe.errors import ShardError
+
+BLOCK = 512
+END = bytes(2 * BLOCK)
+
+_NAME = slice(0, 100)
+_SIZE = slice(124, 136)
+_CHECKSUM = slice(148, 156)
+_TYPE = 156
+_MAGIC = slice(257, 265)
+_PREFIX = slice(345, 500)
+
+
+@lru_cache(maxsize=1)
+def _template() -> tuple[bytes, int]:
+    """A header but for name, size and checksum, and the sum of its bytes."""
+    header = bytearray(BLOCK)
+    header[100:108] = b"0000444\0"  # mode
+    header[108:116] = header[116:124] = b"0000000\0"  # owner and group
+    header[136:148] = b"00000000000\0"  # time
+    header[_CHECKSUM] = b" " * 8
+    header[_TYPE] = ord("0")
+    header[_MAGIC] = b"ustar\x0000"
+    header[265:269] = header[297:301] = b"root"
+    header[329:337] = header[337:345] = b"0000000\0"  # device
+    return bytes(header), sum(header)
+
+
+def member_bytes(name: str, data: bytes) -> bytes:
+    """One archive member: header, data, padding. The name has at most 100 ASCII characters."""
+    template, checksum = _template()
+    encoded = name.encode("ascii")
+    size = b"%011o\0" % len(data)
+    assert len(encoded) <= 100 and len(size) == 12, name
+    header = bytearray(template)
+    header[: len(encoded)] = encoded
+    header[_SIZE] = size
+    header[_CHECKSUM] = b"%06o\0 " % (checksum + sum(encoded) + sum(size))
+    return b"".join((header, data, bytes(-len(data) % BLOCK)))
+
+
+def read_members(file: IO[bytes], total: int) -> Iterator[tuple[str, int, bytes]]:
+    """(name, offset of its header, data) of each member of an archive of `total` bytes.
+
+    Only plain files are allowed. ShardError when the archive is cut short, a header is damaged
+    or a member is anything else than a plain file.
+    """
+    offset = 0
+    while True:
+        header = file.read(BLOCK)
+        if header == END[:BLOCK]:
+            if file.read(BLOCK) != END[:BLOCK]:
+                raise ShardError(f"cut short at byte {offset}: the end of the archive is missing")
+            return
+        name, size = _read_header(header, offset)
+        if offset + BLOCK + size > total:
+            raise ShardError(f"cut short: {name!r} ends after the archive's {total} bytes")
+        data = file.read(size)
+        padding = -size % BLOCK
+        if len(data) != size or len(file.read(padding)) != padding:
+            raise ShardError(f"cut short in {name!r} at byte {offset}")
+        yield name, offset, data
+        offset += BLOCK + size + padding
+
+
+def _read_header(header: bytes, offset: int) -> tuple[str, int]:
+    if len(header) < BLOCK:
+        raise ShardError(f"cut short at byte {offset}: the end of the archive is missing")
+    unsigned = sum(header) - sum(header[_CHECKSUM]) + 8 * ord(" ")
+    try:
+        if int(header[_CHECKSUM].rstrip(b"\0 "), 8) != unsigned:
+            raise ValueError
+        size = int(header[_SIZE].rstrip(b"\0 "), 8)
+        name = header[_NAME].rstrip(b"\0").decode("ascii")
+    except ValueError as error:
+        raise ShardError(f"damaged header at byte {offset}") from error
+    if header[_TYPE] not in b"0\0" or any(header[_PREFIX]) or size < 0:
+        raise ShardError(f"{name!r} at byte {offset} is not a plain file with a short name")
+    return name, size

@@ -1,0 +1,84 @@
+"""Does a dataset hold what its manifest says? Every byte is read."""
+
+import json
+from collections.abc import Iterator
+
+from quadpipe.errors import ShardError
+from quadpipe.shards.format import REJECTED, marker_name, sample_key
+from quadpipe.shards.manifest import ShardInfo
+from quadpipe.shards.reader import Dataset
+
+
+def verify(dataset: Dataset) -> Iterator[str]:
+    """One line for each thing that is wrong; none when the dataset is whole."""
+    expected = set()
+    for split, info in dataset.manifest.splits.items():
+        expected.add(info.shard_list)
+        try:
+            shards = dataset.shards(split)
+        except ShardError as error:
+            yield str(error)
+            continue
+        samples = 0
+        for shard in shards:
+            expected.add(shard.name)
+            try:
+                offsets = _check_shard(dataset, split, shard)
+            except ShardError as error:
+                yield str(error)
+                continue
+            samples += len(offsets)
+            yield from _check_marker(dataset, split, shard, offsets)
+    for name in dataset.folder.names():
+        if name not in expected and name.endswith((".tar", ".shards.jsonl")):
+            yield f"{dataset.folder.path(name)}: extra: the manifest does not name it"
+    yield from _check_rejects(dataset)
+
+
+def _check_shard(dataset: Dataset, split: str, shard: ShardInfo) -> list[int]:
+    """Offsets of the samples of a shard that is as the shard list says; ShardError otherwise."""
+    where = dataset.folder.path(shard.name)
+    size = dataset.folder.size(shard.name)
+    if size is None:
+        raise ShardError(f"{where}: missing")
+    if size != shard.bytes:
+        raise ShardError(f"{where}: {size} bytes, expected {shard.bytes}")
+    if dataset.folder.sha256(shard.name) != shard.sha256:
+        raise ShardError(f"{where}: its checksum is not the one in {split}'s shard list")
+    per_shard = dataset.manifest.samples_per_shard
+    first = int(shard.name.removesuffix(".tar").rpartition("-")[2]) * per_shard
+    allowed = {sample_key(index, shard.view) for index in range(first, first + per_shard)}
+    offsets = []
+    for sample in dataset.read_shard(shard):
+        if sample.key not in allowed:
+            raise ShardError(f"{where}: {sample.key} does not belong to this shard")
+        offsets.append(sample.offset)
+    if len(offsets) != shard.samples:
+        raise ShardError(f"{where}: {len(offsets)} samples, expected {shard.samples}")
+    return offsets
+
+
+def _check_marker(
+    dataset: Dataset, split: str, shard: ShardInfo, offsets: list[int]
+) -> Iterator[str]:
+    """Offsets in the done-marker, where there is one, must be those of the tar."""
+    index = int(shard.name.removesuffix(".tar").rpartition("-")[2])
+    name = marker_name(split, index)
+    if not dataset.folder.exists(name):
+        return
+    try:
+        views = json.loads(dataset.folder.read(name))["views"]
+        stored = next(view for view in views if view["name"] == shard.name)
+        if stored["offsets"] != offsets or stored["sha256"] != shard.sha256:
+            yield f"{dataset.folder.path(name)}: does not describe {shard.name}"
+    except (ValueError, TypeError, KeyError, StopIteration):
+        yield f"{dataset.folder.path(name)}: not a readable marker of {shard.name}"
+
+
+def _check_rejects(dataset: Dataset) -> Iterator[str]:
+    if not dataset.folder.exists(REJECTED):
+        return
+    found = dataset.folder.read(REJECTED).count(b"\n")
+    expected = sum(info.rejected for info in dataset.manifest.splits.values())
+    if found != expected:
+        yield f"{dataset.folder.path(REJECTED)}: {found} lines, expected {expected}"

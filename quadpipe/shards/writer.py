@@ -1,0 +1,52 @@
+"""Mosaics -> one shard. The mirror image of `reader`."""
+
+import hashlib
+from typing import IO, Any
+
+from quadpipe.mosaic import Mosaic
+from quadpipe.shards.format import Codec, json_bytes, npy_bytes
+from quadpipe.shards.tar import END, member_bytes
+
+
+class ShardWriter:
+    """Writes samples into an open file; call `close` after the last one.
+
+    offsets: where each sample's first member begins. bytes and sha256: of what was written so far.
+    """
+
+    def __init__(self, file: IO[bytes], codec: Codec) -> None:
+        self.offsets: list[int] = []
+        self.bytes = 0
+        self._file = file
+        self._codec = codec
+        self._hash = hashlib.sha256()
+
+    @property
+    def samples(self) -> int:
+        return len(self.offsets)
+
+    @property
+    def sha256(self) -> str:
+        return self._hash.hexdigest()
+
+    def add(self, key: str, mosaic: Mosaic, label: int | None, info: dict[str, Any]) -> None:
+        """Append one sample; label None leaves out its `cls` member."""
+        self.offsets.append(self.bytes)
+        members = [
+            (self._codec.member, self._codec.encode(mosaic.tokens)),
+            ("nodes.npy", npy_bytes(mosaic.nodes.astype("<i4", copy=False))),
+            ("importance.npy", npy_bytes(mosaic.importance.astype("<f4", copy=False))),
+        ]
+        if label is not None:
+            members.append(("cls", str(label).encode()))
+        members.append(("json", json_bytes(info)))
+        self._write(b"".join(member_bytes(f"{key}.{name}", data) for name, data in members))
+
+    def close(self) -> None:
+        """End the archive; the file stays open."""
+        self._write(END)
+
+    def _write(self, data: bytes) -> None:
+        self._file.write(data)
+        self._hash.update(data)
+        self.bytes += len(data)

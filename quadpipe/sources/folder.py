@@ -1,0 +1,142 @@
+"""A folder of images: classes and splits from its folders, in the order of the paths' bytes."""
+
+import os
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+from quadpipe.errors import ConfigError, SourceError
+from quadpipe.sources.labels import ClassTable, read_labels
+from quadpipe.sources.listing import Inputs, Listing
+from quadpipe.sources.names import SPLIT_FOLDERS, SPLITS, is_image_name, path_to_text
+
+
+def list_folder(
+    root: Path, *, split: str | None = None, labels: Path | None = None, use_labels: bool = True
+) -> Inputs:
+    """The images below `root`.
+
+    Splits when every top folder is one of train, val, validation, test; otherwise all images are
+    of one `split`, by default train. The class of an image is its first folder, or what `labels`
+    says of its path or file name; images that lie flat have none. SourceError when some have a
+    class and some have not.
+    """
+    skipped: Counter[str] = Counter()
+    roots = _split_roots(root)
+    if roots and split:
+        raise ConfigError(
+            f"{root} has split folders ({', '.join(roots)}); leave out --split, or point --in at "
+            f"one of them"
+        )
+    roots = roots or {split or "train": b""}
+    given = read_labels(labels) if labels else None
+    table = ClassTable()
+    listings = {}
+    for name in SPLITS:
+        if name not in roots:
+            continue
+        prefix = roots[name]
+        listing = listings[name] = Listing()
+        for path in walk(root, prefix, skipped):
+            if not is_image_name(path):
+                skipped["not an image's name"] += 1
+                continue
+            inside = path[len(prefix) + 1 :] if prefix else path
+            label = _label(inside, given) if use_labels else None
+            listing.append(path, None if label is None else table.id(label))
+    return Inputs(
+        splits=listings,
+        classes=_settle(root, listings, table, labels),
+        skipped=dict(skipped),
+    )
+
+
+def walk(root: Path, prefix: bytes, skipped: Counter[str]) -> Iterator[bytes]:
+    """Paths of the plain files below root/prefix, relative to root, sorted by their bytes.
+
+    Symbolic links are followed, but not in circles. Hidden files and folders, broken links and
+    what is no plain file are counted in `skipped`.
+    """
+    pending = [(prefix, False, frozenset[tuple[int, int]]())]
+    while pending:
+        path, is_file, above = pending.pop()
+        if is_file:
+            yield path
+            continue
+        folder = os.path.join(os.fsencode(root), path)
+        try:
+            status = os.stat(folder)
+            identity = (status.st_dev, status.st_ino)
+            if identity in above:
+                skipped["a link in a circle"] += 1
+                continue
+            found = list(_entries(folder, path, skipped))
+        except OSError as error:
+            raise SourceError(
+                f"cannot list {os.fsdecode(folder)}: {error.strerror}; mend it, or leave it out"
+            ) from error
+        # A folder sorts as its name with a slash, as in the full paths.
+        found.sort(key=lambda entry: entry[0] if entry[1] else entry[0] + b"/", reverse=True)
+        pending += [(name, is_file, above | {identity}) for name, is_file in found]
+
+
+def _entries(folder: bytes, path: bytes, skipped: Counter[str]) -> Iterator[tuple[bytes, bool]]:
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            name = os.path.join(path, entry.name)
+            if entry.name.startswith(b"."):
+                skipped["hidden"] += 1
+            elif entry.is_dir():
+                yield name, False
+            elif entry.is_file():
+                yield name, True
+            else:
+                skipped["a broken link or no plain file"] += 1
+
+
+def _split_roots(root: Path) -> dict[str, bytes]:
+    """Top folders by split, when all of them are split folders and no image lies beside them."""
+    try:
+        with os.scandir(os.fsencode(root)) as entries:
+            visible = [entry for entry in entries if not entry.name.startswith(b".")]
+    except OSError as error:
+        raise SourceError(f"cannot list {root}: {error.strerror}") from error
+    folders = [entry.name for entry in visible if entry.is_dir()]
+    flat = any(is_image_name(entry.name) for entry in visible if not entry.is_dir())
+    if not folders or flat or not all(name in SPLIT_FOLDERS for name in folders):
+        return {}
+    roots = {SPLIT_FOLDERS[name]: name for name in folders}
+    if len(roots) < len(folders):
+        raise SourceError(f"{root} has both val and validation; keep one of them")
+    return roots
+
+
+def _label(path: bytes, given: dict[bytes, bytes] | None) -> bytes | None:
+    if given is not None:
+        return given.get(path) or given.get(os.path.basename(path))
+    folder, slash, _ = path.partition(b"/")
+    return folder if slash else None
+
+
+def _settle(
+    root: Path, listings: dict[str, Listing], table: ClassTable, labels: Path | None
+) -> list[str] | None:
+    total = sum(len(listing) for listing in listings.values())
+    without = sum(listing.unlabelled for listing in listings.values())
+    if without == total:
+        if labels and total:
+            raise SourceError(f"{labels} names none of the {total} images in {root}")
+        return None
+    if without:
+        listing = next(listing for listing in listings.values() if listing.unlabelled)
+        first = next(entry for entry in listing if entry.label is None)
+        raise SourceError(
+            f"{without} of {total} images in {root} have no class, the first is {first.path}; "
+            + (
+                f"add them to {labels}"
+                if labels
+                else "put every image into a class folder, or give --labels FILE or --no-labels"
+            )
+        )
+    names = table.settle(list(listings.values()), numbers_are_indices=labels is not None)
+    return [path_to_text(name) for name in names]

@@ -1,0 +1,36 @@
+"""Paths as bytes and as text in JSON, names of images and of splits."""
+
+import os
+import re
+from urllib.parse import unquote_to_bytes
+
+SPLITS = ("train", "val", "test")
+SPLIT_FOLDERS = {b"train": "train", b"val": "val", b"validation": "val", b"test": "test"}
+
+IMAGE_EXTENSIONS = tuple(
+    f".{extension}"
+    for extension in ("jpg jpeg jpe jfif png webp gif bmp dib tif tiff ppm pgm pbm pnm".split())
+)
+
+# Invalid bytes (surrogates), control characters, line and paragraph separators, and % itself.
+_TO_ENCODE = re.compile("[%\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+
+
+def is_image_name(name: bytes) -> bool:
+    return os.fsdecode(name).lower().endswith(IMAGE_EXTENSIONS)
+
+
+def path_to_text(path: bytes) -> str:
+    """A path as printable text: other bytes percent-encoded, `%` as `%25`."""
+    text = path.decode("utf-8", "surrogateescape")
+    return _TO_ENCODE.sub(_percent_encode, text)
+
+
+def text_to_path(text: str) -> bytes:
+    """The path that `path_to_text` gave this text for."""
+    return unquote_to_bytes(text)
+
+
+def _percent_encode(match: re.Match[str]) -> str:
+    encoded = match.group().encode("utf-8", "surrogateescape")
+    return "".join(f"%{byte:02X}" for byte in encoded)
