@@ -9,34 +9,28 @@ from typing import Any
 import click
 
 
-class _ImageSize(click.ParamType):
-    name = "N|HxW"
-
-    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
-        parts = str(value).lower().split("x")
-        if len(parts) > 2 or not all(part.isdecimal() for part in parts):
-            self.fail(f"{value!r} is neither a number nor HEIGHTxWIDTH", param, ctx)
-        return (int(parts[0]), int(parts[-1]))
+def _image_size(text: str) -> tuple[int, int]:
+    parts = text.lower().split("x")
+    if len(parts) > 2 or not all(part.isdecimal() for part in parts):
+        raise click.BadParameter(f"{text!r} is neither a number nor HEIGHTxWIDTH")
+    return int(parts[0]), int(parts[-1])
 
 
-class _Range(click.ParamType):
-    name = "LOW,HIGH"
-
-    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
-        try:
-            low, high = (float(part) for part in str(value).split(","))
-        except ValueError:
-            self.fail(f"{value!r} is not two numbers with a comma between them", param, ctx)
-        return (low, high)
+def _range(text: str) -> tuple[float, float]:
+    try:
+        low, high = (float(part) for part in text.split(","))
+    except ValueError as error:
+        raise click.BadParameter(f"{text!r} is not two numbers with a comma between") from error
+    return low, high
 
 
-_TYPES: dict[Any, Any] = {
-    int: int,
-    float: float,
-    str: str,
-    bool: bool,
-    tuple[int, int]: _ImageSize(),
-    tuple[float, float]: _Range(),
+_TYPES: dict[Any, tuple[Any, str | None]] = {
+    int: (int, None),
+    float: (float, None),
+    str: (str, None),
+    bool: (bool, None),
+    tuple[int, int]: (_image_size, "N|HxW"),
+    tuple[float, float]: (_range, "LOW,HIGH"),
 }
 
 
@@ -59,10 +53,12 @@ def _option(item: Field[Any], hint: Any) -> Callable[[Any], Any]:
         hint = next(part for part in typing.get_args(hint) if part is not type(None))
     default = _default(item.default)
     choices = item.metadata.get("choices")
+    kind, metavar = (click.Choice(choices), None) if choices else _TYPES[hint]
     return click.option(
         "--" + item.name.replace("_", "-"),
         item.name,
-        type=click.Choice(choices) if choices else _TYPES[hint],
+        type=kind,
+        metavar=metavar,
         is_flag=hint is bool,
         default=default,
         show_default=default is not None and hint is not bool,

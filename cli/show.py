@@ -32,6 +32,7 @@ from quadpipe.tokenizer import Tokenizer, TokenizerConfig
 @click.pass_context
 def command(
     context: click.Context,
+    /,
     what: Path,
     out: Path,
     budgets: tuple[int, ...],
@@ -75,7 +76,7 @@ def _image_exhibit(path: Path, config: TokenizerConfig) -> Exhibit:
         image = tokenizer.prepare_file(data)
     except QuadpipeError as error:
         raise SourceError(f"{path} is no image we can use: {error}") from error
-    return Exhibit(mosaic=tokenizer(image), title=path.name, image=image)
+    return Exhibit(mosaic=tokenizer.tokenize(image[None])[0], title=path.name, image=image)
 
 
 def _refuse_given(context: click.Context, names: list[str], kind: str) -> None:

@@ -11,6 +11,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import BufferedReader
 from pathlib import Path, PurePosixPath
 from typing import IO
 from uuid import uuid4
@@ -52,7 +53,7 @@ class Folder:
         except FileNotFoundError:
             return None
 
-    def open(self, name: str) -> IO[bytes]:
+    def open(self, name: str) -> BufferedReader:
         """A file for reading; ShardError when it cannot be opened or is not a plain file."""
         path = self.path(name)
         try:
@@ -70,14 +71,13 @@ class Folder:
         with self.open(name) as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
 
-    def names(self, prefix: str = "") -> list[str]:
-        """Names of all files under a folder of the dataset, sorted; hidden ones at the top left out.
+    def names(self) -> list[str]:
+        """Names of all files of the dataset, sorted; what is hidden at the top is left out.
 
         Symbolic links to folders are not followed.
         """
-        top = self.path(prefix) if prefix else self.root
         found = []
-        for folder, folders, files in os.walk(top):
+        for folder, folders, files in os.walk(self.root):
             if Path(folder) == self.root:
                 folders[:] = [name for name in folders if not name.startswith(".")]
                 files = [name for name in files if not name.startswith(".")]

@@ -7,20 +7,20 @@ Letters: B batch; H, W height and width in pixels; P patch size; M nodes; f = 2*
 """
 
 from collections.abc import Callable
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import numba
 import numpy as np
 
-_Function = TypeVar("_Function", bound=Callable)
+_Function = TypeVar("_Function", bound=Callable[..., np.ndarray])
 
 
 def _compiled(function: _Function) -> _Function:
     """Compile on first call and cache on disk, or in memory where no folder can be written."""
     try:
-        return numba.njit(cache=True)(function)
+        return cast(_Function, numba.njit(cache=True)(function))
     except RuntimeError:
-        return numba.njit(function)
+        return cast(_Function, numba.njit(function))
 
 
 @_compiled
@@ -125,11 +125,11 @@ def cut_tokens(images: np.ndarray, nodes: np.ndarray, patch_size: int, area: boo
                     for column in range(patch_size):
                         x = left + column * factor + half
                         for c in range(3):
-                            total = (
+                            centre = (
                                 np.int32(images[b, y - 1, x - 1, c])
                                 + np.int32(images[b, y - 1, x, c])
                                 + np.int32(images[b, y, x - 1, c])
                                 + np.int32(images[b, y, x, c])
                             )
-                            tokens[b, m, row, column, c] = (total + 2) >> 2
+                            tokens[b, m, row, column, c] = (centre + 2) >> 2
     return tokens

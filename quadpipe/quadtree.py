@@ -44,8 +44,10 @@ def join_maps(maps: Sequence[np.ndarray], geometry: Geometry, batch: int) -> np.
             f"importance maps have shapes {[level.shape for level in maps]}; expected {expected}, "
             f"one for each splittable scale, coarse to fine"
         )
-    levels = [np.asarray(level, np.float32).reshape(batch, -1) for level in maps]
-    joined = np.concatenate([np.zeros((batch, 0), np.float32), *levels], axis=1) + np.float32(0)
+    joined = np.zeros((batch, geometry.splittable), np.float32)
+    ends = np.cumsum([rows * columns for _, rows, columns in expected])
+    for level, part in zip(maps, np.split(joined, ends[:-1], axis=1), strict=False):
+        part += level.reshape(batch, -1)
     if not np.isfinite(joined).all():
         image = int(np.flatnonzero(~np.isfinite(joined).all(axis=1))[0])
         raise ConfigError(
@@ -61,14 +63,15 @@ def split_order(importance: np.ndarray, geometry: Geometry) -> np.ndarray:
     importance: float32 `[B, A]` by patch id, from `join_maps`; equal importances go coarser
     first, then in raster order.
     """
-    ranks = np.empty(importance.shape, np.int32)
+    batch, patches = importance.shape
+    ranks = np.empty((batch, patches), np.int32)
     descending = np.argsort(-importance, axis=1, kind="stable")
-    np.put_along_axis(ranks, descending, np.arange(ranks.shape[1], dtype=np.int32), axis=1)
+    np.put_along_axis(ranks, descending, np.arange(patches, dtype=np.int32), axis=1)
     if geometry.max_scale < 2:
         return descending
 
     # worst[j][b, v] is E_j(v), -1 where v is shallower than j.
-    worst = np.full((geometry.max_scale, *ranks.shape), -1, np.int32)
+    worst = np.full((geometry.max_scale, batch, patches), -1, np.int32)
     path: list[np.ndarray] = []
     first = 0
     for scale in range(geometry.max_scale, 0, -1):
@@ -77,7 +80,7 @@ def split_order(importance: np.ndarray, geometry: Geometry) -> np.ndarray:
         rank = ranks[:, level].reshape(-1, rows, columns)
         path = [np.maximum(_repeat_to_quarters(above), rank) for above in path] + [rank]
         for depth, largest in enumerate(path):
-            worst[depth][:, level] = largest.reshape(len(ranks), -1)
+            worst[depth][:, level] = largest.reshape(batch, -1)
         first = level.stop
     return np.lexsort(worst[::-1], axis=-1)
 

@@ -5,7 +5,7 @@ An engine yields each shard with its report, or with the error that kept it from
 
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
@@ -29,7 +29,7 @@ _OBJECT_STORE_BYTES = 100 * 2**20
 
 def run_in_process(
     work: Work, plan: Plan, source: Path, out: Folder, shards: Iterator[ShardId]
-) -> Iterator[Outcome]:
+) -> Generator[Outcome, None, None]:
     """One shard after the other, here. Errors that are not for users surface at once."""
     for shard in shards:
         try:
@@ -47,7 +47,7 @@ def run_on_ray(
     *,
     workers: int | None,
     address: str | None,
-) -> Iterator[Outcome]:
+) -> Generator[Outcome, None, None]:
     """One Ray task a shard, a bounded number in flight.
 
     ConfigError when Ray cannot be started or the cluster cannot be joined.
@@ -72,7 +72,8 @@ def run_on_ray(
 
 def _outcome(ray: Any, reference: Any) -> Report | QuadpipeError:
     try:
-        return ray.get(reference)
+        report: Report = ray.get(reference)
+        return report
     except ray.exceptions.RayTaskError as error:
         cause = error.cause
         if isinstance(cause, QuadpipeError):
@@ -91,11 +92,12 @@ def _ray(workers: int | None, address: str | None) -> Iterator[tuple[Any, int]]:
     process has started itself is used and left running.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    import ray
+    import ray as untyped_ray
 
+    ray: Any = untyped_ray
     ours = not ray.is_initialized()
     if ours:
-        local = {
+        local: dict[str, Any] = {
             "num_cpus": workers or os.cpu_count(),
             "include_dashboard": False,
             "object_store_memory": _OBJECT_STORE_BYTES,

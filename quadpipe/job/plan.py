@@ -80,7 +80,8 @@ class Plan:
             "splits": {name: asdict(split) for name, split in self.splits.items()},
             "listing_sha256": self.listing_sha256,
         }
-        return json.loads(json_bytes(document))
+        as_stored: dict[str, Any] = json.loads(json_bytes(document))
+        return as_stored
 
     @property
     def scorer(self) -> dict[str, Any]:

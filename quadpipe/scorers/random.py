@@ -29,7 +29,7 @@ class Random(Scorer):
     def score(self, images: np.ndarray) -> list[np.ndarray]:
         draws = np.empty((len(images), self.geometry.splittable), np.float32)
         for draw, image in zip(draws, images, strict=True):
-            digest = hashlib.sha256(np.ascontiguousarray(image)).hexdigest()
+            digest = hashlib.sha256(image.tobytes()).hexdigest()
             bits = random_bits(len(draw), "scorers/random", self.seed, digest)
             draw[:] = (bits >> np.uint64(40)).astype(np.float32) * np.float32(2.0**-24)
         grids = [self.geometry.grid(scale) for scale in self._splittable_scales()]

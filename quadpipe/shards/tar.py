@@ -37,7 +37,8 @@ def member_bytes(name: str, data: bytes) -> bytes:
     template, checksum = _template()
     encoded = name.encode("ascii")
     size = b"%011o\0" % len(data)
-    assert len(encoded) <= 100 and len(size) == 12, name
+    assert len(encoded) <= 100, name
+    assert len(size) == 12, name
     header = bytearray(template)
     header[: len(encoded)] = encoded
     header[_SIZE] = size

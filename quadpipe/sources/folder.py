@@ -129,7 +129,8 @@ def _settle(
         return None
     if without:
         listing = next(listing for listing in listings.values() if listing.unlabelled)
-        first = next(entry for entry in listing if entry.label is None)
+        entries = (listing[index] for index in range(len(listing)))
+        first = next(entry for entry in entries if entry.label is None)
         raise SourceError(
             f"{without} of {total} images in {root} have no class, the first is {first.path}; "
             + (

@@ -42,7 +42,7 @@ class Input:
     def as_row(self) -> list[Any]:
         """As a line of the stored listing."""
         row: list[Any] = [self.path, self.label]
-        return row + [self.span.tar, self.span.offset, self.span.size] if self.span else row
+        return [*row, self.span.tar, self.span.offset, self.span.size] if self.span else row
 
     @classmethod
     def from_row(cls, row: list[Any]) -> "Input":
@@ -133,7 +133,7 @@ def _read(root: Path, entry: Input) -> bytes:
     path = os.path.join(os.fsencode(root), text_to_path(relative))
     # A pipe under an image's name must not block the worker.
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    with open(descriptor, "rb") as file:
+    with open(descriptor, "rb"):
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
             raise OSError("not a plain file")

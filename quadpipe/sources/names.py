@@ -7,9 +7,9 @@ from urllib.parse import unquote_to_bytes
 SPLITS = ("train", "val", "test")
 SPLIT_FOLDERS = {b"train": "train", b"val": "val", b"validation": "val", b"test": "test"}
 
-IMAGE_EXTENSIONS = tuple(
-    f".{extension}"
-    for extension in ("jpg jpeg jpe jfif png webp gif bmp dib tif tiff ppm pgm pbm pnm".split())
+IMAGE_EXTENSIONS = (
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".dib"),
+    *(".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm"),
 )
 
 # Invalid bytes (surrogates), control characters, line and paragraph separators, and % itself.

@@ -98,7 +98,7 @@ def _list_tar(
 
 def _plain_files(tar: tarfile.TarFile, skipped: Counter[str]) -> Iterator[tarfile.TarInfo]:
     for member in tar:
-        tar.members = []  # tarfile keeps every member for ever otherwise
+        tar.members = []  # type: ignore[attr-defined]  # tarfile keeps every member otherwise
         if member.isreg() and not member.issparse():
             yield member
         elif not member.isdir():
