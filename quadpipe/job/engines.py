@@ -5,6 +5,7 @@ An engine yields each shard with its report, or with the error that kept it from
 
 import logging
 import os
+import socket
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from itertools import islice
@@ -84,6 +85,14 @@ def _outcome(ray: Any, reference: Any) -> Report | QuadpipeError:
         return JobError(f"its worker was lost {_RETRIES + 1} times: {lines[0]}")
 
 
+def _reach(address: str) -> None:
+    """Raise OSError or ValueError where nothing listens; Ray would wait for minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdecimal():
+        raise ValueError("an address is `auto` or HOST:PORT")
+    socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+
+
 @contextmanager
 def _ray(workers: int | None, address: str | None) -> Iterator[tuple[Any, int]]:
     """Ray, and how many tasks to keep in flight.
@@ -103,6 +112,8 @@ def _ray(workers: int | None, address: str | None) -> Iterator[tuple[Any, int]]:
             "object_store_memory": _OBJECT_STORE_BYTES,
         }
         try:
+            if address and address != "auto":
+                _reach(address)
             ray.init(
                 address=address or "local",
                 logging_level=logging.ERROR,

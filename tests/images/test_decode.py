@@ -1,0 +1,207 @@
+import io
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image, features
+
+from quadpipe.errors import RejectError
+from quadpipe.images.decode import FORMATS, EncodedImage, to_rgb
+
+
+def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+def pixels(data: bytes, reduction: int = 1) -> np.ndarray:
+    return np.asarray(EncodedImage(data).decode(reduction))
+
+
+def png_16(values: np.ndarray) -> bytes:
+    """A 16-bit PNG, which PIL cannot write in colour: [h, w, channels] of 0..65535."""
+    height, width, channels = values.shape
+    colour_type = {1: 0, 2: 4, 3: 2, 4: 6}[channels]
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        checksum = struct.pack(">I", zlib.crc32(kind + data))
+        return struct.pack(">I", len(data)) + kind + data + checksum
+
+    header = struct.pack(">IIBBBBB", width, height, 16, colour_type, 0, 0, 0)
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(rows))
+        + chunk(b"IEND", b"")
+    )
+
+
+@pytest.fixture
+def picture(photographs) -> Image.Image:
+    return Image.fromarray(photographs[0][:120, :160])
+
+
+def test_the_formats_are_seven():
+    assert set(FORMATS) == {"JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM"}
+
+
+@pytest.mark.parametrize("kind", ["PNG", "BMP", "TIFF", "PPM"])
+def test_lossless_formats_give_the_pixels_exactly(kind, picture):
+    np.testing.assert_array_equal(pixels(encoded(picture, kind)), np.asarray(picture))
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"), [("JPEG", {"quality": 95}), ("WEBP", {"quality": 95})]
+)
+def test_lossy_formats_give_about_the_pixels(kind, options, picture):
+    if kind == "WEBP" and not features.check("webp"):
+        pytest.skip("this imaging library was built without WebP")
+    found = pixels(encoded(picture, kind, **options)).astype(int)
+    assert abs(found - np.asarray(picture)).mean() < 4
+
+
+def test_of_an_animation_the_first_frame_is_used(picture):
+    second = Image.new("RGB", picture.size, "red")
+    data = encoded(picture.quantize(64), "GIF", save_all=True, append_images=[second.quantize(4)])
+    expected = np.asarray(picture.quantize(64).convert("RGB")).astype(int)
+    assert abs(pixels(data) - expected).mean() < 1
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_is_applied(orientation, picture):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    upright = {
+        1: lambda a: a,
+        2: lambda a: a[:, ::-1],
+        3: lambda a: a[::-1, ::-1],
+        4: lambda a: a[::-1],
+        5: lambda a: a.swapaxes(0, 1),
+        6: lambda a: a.swapaxes(0, 1)[:, ::-1],
+        7: lambda a: a.swapaxes(0, 1)[::-1, ::-1],
+        8: lambda a: a.swapaxes(0, 1)[::-1],
+    }[orientation]
+    image = EncodedImage(encoded(picture, "PNG", exif=exif))
+    np.testing.assert_array_equal(np.asarray(image.decode()), upright(np.asarray(picture)))
+    photo = EncodedImage(encoded(picture, "JPEG", exif=exif, quality=95))
+    assert (photo.height, photo.width) == upright(np.asarray(picture)).shape[:2]
+    found = np.asarray(photo.decode()).astype(int)
+    assert abs(found - upright(np.asarray(picture))).mean() < 4
+    assert photo.decode(2).size == ((photo.width + 1) // 2, (photo.height + 1) // 2)
+
+
+def test_grey_is_repeated_in_three_channels(picture):
+    grey = picture.convert("L")
+    expected = np.repeat(np.asarray(grey)[..., None], 3, axis=2)
+    np.testing.assert_array_equal(pixels(encoded(grey, "PNG")), expected)
+    bits = grey.convert("1")
+    np.testing.assert_array_equal(
+        pixels(encoded(bits, "PNG"))[..., 0], np.asarray(bits) * np.uint8(255)
+    )
+
+
+def test_palettes_are_looked_up(picture):
+    palette = picture.quantize(32)
+    expected = np.asarray(palette.convert("RGB"))
+    np.testing.assert_array_equal(pixels(encoded(palette, "PNG")), expected)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+def test_alpha_is_composed_on_white(kind, picture):
+    alpha = np.linspace(0, 255, 160).astype(np.uint8)[None].repeat(120, 0)
+    data = encoded(Image.fromarray(np.dstack([picture, alpha])), kind)
+    share = alpha[..., None] / 255
+    expected = np.asarray(picture) * share + 255 * (1 - share)
+    assert abs(pixels(data) - expected).max() <= 1
+
+
+def test_a_transparent_palette_entry_is_white(picture):
+    palette = picture.quantize(16)
+    data = encoded(palette, "PNG", transparency=3)
+    found = pixels(data)
+    index = np.asarray(palette)
+    assert (found[index == 3] == 255).all()
+    np.testing.assert_array_equal(found[index != 3], np.asarray(palette.convert("RGB"))[index != 3])
+
+
+def test_cmyk_becomes_rgb(picture):
+    found = pixels(encoded(picture.convert("CMYK"), "JPEG", quality=95)).astype(int)
+    assert abs(found - np.asarray(picture)).mean() < 8
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_16_bits_are_rounded_to_8(channels):
+    values = np.random.default_rng(0).integers(0, 65536, (30, 40, channels))
+    values.ravel()[:6] = [0, 65535, 128, 129, 257 * 7 + 128, 257 * 7 + 129]
+    expected = np.broadcast_to(np.round(values * 255 / 65535), (30, 40, 3))
+    np.testing.assert_array_equal(pixels(png_16(values)), expected)
+
+
+@pytest.mark.parametrize("channels", [2, 4])
+def test_16_bits_with_alpha_are_rounded_and_composed(channels):
+    values = np.random.default_rng(1).integers(0, 65536, (30, 40, channels))
+    bits_8 = np.round(values * 255 / 65535)
+    share = bits_8[..., -1:] / 255
+    expected = np.broadcast_to(bits_8[..., :-1] * share + 255 * (1 - share), (30, 40, 3))
+    assert abs(pixels(png_16(values)) - expected).max() <= 0.51
+
+
+def test_16_bit_tiff_and_pgm():
+    values = np.random.default_rng(2).integers(0, 65536, (30, 40), np.uint16)
+    expected = np.round(values / 257)
+    for kind in ("TIFF", "PPM", "PNG"):
+        found = pixels(encoded(Image.fromarray(values), kind))
+        np.testing.assert_array_equal(found[..., 0], expected)
+
+
+def test_a_pil_image_becomes_upright_rgb(picture):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    image = Image.open(io.BytesIO(encoded(picture.convert("L"), "PNG", exif=exif)))
+    assert to_rgb(image).size == (120, 160)
+    assert to_rgb(image).mode == "RGB"
+
+
+def rejected(data: bytes) -> RejectError:
+    with pytest.raises(RejectError) as caught:
+        EncodedImage(data).decode()
+    return caught.value
+
+
+def test_what_cannot_be_read_has_a_reason(picture):
+    jpeg, png = encoded(picture, "JPEG"), encoded(picture, "PNG")
+    assert rejected(b"").reason == "empty"
+    assert rejected(b"hello, I am text").reason == "not_an_image"
+    assert rejected(b"<svg xmlns='http://www.w3.org/2000/svg'/>").reason == "not_an_image"
+    assert rejected(b"%PDF-1.7\n").reason == "no_decoder"
+    assert rejected(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n").reason == "no_decoder"
+    assert rejected(b"\0\0\0\x20ftypavif").reason == "no_decoder"
+    assert rejected(jpeg[: len(jpeg) // 2]).reason == "truncated"
+    assert rejected(png[: len(png) // 2]).reason == "truncated"
+    assert rejected(b"\xff\xd8\xff" + bytes(100)).reason == "corrupt"
+    assert rejected(encoded(picture.resize((4, 90)), "PNG")).reason == "too_small"
+    assert rejected(encoded(Image.new("F", (20, 20)), "TIFF")).reason == "unsupported_mode"
+    assert rejected(encoded(Image.new("I", (20, 20), 70_000), "TIFF")).reason == "unsupported_mode"
+
+
+def test_a_png_with_a_wrong_checksum_is_corrupt(picture):
+    data = bytearray(encoded(picture, "PNG"))
+    data[len(data) // 2] ^= 0xFF
+    assert rejected(bytes(data)).reason in ("corrupt", "truncated")
+
+
+@pytest.mark.parametrize("side", [10_000, 60_000])
+def test_lying_dimensions_are_refused_before_memory_is_taken(side):
+    header = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
+    data = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + b"IHDR" + header
+    data += struct.pack(">I", zlib.crc32(b"IHDR" + header)) + struct.pack(">I", 0) + b"IDAT"
+    error = rejected(data + struct.pack(">I", zlib.crc32(b"IDAT")))
+    assert error.reason == "too_many_pixels"
+    assert "89,478,485" in error.message
+
+
+def test_messages_are_one_line(picture):
+    assert "\n" not in rejected(encoded(picture, "JPEG")[:300]).message

@@ -1,0 +1,123 @@
+"""The job on a private Ray: the same bytes as in process, whatever dies on the way."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+import quadpipe
+from quadpipe.errors import ConfigError
+
+OPTIONS = ("--samples-per-shard", "2", "--views", "2")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(image_folder, tmp_path_factory, files_of) -> dict[str, bytes]:
+    out = tmp_path_factory.mktemp("undisturbed")
+    quadpipe.tokenize(image_folder, out, samples_per_shard=2, views=2, in_process=True)
+    return files_of(out)
+
+
+def command(images: Path, out: Path, *options: str) -> list[str]:
+    arguments = ("tokenize", "--in", str(images), "--out", str(out), *OPTIONS, *options)
+    return [sys.executable, "-m", "quadpipe.cli", *arguments]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_any_number_of_workers_gives_the_bytes_of_none(
+    workers, image_folder, tmp_path, files_of, undisturbed
+):
+    done = subprocess.run(
+        command(image_folder, tmp_path / "out", "--workers", str(workers)),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert files_of(tmp_path / "out") == undisturbed
+    assert "100% 23 of 23 images" in done.stderr
+    assert "ray" not in done.stderr.lower()
+
+
+def wait_for_shards(out: Path, count: int, process: subprocess.Popen) -> None:
+    deadline = time.monotonic() + 60
+    while len(list(out.glob("*.tar"))) < count:
+        assert process.poll() is None, "the job ended before it could be disturbed"
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_a_killed_driver_goes_on_to_the_same_bytes(image_folder, tmp_path, files_of, undisturbed):
+    out = tmp_path / "out"
+    with subprocess.Popen(
+        command(image_folder, out), stderr=subprocess.DEVNULL, start_new_session=True
+    ) as process:
+        wait_for_shards(out, 5, process)
+        process.send_signal(signal.SIGKILL)
+    assert not (out / "dataset.json").exists()
+    subprocess.run(command(image_folder, out), check=True, capture_output=True)
+    assert files_of(out) == undisturbed
+
+
+def test_a_killed_worker_is_replaced(image_folder, tmp_path, files_of, undisturbed):
+    out = tmp_path / "out"
+    with subprocess.Popen(command(image_folder, out), stderr=subprocess.DEVNULL) as process:
+        wait_for_shards(out, 3, process)
+        descendants = psutil.Process(process.pid).children(recursive=True)
+        workers = [p for p in descendants if "ray::make_shard" in p.name() + " ".join(p.cmdline())]
+        assert workers
+        for worker in workers:
+            os.kill(worker.pid, signal.SIGKILL)
+        assert process.wait(timeout=120) == 0
+    assert files_of(out) == undisturbed
+
+
+def test_ctrl_c_says_how_to_go_on(image_folder, tmp_path, files_of, undisturbed):
+    out = tmp_path / "out"
+    with subprocess.Popen(command(image_folder, out), stderr=subprocess.PIPE, text=True) as process:
+        wait_for_shards(out, 3, process)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "interrupted; run the same command again to go on" in errors
+    assert "Traceback" not in errors
+    subprocess.run(command(image_folder, out), check=True, capture_output=True)
+    assert files_of(out) == undisturbed
+
+
+def test_an_error_in_a_worker_names_shard_and_cause(image_folder, tmp_path):
+    paths = [path.relative_to(image_folder).as_posix() for path in image_folder.rglob("*.jpg")]
+    listing = tmp_path / "list.csv"
+    (tmp_path / "images").symlink_to(image_folder)
+    gone = tmp_path / "gone.jpg"
+    gone.write_bytes(b"")
+    listing.write_text("".join(f"images/{path}\n" for path in paths) + "gone.jpg\n")
+    program = """
+import sys, os, quadpipe
+from quadpipe.job import Progress
+class Vanish(Progress):
+    def planned(self, preview):
+        os.unlink(sys.argv[2])
+try:
+    quadpipe.tokenize(sys.argv[1], sys.argv[3], samples_per_shard=8, progress=Vanish())
+except quadpipe.errors.JobError as error:
+    print(error)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(listing), str(gone), str(tmp_path / "out")],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "1 of 3 shards could not be made; the others are kept" in done.stdout
+    assert "cannot read gone.jpg" in done.stdout
+    assert len(list((tmp_path / "out").glob("*.tar"))) == 2
+
+
+def test_a_cluster_that_is_not_there_is_a_clear_error(image_folder, tmp_path):
+    with pytest.raises(ConfigError, match=r"no Ray at 127\.0\.0\.1:1: .*start one with `ray start"):
+        quadpipe.tokenize(image_folder, tmp_path / "out", address="127.0.0.1:1")

@@ -1,0 +1,368 @@
+"""Reading and verifying finished datasets, and what damage is found."""
+
+import hashlib
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import quadpipe
+from quadpipe.errors import ConfigError, ShardError
+from quadpipe.files import Folder
+from quadpipe.geometry import Geometry
+from quadpipe.quadtree import grow
+from quadpipe.shards.format import npy_bytes
+from quadpipe.shards.reader import check_nodes
+from quadpipe.shards.summary import summarize
+from quadpipe.shards.tar import END, member_bytes, read_members
+from quadpipe.shards.verify import verify
+
+
+@pytest.fixture(scope="module")
+def finished(image_folder, tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("finished") / "shards"
+    quadpipe.tokenize(
+        image_folder, out, in_process=True, samples_per_shard=4, val_share=0.2, views=2, name="x"
+    )
+    return out
+
+
+@pytest.fixture
+def dataset(finished, tmp_path) -> Path:
+    """A copy that a test may damage."""
+    return Path(shutil.copytree(finished, tmp_path / "shards"))
+
+
+def findings(folder: Path) -> list[str]:
+    return list(verify(quadpipe.Dataset(folder)))
+
+
+def test_a_whole_dataset_has_no_findings(dataset):
+    assert findings(dataset) == []
+    shutil.rmtree(dataset / ".quadpipe")
+    assert findings(dataset) == []
+
+
+def test_samples_hold_mosaics_labels_and_where_they_come_from(finished, image_folder):
+    dataset = quadpipe.Dataset(finished)
+    assert dataset.manifest.classes == ["flower", "temple", "zebra"]
+    samples = list(dataset.samples("train", view=0))
+    assert [sample.key for sample in samples] == [f"{index:010d}" for index in range(18)]
+    for sample in samples:
+        path = image_folder / sample.info["path"]
+        assert sample.info["class"] == path.parent.name == dataset.manifest.classes[sample.label]
+        tokenizer = quadpipe.Tokenizer()
+        expected = tokenizer.tokenize(tokenizer.prepare_file(path.read_bytes())[None])[0]
+        np.testing.assert_array_equal(sample.mosaic.tokens, expected.tokens)
+        np.testing.assert_array_equal(sample.mosaic.nodes, expected.nodes)
+    assert len(list(dataset.samples("train"))) == 36
+    assert len(list(dataset.samples("val"))) == 5
+    views = [sample for sample in dataset.samples("train", view=1)]
+    assert [sample.key for sample in views] == [f"{index:010d}-v01" for index in range(18)]
+    assert all(sample.info["view"] == 1 for sample in views)
+    with pytest.raises(ConfigError, match="has no split 'test'; it has train, val"):
+        next(dataset.samples("test"))
+
+
+def test_webdataset_reads_the_shards_where_quadpipe_cannot_be_imported(finished):
+    program = """
+import json, sys
+sys.modules["quadpipe"] = None
+import numpy as np, webdataset as wds
+samples = list(wds.WebDataset(sys.argv[1:], shardshuffle=False).decode())
+try:
+    import quadpipe
+except ImportError:
+    print(json.dumps([
+        [s["__key__"], s["tokens.npy"].sum().item(), s["nodes.npy"].tolist(),
+         s["importance.npy"].tolist(), s["cls"], s["json"]] for s in samples]))
+"""
+    tars = sorted(str(path) for path in finished.glob("train-0*.tar"))
+    done = subprocess.run(
+        [sys.executable, "-c", program, *tars], capture_output=True, text=True, check=True
+    )
+    expected = [
+        [
+            sample.key,
+            int(sample.mosaic.tokens.sum()),
+            sample.mosaic.nodes.tolist(),
+            sample.mosaic.importance.tolist(),
+            sample.label,
+            sample.info,
+        ]
+        for sample in quadpipe.Dataset(finished).samples("train", view=0)
+    ]
+    assert json.loads(done.stdout) == expected
+
+
+def test_the_summary_counts_what_there_is(finished):
+    summary = summarize(quadpipe.Dataset(finished))
+    assert summary["budgets"] == list(range(16, 101, 3))
+    assert summary["splits"]["train"]["samples"] == 36
+    tars = sum(path.stat().st_size for path in finished.glob("val-*.tar"))
+    assert summary["splits"]["val"]["bytes"] == tars
+    for share in ("tokens", "area"):
+        total = sum(scale[share] for scale in summary["splits"]["train"]["scales"].values())
+        assert total == pytest.approx(1, abs=1e-3)
+    json.dumps(summary)
+
+
+def flip_bit(path: Path, position: int, bit: int = 0) -> None:
+    data = bytearray(path.read_bytes())
+    data[position] ^= 1 << bit
+    path.write_bytes(data)
+
+
+def test_one_flipped_bit_is_found_wherever_it_is(dataset):
+    tar = dataset / "train-000001.tar"
+    rng = np.random.default_rng(0)
+    for position in rng.integers(0, tar.stat().st_size, 20).tolist():
+        flip_bit(tar, position, position % 8)
+        assert any("train-000001.tar: its checksum" in line for line in findings(dataset))
+        flip_bit(tar, position, position % 8)
+    assert findings(dataset) == []
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda d: (d / "val-000000.tar").unlink(), "val-000000.tar: missing"),
+        (
+            lambda d: shutil.copy(d / "val-000000.tar", d / "val-000009.tar"),
+            "val-000009.tar: extra",
+        ),
+        (
+            lambda d: (d / "val-000000.tar").write_bytes(
+                (d / "val-000000.tar").read_bytes()[:-512]
+            ),
+            "val-000000.tar: [0-9]+ bytes, expected",
+        ),
+        (lambda d: flip_bit(d / "val.shards.jsonl", 10), "val.shards.jsonl was changed"),
+        (
+            lambda d: (d / ".quadpipe/rejected.jsonl").write_text("{}\n"),
+            "rejected.jsonl: 1 lines, expected 0",
+        ),
+        (
+            lambda d: (d / ".quadpipe/markers/val/0000/000000.json").write_text("{}"),
+            "not a readable marker of val-000000.tar",
+        ),
+    ],
+)
+def test_damage_is_found(dataset, damage, message):
+    damage(dataset)
+    found = findings(dataset)
+    assert any(re.search(message, line) for line in found), found
+
+
+def reseal(dataset: Path, name: str, data: bytes) -> None:
+    """Replace a shard and make all checksums fit, as a stranger could."""
+    split = name.partition("-")[0]
+    (dataset / name).write_bytes(data)
+    manifest = json.loads((dataset / "dataset.json").read_text())
+    lines = []
+    for line in (dataset / f"{split}.shards.jsonl").read_text().splitlines():
+        row = json.loads(line)
+        if row["name"] == name:
+            manifest["splits"][split]["bytes"] += len(data) - row["bytes"]
+            row |= {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+        lines.append(json.dumps(row))
+    text = "\n".join(lines) + "\n"
+    (dataset / f"{split}.shards.jsonl").write_text(text)
+    manifest["splits"][split]["shard_list_sha256"] = hashlib.sha256(text.encode()).hexdigest()
+    (dataset / "dataset.json").write_text(json.dumps(manifest))
+    shutil.rmtree(dataset / ".quadpipe", ignore_errors=True)
+
+
+def members_of(path: Path) -> dict[str, bytes]:
+    with path.open("rb") as file:
+        return {name: data for name, _, data in read_members(file, path.stat().st_size)}
+
+
+def tar_of(members: list[tuple[str, bytes]]) -> bytes:
+    return b"".join(member_bytes(name, data) for name, data in members) + END
+
+
+def swapped_steps(data: bytes) -> bytes:
+    nodes = np.frombuffer(data[-128 * 16 :], "<i4").reshape(-1, 4).copy()
+    nodes[nodes[:, 3] == 0, 3] = 27
+    return npy_bytes(nodes)
+
+
+@pytest.mark.parametrize(
+    ("field", "change", "message"),
+    [
+        ("cls", lambda d: b"3", "cls: b'3' is not a class index below 3"),
+        ("cls", lambda d: b"-1", "cls: b'-1' is not a class index"),
+        ("cls", lambda d: None, "has no member cls"),
+        ("json", lambda d: b"{", "json: not JSON"),
+        ("json", lambda d: b"[]", "json: not a JSON object"),
+        ("nodes.npy", swapped_steps, "nodes.npy: the split steps are not 0 to 27"),
+        ("nodes.npy", lambda d: d[:-4], "nodes.npy: holds 2044 bytes of data, expected 2048"),
+        ("tokens.npy", lambda d: npy_bytes(np.zeros((1, 16, 16, 3), "u1")), r"holds \|u1 \[1,"),
+        ("importance.npy", lambda d: npy_bytes(np.full(28, np.nan, "<f4")), "not finite"),
+    ],
+)
+def test_samples_that_do_not_fit_the_manifest_are_refused_by_shard_and_key(
+    dataset, field, change, message
+):
+    name = "val-000000.tar"
+    changed = []
+    for member, data in members_of(dataset / name).items():
+        if member == f"0000000002.{field}":
+            data = change(data)
+        if data is not None:
+            changed.append((member, data))
+    reseal(dataset, name, tar_of(changed))
+    with pytest.raises(ShardError, match=rf"val-000000\.tar: 0000000002[.:].*{message}"):
+        list(quadpipe.Dataset(dataset).samples("val"))
+    assert len(findings(dataset)) == 1
+
+
+def test_members_that_are_not_known_are_ignored(dataset):
+    members = members_of(dataset / "val-000001.tar")
+    key = next(iter(members)).partition(".")[0]
+    extra = [*members.items(), (f"{key}.caption.txt", b"a temple")]
+    reseal(dataset, "val-000001.tar", tar_of(extra))
+    assert findings(dataset) == []
+
+
+def test_double_keys_and_members_are_refused(dataset):
+    members = list(members_of(dataset / "val-000000.tar").items())
+    reseal(dataset, "val-000000.tar", tar_of(members + members[:5]))
+    with pytest.raises(ShardError, match="0000000000: two samples have this key"):
+        list(quadpipe.Dataset(dataset).samples("val"))
+    reseal(dataset, "val-000000.tar", tar_of([members[0], *members]))
+    with pytest.raises(ShardError, match="two members are called tokens.npy"):
+        list(quadpipe.Dataset(dataset).samples("val"))
+
+
+def test_samples_of_another_shard_are_found(dataset):
+    members = [
+        (name.replace("0000000004", "0000000009"), data)
+        for name, data in members_of(dataset / "val-000001.tar").items()
+    ]
+    reseal(dataset, "val-000001.tar", tar_of(members))
+    assert any("0000000009 does not belong to this shard" in line for line in findings(dataset))
+
+
+def edit_manifest(dataset: Path, **changes: object) -> None:
+    manifest = json.loads((dataset / "dataset.json").read_text())
+    for path, value in changes.items():
+        *above, last = path.split("__")
+        place = manifest
+        for key in above:
+            place = place[key]
+        if value is None:
+            del place[last]
+        else:
+            place[last] = value
+    (dataset / "dataset.json").write_text(json.dumps(manifest))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"format_version": "2.0"}, r"is written in format 2\.0; this quadpipe reads format 1\.0"),
+        ({"format_version": 1}, "is written in format 1;"),
+        ({"classes": None}, "'classes' is missing"),
+        ({"classes": [1, 2]}, "classes are not all names"),
+        ({"tokenizer__tokens": 99}, "99 tokens cannot tile"),
+        ({"tokenizer__new_option": 1}, "unexpected keyword argument 'new_option'"),
+        ({"codec__name": "exe"}, "codec 'exe' is not one of"),
+        ({"splits__train__samples": 7}, "7 samples are not 2 views of 18 - 0 inputs"),
+        ({"splits__train__bytes": -1}, "bytes is -1, not a count"),
+        ({"splits__dev": {}}, "missing 8 required"),
+    ],
+)
+def test_manifests_that_cannot_be_used_are_refused(dataset, changes, message):
+    edit_manifest(dataset, **changes)
+    with pytest.raises(ShardError, match=message):
+        quadpipe.Dataset(dataset)
+
+
+def test_a_later_minor_version_is_read(dataset):
+    edit_manifest(dataset, format_version="1.7", something_new={"x": 1})
+    assert quadpipe.Dataset(dataset).manifest.format_version == "1.7"
+
+
+@pytest.mark.parametrize("name", ["../outside.jsonl", "/etc/passwd", "a\\b", "x/../../y"])
+def test_names_that_lead_out_of_the_dataset_are_refused(dataset, name):
+    edit_manifest(dataset, splits__val__shard_list=name)
+    with pytest.raises(ShardError, match="is not the name of a file in a dataset"):
+        quadpipe.Dataset(dataset).shards("val")
+
+
+def test_shard_lists_that_name_strangers_are_refused(dataset):
+    lines = (
+        (dataset / "val.shards.jsonl").read_text().replace("val-000001.tar", "../evil-000001.tar")
+    )
+    (dataset / "val.shards.jsonl").write_text(lines)
+    digest = hashlib.sha256(lines.encode()).hexdigest()
+    edit_manifest(dataset, splits__val__shard_list_sha256=digest)
+    with pytest.raises(ShardError, match=r"'\.\./evil-000001\.tar' is no shard of view 0 of val"):
+        quadpipe.Dataset(dataset).shards("val")
+
+
+def test_a_folder_without_a_manifest_is_no_dataset(tmp_path):
+    with pytest.raises(ShardError, match="is not a finished dataset: it has no dataset.json"):
+        quadpipe.Dataset(tmp_path)
+    with pytest.raises(ConfigError, match="s3://bucket/x is a URL"):
+        quadpipe.Dataset("s3://bucket/x")
+
+
+@pytest.fixture
+def nodes() -> tuple[np.ndarray, Geometry]:
+    geometry = Geometry(height=128, width=192, patch_size=16, max_patch_size=64)
+    importance = np.random.default_rng(0).random((1, geometry.splittable), np.float32)
+    return grow(importance, geometry, 36).nodes[0].copy(), geometry
+
+
+@pytest.mark.parametrize(
+    ("row", "column", "value", "message"),
+    [
+        (0, 0, 1, "first nodes are not the largest patches"),
+        (0, 2, 1, "first nodes are not the largest patches"),
+        (6, 0, 99, "not followed by its quarters"),
+        (8, 3, 5, "split steps are not 0 to 9, each once"),
+        (0, 3, 1000, "split steps are not 0 to 9, each once"),
+        (-1, 3, -2, "split steps are not 0 to 9, each once"),
+    ],
+)
+def test_nodes_that_are_no_tree_are_refused(nodes, row, column, value, message):
+    array, geometry = nodes
+    check_nodes(array, geometry, 10)
+    array[row, column] = value
+    with pytest.raises(ShardError, match=message):
+        check_nodes(array, geometry, 10)
+
+
+def test_splits_before_their_patch_or_of_the_smallest_scale_are_refused(nodes):
+    array, geometry = nodes
+    steps = array[:, 3].copy()
+    deep = int(np.flatnonzero(steps >= 0)[-1])
+    first = int(np.flatnonzero(steps == 0)[0])
+    array[deep, 3], array[first, 3] = 0, steps[deep]
+    with pytest.raises(ShardError, match="split before it exists"):
+        check_nodes(array, geometry, 10)
+    one_root = Geometry(height=64, width=64, patch_size=16, max_patch_size=64)
+    array = grow(np.array([[9, 8, 7, 0, 0]], np.float32), one_root, 10).nodes[0]
+    assert array[[2, 5], 2:].tolist() == [[1, 2], [0, -1]]
+    array[[2, 5], 3] = -1, 2
+    with pytest.raises(ShardError, match="smallest scale is split"):
+        check_nodes(array, one_root, 3)
+
+
+def test_folder_files_appear_whole_or_not_at_all(tmp_path):
+    folder = Folder(tmp_path / "new")
+    with pytest.raises(ZeroDivisionError), folder.staged("a/b.bin") as file:
+        file.write(b"half")
+        raise ZeroDivisionError
+    assert not folder.exists("a/b.bin")
+    assert list((tmp_path / "new").rglob("*.bin*")) == []
+    folder.write("a/b.bin", b"whole")
+    assert folder.read("a/b.bin") == b"whole"

@@ -1,0 +1,93 @@
+import numpy as np
+import pytest
+from PIL import Image
+
+import quadpipe
+from quadpipe.errors import ConfigError
+from quadpipe.tokenizer import TokenizerConfig
+
+
+def test_three_lines_of_python(photographs):
+    tokenizer = quadpipe.Tokenizer(tokens=196)
+    mosaic = tokenizer(Image.fromarray(photographs[0]))
+    assert mosaic.leaves(64).tokens.shape == (64, 16, 16, 3)
+
+
+def test_pil_images_arrays_and_batches_give_the_same_mosaics(photographs):
+    tokenizer = quadpipe.Tokenizer()
+    alone = [tokenizer(photograph) for photograph in photographs]
+    as_pil = tokenizer([Image.fromarray(photograph) for photograph in photographs])
+    as_batch = tokenizer(np.stack(photographs))
+    for mosaics in (as_pil, as_batch):
+        for one, other in zip(alone, mosaics, strict=True):
+            np.testing.assert_array_equal(one.tokens, other.tokens)
+            np.testing.assert_array_equal(one.nodes, other.nodes)
+    assert tokenizer([]) == []
+
+
+def test_an_image_of_the_size_is_untouched_when_nothing_is_cropped(square):
+    tokenizer = quadpipe.Tokenizer(crop_pct=1.0)
+    np.testing.assert_array_equal(tokenizer.prepare(square[0]), square[0])
+
+
+def test_sizes_need_not_be_square(photographs):
+    mosaic = quadpipe.Tokenizer(image_size=(128, 320), tokens=40)(photographs[0])
+    assert mosaic.rebuild().shape == (128, 320, 3)
+    assert len(mosaic.leaves()) == 40
+
+
+def test_patches_of_14_pixels(photographs):
+    mosaic = quadpipe.Tokenizer(image_size=224, patch_size=14, max_patch_size=56)(photographs[0])
+    assert mosaic.tokens.shape == (128, 14, 14, 3)
+
+
+def test_squashing_shows_the_whole_image(photographs):
+    tokenizer = quadpipe.Tokenizer(resize="squash")
+    expected = Image.fromarray(photographs[0]).resize((256, 256), Image.Resampling.BICUBIC)
+    np.testing.assert_array_equal(tokenizer.prepare(photographs[0]), np.asarray(expected))
+
+
+def test_uniform_is_the_plain_grid_in_raster_order(square):
+    tokenizer = quadpipe.Tokenizer(scorer="uniform", max_patch_size=16, tokens=256, crop_pct=1.0)
+    leaves = tokenizer.tokenize(square[:1])[0].leaves()
+    grid = square[0].reshape(16, 16, 16, 16, 3).swapaxes(1, 2).reshape(256, 16, 16, 3)
+    np.testing.assert_array_equal(leaves.tokens, grid)
+
+
+def test_a_configuration_survives_json():
+    config = TokenizerConfig(image_size=(128, 192), tokens=30, crop_pct=0.9, seed=7)
+    assert TokenizerConfig(**config.as_json()) == config
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"tokens": 99}, "use 97 or 100"),
+        ({"image_size": 250}, "use 192 or 256"),
+        ({"image_size": (1, 2, 3)}, "neither a number nor"),
+        ({"scorer": "magic"}, "no scorer is called 'magic'"),
+        ({"resample": "cubic"}, "resample 'cubic' is not one of bilinear, area"),
+        ({"resize": "pad"}, "resize 'pad' is not one of crop, squash"),
+        ({"crop_pct": 0.0}, "crop_pct 0.0 is not above 0"),
+        ({"crop_pct": 1.5}, "crop_pct 1.5 is not above 0 and at most 1"),
+        ({"seed": -1}, "seed -1 is not from 0"),
+        ({"config": TokenizerConfig(), "tokens": 64}, "not both"),
+    ],
+)
+def test_configurations_that_cannot_work_are_refused(options, message):
+    with pytest.raises(ConfigError, match=message):
+        quadpipe.Tokenizer(**options)
+
+
+@pytest.mark.parametrize(
+    "image", [np.zeros((9, 9, 3)), np.zeros((9, 9), np.uint8), np.zeros((9, 9, 4), np.uint8)]
+)
+def test_arrays_that_are_no_images_are_refused(image):
+    tokenizer = quadpipe.Tokenizer()
+    with pytest.raises(ConfigError, match=r"must be uint8 \[h, w, 3\]"):
+        tokenizer([image])
+
+
+def test_prepared_images_must_have_the_image_size(square):
+    with pytest.raises(ConfigError, match="prepared images must be uint8"):
+        quadpipe.Tokenizer(image_size=128, tokens=40).tokenize(square)
