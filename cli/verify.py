@@ -20,7 +20,8 @@ def command(context: click.Context, dataset: str) -> None:
         findings += 1
         click.echo(finding)
     if findings:
-        click.echo(f"{findings} findings; get the named files again from where they came", err=True)
+        things = "1 thing is" if findings == 1 else f"{findings} things are"
+        click.echo(f"{things} wrong; fetch the named files again from their source", err=True)
         context.exit(1)
     samples = sum(split.samples for split in opened.manifest.splits.values())
     click.echo(f"{dataset}: whole, {samples:,} samples checked")

@@ -1,0 +1,169 @@
+"""Every command as a person types it."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+
+def run(*arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "quadpipe.cli", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+    )
+
+
+@pytest.fixture(scope="module")
+def shards(image_folder, tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("cli") / "shards"
+    arguments = ("--in", image_folder, "--out", out, "--in-process", "--val-share", 0.2)
+    done = run("tokenize", *arguments, "--samples-per-shard", 8, "--name", "Temples")
+    assert done.returncode == 0, done.stderr
+    assert "inputs   23 images, 3 classes: train 18, val 5" in done.stderr
+    assert "23 samples of about 104.7 kB" in done.stderr
+    assert "100% 23 of 23 images" in done.stderr
+    assert "dataset   Temples, 3 classes" in done.stdout
+    return out
+
+
+def test_help_names_the_commands():
+    done = run("--help")
+    assert done.returncode == 0
+    for command in ("tokenize", "info", "verify", "show"):
+        assert command in done.stdout
+        assert "Usage: quadpipe" in run(command, "--help").stdout
+    assert run("--version").stdout.startswith("quadpipe, version ")
+
+
+def test_every_default_is_shown_and_has_one_source():
+    text = " ".join(run("tokenize", "--help").stdout.split())
+    for option in (
+        "--tokens INTEGER Tokens an image; every smaller budget can be read from the result. "
+        "[default: 100]",
+        "--image-size N|HxW Size of the images in pixels: 256, or HxW. [default: 256]",
+        "[default: 0.35,1]",
+        "[default: 1%]",
+        "--seed INTEGER Seed of whatever is drawn: order, views, random scorer. [default: 0]",
+    ):
+        assert option in text
+
+
+def test_info_is_text_or_json(shards):
+    text = run("info", shards).stdout
+    assert "budgets   16 to 100 in steps of 3 tokens" in text
+    assert "train      18         0      1       18       3" in text
+    summary = json.loads(run("info", shards, "--json").stdout)
+    assert summary["splits"]["val"]["samples"] == 5
+
+
+def test_verify_says_whole_or_what_is_wrong(shards, tmp_path):
+    assert "whole, 23 samples checked" in run("verify", shards).stdout
+    for path in shards.iterdir():
+        if path.is_file():
+            os.link(path, tmp_path / path.name)
+    (tmp_path / "val-000000.tar").unlink()
+    done = run("verify", tmp_path)
+    assert done.returncode == 1
+    assert "val-000000.tar: missing" in done.stdout
+    assert "1 thing is wrong" in done.stderr
+
+
+def test_show_draws_an_image_at_several_budgets(image_folder, tmp_path):
+    picture = next(image_folder.rglob("*.jpg"))
+    done = run("show", picture, "--tokens", 64, "--tokens", 100, "--out", tmp_path / "x.png")
+    assert done.returncode == 0, done.stderr
+    with Image.open(tmp_path / "x.png") as image:
+        assert image.size == (16 + 3 * 528, 2 * (512 + 36) + 36 + 16)
+
+
+def test_show_draws_a_dataset_with_or_without_its_images(shards, image_folder, tmp_path):
+    done = run("show", shards, "--samples", 2, "--out", tmp_path / "a.png")
+    assert done.returncode == 0, done.stderr
+    done = run("show", shards, "--samples", 2, "--split", "val", "--in", image_folder,
+               "--out", tmp_path / "b.png")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    with Image.open(tmp_path / "a.png") as bare, Image.open(tmp_path / "b.png") as full:
+        assert full.width - bare.width == 528
+        assert full.height == bare.height
+
+
+def test_a_dry_run_says_what_would_be_done_and_does_nothing(image_folder, tmp_path):
+    done = run("tokenize", "--in", image_folder, "--out", tmp_path / "out", "--dry-run")
+    assert done.returncode == 0
+    assert "23 images, 3 classes" in done.stderr
+    assert "2.4 MB in all" in done.stderr
+    assert "free" in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_too_many_rejects_exit_with_3(image_folder, tmp_path):
+    (tmp_path / "images").mkdir()
+    for number in range(3):
+        Image.fromarray(np.zeros((64, 64, 3), np.uint8)).save(tmp_path / "images" / f"{number}.png")
+    (tmp_path / "images" / "bad.png").write_bytes(b"")
+    arguments = ("tokenize", "--in", tmp_path / "images", "--out", tmp_path / "out", "--in-process")
+    done = run(*arguments)
+    assert done.returncode == 3
+    assert "1 of 4 inputs were rejected (1 empty), more than 0" in done.stderr
+    assert run(*arguments, "--max-rejected", "25%").returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (("tokenize", "--in", "x"), 2, "Missing option '--out'"),
+        (("tokenize", "--in", "x", "--out", "y", "--tokns", "3"), 2, "No such option"),
+        (("tokenize", "--in", "x", "--out", "y", "--tokens", "99"), 2, "use 97 or 100"),
+        (("tokenize", "--in", "x", "--out", "y", "--tokens", "few"), 2, "'few' is not a valid int"),
+        (
+            ("tokenize", "--in", "x", "--out", "y", "--image-size", "1x2x3"),
+            2,
+            "neither a number nor",
+        ),
+        (("tokenize", "--in", "x", "--out", "y", "--view-scale", "1"), 2, "is not two numbers"),
+        (("tokenize", "--in", "x", "--out", "y", "--scorer", "magic"), 2, "is not one of"),
+        (("tokenize", "--in", "x", "--out", "y"), 1, "x does not exist; give a folder"),
+        (("info", "."), 1, "is not a finished dataset"),
+        (("verify", "nowhere"), 1, "is not a finished dataset"),
+        (("show", "nowhere.jpg", "--out", "x.png"), 1, "cannot read nowhere.jpg"),
+        (
+            ("show", "text.jpg", "--out", "x.png"),
+            1,
+            "text.jpg is no image we can use: not_an_image",
+        ),
+        (("show", ".", "--out", "x.gif"), 2, "does not end in .png"),
+        (("show", "text.jpg", "--out", "x.png", "--samples", "3"), 2, "--samples is for a dataset"),
+        (("show", ".", "--out", "x.png", "--scorer", "random"), 2, "--scorer is for an image file"),
+        (("nonsense",), 2, "No such command"),
+    ],
+)
+def test_what_is_wrong_is_said_in_a_line_without_a_traceback(arguments, code, message, tmp_path):
+    (tmp_path / "text.jpg").write_text("hello")
+    done = run(*arguments, cwd=tmp_path)
+    assert done.returncode == code
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--tokens", 196), "holds 100 tokens, not 196"),
+        (("--split", "test"), "has no split 'test'"),
+        (("--samples", 0), "0 samples cannot be shown"),
+        (("--in", "nowhere"), "cannot read"),
+    ],
+)
+def test_show_says_what_a_dataset_cannot_show(shards, tmp_path, arguments, message):
+    done = run("show", shards, "--out", tmp_path / "x.png", *arguments)
+    assert done.returncode in (1, 2)
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr

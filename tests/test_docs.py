@@ -1,0 +1,90 @@
+"""What README.md and docs/ say is run here."""
+
+import json
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+REPOSITORY = Path(__file__).parents[1]
+README = (REPOSITORY / "README.md").read_text()
+
+
+def blocks(text: str, kind: str) -> list[str]:
+    return re.findall(rf"^```{kind}\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+
+
+@pytest.fixture(scope="module")
+def folder(image_folder, tmp_path_factory) -> Path:
+    """Where a reader of the README stands: images, and the commands run."""
+    folder = tmp_path_factory.mktemp("readme")
+    (folder / "imagenet").symlink_to(image_folder)
+    (folder / "cat.jpg").write_bytes(next(image_folder.rglob("*.jpg")).read_bytes())
+    for line in "".join(blocks(README, "console")).splitlines():
+        command = line.removeprefix("$ quadpipe ")
+        assert command != line, f"not a quadpipe command: {line}"
+        done = subprocess.run(
+            [sys.executable, "-m", "quadpipe.cli", *shlex.split(command)],
+            cwd=folder,
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, f"{line}\n{done.stderr}"
+    return folder
+
+
+def test_the_commands_leave_what_the_readme_says(folder):
+    tree = blocks(README, "")[-2]
+    assert tree.startswith("shards/")
+    for line in tree.splitlines()[1:]:
+        assert (folder / "shards" / line.split()[0]).exists(), line
+    with Image.open(folder / "mosaics.png") as picture:
+        assert picture.width > 1500
+
+
+def test_the_python_examples_run(folder):
+    examples = blocks(README, "python")
+    assert len(examples) == 2
+    for example in examples:
+        done = subprocess.run(
+            [sys.executable, "-c", example], cwd=folder, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.startswith("0000000000")
+
+
+def test_the_file_tree_names_what_is_there():
+    tree = blocks(README, "")[-1]
+    above = ""
+    for line in tree.splitlines():
+        name = line.split()[0]
+        if not line.startswith(" "):
+            above = name
+        assert (REPOSITORY / ("" if name == above else above) / name).exists(), line
+    named = {line.split()[0].rstrip("/") for line in tree.splitlines() if line.startswith("  ")}
+    here = {p.name for p in (REPOSITORY / "quadpipe").iterdir() if p.name[0] not in "_."}
+    assert {name for name in here if name != "py.typed"} == named
+
+
+def test_links_in_the_docs_lead_somewhere():
+    for page in (REPOSITORY / "README.md", *(REPOSITORY / "docs").glob("*.md")):
+        for target in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text()):
+            assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_the_format_page_names_every_key_of_a_manifest(folder):
+    page = (REPOSITORY / "docs" / "format.md").read_text()
+    manifest = json.loads((folder / "shards" / "dataset.json").read_text())
+    splits = manifest["splits"]["train"]
+    for key in (
+        *manifest,
+        *manifest["tokenizer"],
+        *manifest["scorer"],
+        *manifest["codec"],
+        *splits,
+    ):
+        assert f"`{key}`" in page, key

@@ -1,0 +1,47 @@
+import numpy as np
+import pytest
+from PIL import Image
+
+import quadpipe
+from quadpipe.render import Exhibit, draw
+
+
+@pytest.fixture
+def exhibit(square) -> Exhibit:
+    mosaic = quadpipe.Tokenizer(tokens=100).tokenize(square[:1])[0]
+    return Exhibit(mosaic=mosaic, title="temple/01.jpg", image=square[0])
+
+
+def panels(sheet: Image.Image) -> tuple[int, int]:
+    """Columns and rows of 512-pixel panels that a sheet has room for."""
+    return sheet.width // 512, sheet.height // 512
+
+
+def test_one_budget_is_a_row_of_image_quadtree_and_mosaic(exhibit, square):
+    sheet = draw([exhibit], [64])
+    assert panels(sheet) == (3, 1)
+    pixels = np.asarray(sheet).astype(int)
+    image = np.asarray(Image.fromarray(square[0]).resize((512, 512), Image.Resampling.BICUBIC))
+    left, top = 16, 36
+    np.testing.assert_array_equal(pixels[top : top + 512, left : left + 512], image)
+    mosaic = exhibit.mosaic.rebuild(64).repeat(2, 0).repeat(2, 1)
+    left += 2 * (512 + 16)
+    np.testing.assert_array_equal(pixels[top : top + 512, left : left + 512], mosaic)
+
+
+def test_the_quadtree_has_a_line_along_every_leaf(exhibit):
+    pixels = np.asarray(draw([exhibit], [64]))
+    left, top = 16 + 512 + 16, 36
+    for x, y, scale in exhibit.mosaic.leaves(64).boxes.tolist():
+        side = 32 << scale
+        row = pixels[top + y * 32, left + x * 32 : left + x * 32 + side]
+        assert (row == 255).all()
+
+
+def test_several_budgets_stand_side_by_side(exhibit):
+    assert panels(draw([exhibit], [16, 64, 100])) == (4, 2)
+
+
+def test_exhibits_stand_below_each_other_and_do_without_an_image(exhibit):
+    bare = Exhibit(mosaic=exhibit.mosaic, title="x" * 300)
+    assert panels(draw([bare, bare], [64])) == (2, 2)
