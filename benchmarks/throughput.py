@@ -70,7 +70,7 @@ def measure(images: Path, paths: list[Path], temporary: Path, runs: int) -> None
         middle = statistics.median(values)
         spread = f"{min(values):.0f}-{max(values):.0f}"
         print(
-            f"{name:28} {middle:9.0f} {spread:>11} {middle / base:7.2f} {peaks[name] / 2**20:8.0f} MiB"
+            f"{name:28} {middle:9.0f} {spread:>11} {middle / base:7.2f} {peaks[name] >> 20:8} MiB"
         )
 
 

@@ -15,7 +15,18 @@ README = (REPOSITORY / "README.md").read_text()
 
 
 def blocks(text: str, kind: str) -> list[str]:
-    return re.findall(rf"^```{kind}\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+    """Contents of the fenced blocks of one kind."""
+    found, inside = [], None
+    for line in text.splitlines():
+        if line.startswith("```"):
+            if inside is None:
+                inside = line[3:]
+                found.append((inside, []))
+            else:
+                inside = None
+        elif inside is not None:
+            found[-1][1].append(line)
+    return ["\n".join(lines) + "\n" for name, lines in found if name == kind]
 
 
 @pytest.fixture(scope="module")

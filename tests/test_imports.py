@@ -122,8 +122,10 @@ def wheel(tmp_path_factory) -> Path:
         ignore = shutil.ignore_patterns("__pycache__", "*.egg-info")
         shutil.copytree(REPOSITORY / name, source / name, ignore=ignore)
     subprocess.run(
-        [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "-q"]
-        + ["-w", str(target), str(source)],
+        [
+            *(sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "-q"),
+            *("-w", str(target), str(source)),
+        ],
         check=True,
     )
     return next(target.glob("*.whl"))

@@ -62,7 +62,7 @@ def test_samples_hold_mosaics_labels_and_where_they_come_from(finished, image_fo
         np.testing.assert_array_equal(sample.mosaic.nodes, expected.nodes)
     assert len(list(dataset.samples("train"))) == 36
     assert len(list(dataset.samples("val"))) == 5
-    views = [sample for sample in dataset.samples("train", view=1)]
+    views = list(dataset.samples("train", view=1))
     assert [sample.key for sample in views] == [f"{index:010d}-v01" for index in range(18)]
     assert all(sample.info["view"] == 1 for sample in views)
     with pytest.raises(ConfigError, match="has no split 'test'; it has train, val"):
