@@ -13,6 +13,9 @@ _COMMANDS = {
     "tokenize": "Turn images into shards of quadtree mosaics.",
     "info": "Say what a dataset holds and how it was made.",
     "verify": "Check every byte of a dataset.",
+    "train": "Train a Quadformer on shards.",
+    "eval": "Score a trained model at several budgets.",
+    "predict": "Classify images with a trained model.",
     "show": "Draw an image or a dataset as mosaics.",
 }
 
@@ -53,3 +56,9 @@ def main() -> NoReturn:
     except QuadpipeError as error:
         click.echo(f"quadpipe: {error}", err=True)
         sys.exit(error.exit_code)
+    except OSError as error:
+        click.echo(f"quadpipe: {error}; check the paths given", err=True)
+        sys.exit(1)
+    except MemoryError:
+        click.echo("quadpipe: out of memory; use fewer --workers or smaller images", err=True)
+        sys.exit(1)

@@ -24,6 +24,14 @@ def _range(text: str) -> tuple[float, float]:
     return low, high
 
 
+def _triple(text: str) -> tuple[float, float, float]:
+    try:
+        red, green, blue = (float(part) for part in text.split(","))
+    except ValueError as error:
+        raise click.BadParameter(f"{text!r} is not three numbers with commas between") from error
+    return red, green, blue
+
+
 _TYPES: dict[Any, tuple[Any, str | None]] = {
     int: (int, None),
     float: (float, None),
@@ -31,6 +39,7 @@ _TYPES: dict[Any, tuple[Any, str | None]] = {
     bool: (bool, None),
     tuple[int, int]: (_image_size, "N|HxW"),
     tuple[float, float]: (_range, "LOW,HIGH"),
+    tuple[float, float, float]: (_triple, "R,G,B"),
 }
 
 

@@ -8,8 +8,9 @@ import click
 from click.core import ParameterSource
 
 from quadpipe.cli.options import options_of
-from quadpipe.errors import ConfigError, OutputError, QuadpipeError, SourceError
-from quadpipe.render import Exhibit, draw
+from quadpipe.cli.pictures import check_png, write_picture
+from quadpipe.errors import ConfigError, QuadpipeError, SourceError
+from quadpipe.render import Exhibit
 from quadpipe.shards.gallery import exhibits
 from quadpipe.shards.reader import Dataset
 from quadpipe.tokenizer import Tokenizer, TokenizerConfig
@@ -46,8 +47,7 @@ def command(
     Give --tokens several times to see budgets side by side; --in to see a dataset's mosaics
     beside the images they were made from.
     """
-    if out.suffix.lower() != ".png":
-        raise ConfigError(f"--out {out} does not end in .png")
+    check_png(out)
     if what.is_dir():
         _refuse_given(context, [f.name for f in fields(TokenizerConfig)], "an image file")
         dataset = Dataset(what)
@@ -58,12 +58,7 @@ def command(
         budgets = budgets or (TokenizerConfig.tokens,)
         config = TokenizerConfig(tokens=max(budgets), **options)
         shown = [_image_exhibit(what, config)]
-    sheet = draw(shown, sorted(budgets))
-    try:
-        sheet.save(out)
-    except OSError as error:
-        raise OutputError(f"cannot write {out}: {error.strerror or error}") from error
-    click.echo(out)
+    write_picture(shown, sorted(budgets), out)
 
 
 def _image_exhibit(path: Path, config: TokenizerConfig) -> Exhibit:

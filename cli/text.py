@@ -12,6 +12,22 @@ def bytes_text(count: float) -> str:
     return f"{count:,.0f} bytes" if unit == "bytes" else f"{count:,.1f} {unit}"
 
 
+def count_text(count: float) -> str:
+    """4.6 G, in powers of 1000."""
+    for unit in ("", " k", " M", " G", " T"):
+        if count < 1000 or unit == " T":
+            break
+        count /= 1000
+    return f"{count:,.0f}" if not unit else f"{count:,.2f}{unit}"
+
+
+def duration_text(seconds: float) -> str:
+    """1:02:03."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Columns as wide as needed; the first flush left, the others flush right."""
     lines = [list(header), *map(list, rows)]

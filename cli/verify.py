@@ -21,7 +21,8 @@ def command(context: click.Context, dataset: str) -> None:
         click.echo(finding)
     if findings:
         things = "1 thing is" if findings == 1 else f"{findings} things are"
-        click.echo(f"{things} wrong; fetch the named files again from their source", err=True)
+        advice = "fetch the named files again, or delete them and run quadpipe tokenize again"
+        click.echo(f"{things} wrong; {advice}", err=True)
         context.exit(1)
     samples = sum(split.samples for split in opened.manifest.splits.values())
     click.echo(f"{dataset}: whole, {samples:,} samples checked")

@@ -7,9 +7,11 @@ inside a dataset are relative, with forward slashes, and never lead out of it.
 import errno
 import fcntl
 import hashlib
+import mmap
 import os
 import shutil
-from collections.abc import Iterator
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from io import BufferedReader
 from pathlib import Path, PurePosixPath
@@ -21,15 +23,132 @@ from quadpipe.errors import ConfigError, OutputError, ShardError
 STAGING = ".quadpipe/tmp"
 
 
-class Folder:
+def open_folder(location: str | os.PathLike[str]) -> "ReadableFolder":
+    """A dataset's folder for reading: a local path or any URL that fsspec knows."""
+    text = os.fspath(location)
+    return RemoteFolder(text) if "://" in text else Folder(text)
+
+
+class ReadableFolder(ABC):
+    """What readers need of a folder. Names are relative, with forward slashes.
+
+    All methods raise ShardError on names that lead out of the folder, and where a file cannot be
+    read.
+    """
+
+    @abstractmethod
+    def where(self, name: str) -> str:
+        """The file's path or URL."""
+
+    @abstractmethod
+    def size(self, name: str) -> int | None:
+        """Bytes of a file, None when there is none."""
+
+    @abstractmethod
+    def read(self, name: str) -> bytes: ...
+
+    @abstractmethod
+    def map(self, name: str) -> memoryview:
+        """The whole content; of a local file without reading it."""
+
+    @abstractmethod
+    def read_ranges(self, name: str, ranges: Sequence[tuple[int, int]]) -> Sequence[memoryview]:
+        """The bytes from the first to before the second number of each range."""
+
+    @abstractmethod
+    def sha256(self, name: str) -> str: ...
+
+    @abstractmethod
+    def names(self) -> list[str]:
+        """Names of all files of the dataset, sorted; what is hidden at the top is left out."""
+
+    def exists(self, name: str) -> bool:
+        return self.size(name) is not None
+
+
+def _checked(root: object, name: str) -> str:
+    """The name, if it is one of a file inside; ShardError otherwise."""
+    parts = PurePosixPath(name).parts
+    if not parts or name.startswith("/") or ".." in parts or "\\" in name or "\0" in name:
+        raise ShardError(f"{root}: {name!r} is not the name of a file in a dataset")
+    return "/".join(parts)
+
+
+class RemoteFolder(ReadableFolder):
+    """A dataset at a URL, through fsspec. Reading only."""
+
+    def __init__(self, url: str) -> None:
+        import fsspec
+
+        self.url = url.rstrip("/")
+        try:
+            self._system, self._root = fsspec.core.url_to_fs(self.url)
+        except (ValueError, ImportError) as error:
+            raise ConfigError(f"{url} cannot be opened: {error}") from error
+
+    def __str__(self) -> str:
+        return self.url
+
+    def where(self, name: str) -> str:
+        return f"{self.url}/{_checked(self.url, name)}"
+
+    def size(self, name: str) -> int | None:
+        try:
+            return int(self._system.size(self._path(name)))
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise self._unreadable(name, error) from error
+
+    def read(self, name: str) -> bytes:
+        try:
+            return bytes(self._system.cat_file(self._path(name)))
+        except OSError as error:
+            raise self._unreadable(name, error) from error
+
+    def map(self, name: str) -> memoryview:
+        return memoryview(self.read(name))
+
+    def read_ranges(self, name: str, ranges: Sequence[tuple[int, int]]) -> Sequence[memoryview]:
+        paths = [self._path(name)] * len(ranges)
+        starts, stops = ([pair[end] for pair in ranges] for end in (0, 1))
+        try:
+            parts = self._system.cat_ranges(paths, starts, stops, on_error="raise")
+        except OSError as error:
+            raise self._unreadable(name, error) from error
+        return [memoryview(part) for part in parts]
+
+    def sha256(self, name: str) -> str:
+        try:
+            with self._system.open(self._path(name), "rb") as file:
+                return hashlib.file_digest(file, "sha256").hexdigest()
+        except OSError as error:
+            raise self._unreadable(name, error) from error
+
+    def names(self) -> list[str]:
+        try:
+            found = self._system.find(self._root)
+        except OSError as error:
+            raise self._unreadable("", error) from error
+        names = (path.removeprefix(self._root).lstrip("/") for path in found)
+        return sorted(name for name in names if not name.startswith("."))
+
+    def _path(self, name: str) -> str:
+        return f"{self._root}/{_checked(self.url, name)}"
+
+    def _unreadable(self, name: str, error: OSError) -> ShardError:
+        return ShardError(f"cannot read {self.url}/{name}: {error.strerror or error}")
+
+
+class Folder(ReadableFolder):
     """A local folder that holds one dataset; made on first write."""
 
     def __init__(self, location: str | os.PathLike[str]) -> None:
         text = os.fspath(location)
         if "://" in text:
             raise ConfigError(
-                f"{text} is a URL; this version reads and writes local folders only, so copy the "
-                f"dataset to a mounted path"
+                f"{text} is a URL; this version writes to local folders only: write there, then "
+                f"copy the finished dataset"
             )
         self.root = Path(text)
 
@@ -37,24 +156,19 @@ class Folder:
         return str(self.root)
 
     def path(self, name: str) -> Path:
-        """Where the file `name` is; ShardError when the name leads out of the folder."""
-        parts = PurePosixPath(name).parts
-        if not parts or name.startswith("/") or ".." in parts or "\\" in name or "\0" in name:
-            raise ShardError(f"{self.root}: {name!r} is not the name of a file in a dataset")
-        return self.root.joinpath(*parts)
+        return self.root / _checked(self.root, name)
 
-    def exists(self, name: str) -> bool:
-        return self.path(name).is_file()
+    def where(self, name: str) -> str:
+        return str(self.path(name))
 
     def size(self, name: str) -> int | None:
-        """Bytes of a file, None when there is none."""
+        path = self.path(name)
         try:
-            return self.path(name).stat().st_size
-        except FileNotFoundError:
-            return None
+            return path.stat().st_size if path.is_file() else None
+        except OSError as error:
+            raise ShardError(f"cannot read {path}: {_reason(error)}") from error
 
     def open(self, name: str) -> BufferedReader:
-        """A file for reading; ShardError when it cannot be opened or is not a plain file."""
         path = self.path(name)
         try:
             if not path.is_file():
@@ -67,15 +181,21 @@ class Folder:
         with self.open(name) as file:
             return file.read()
 
+    def map(self, name: str) -> memoryview:
+        with self.open(name) as file:
+            if not os.fstat(file.fileno()).st_size:
+                return memoryview(b"")
+            return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+
+    def read_ranges(self, name: str, ranges: Sequence[tuple[int, int]]) -> Sequence[memoryview]:
+        contents = self.map(name)
+        return [contents[start:stop] for start, stop in ranges]
+
     def sha256(self, name: str) -> str:
         with self.open(name) as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
 
     def names(self) -> list[str]:
-        """Names of all files of the dataset, sorted; what is hidden at the top is left out.
-
-        Symbolic links to folders are not followed.
-        """
         found = []
         for folder, folders, files in os.walk(self.root):
             if Path(folder) == self.root:
@@ -113,9 +233,13 @@ class Folder:
         except OSError as error:
             raise OutputError(f"cannot write {target}: {_reason(error)}") from error
 
+    def remove(self, name: str) -> None:
+        """Remove a folder of the dataset with all that is in it, if it is there."""
+        shutil.rmtree(self.path(name), ignore_errors=True)
+
     def clear_staging(self) -> None:
         """Remove what interrupted writers left."""
-        shutil.rmtree(self.path(STAGING), ignore_errors=True)
+        self.remove(STAGING)
 
     def free_bytes(self) -> int:
         """Bytes that can be written where the folder is or will be."""
@@ -143,6 +267,11 @@ class Folder:
                 raise OutputError(
                     f"another quadpipe is writing to {self.root} now; wait for it to end, or "
                     f"choose another --out"
+                ) from error
+            except OSError as error:
+                raise OutputError(
+                    f"{path} cannot be locked ({error.strerror}); choose an --out on a file system "
+                    f"with locks"
                 ) from error
             yield
 

@@ -11,6 +11,9 @@ from functools import cached_property
 import numpy as np
 
 from quadpipe.errors import ConfigError
+from quadpipe.fields import check_types
+
+MAX_TOKENS = 2**20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,10 +33,10 @@ class Geometry:
     max_patch_size: int
 
     def __post_init__(self) -> None:
+        check_types(self)
         for name in ("height", "width", "patch_size", "max_patch_size"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
-                raise ConfigError(f"{name} must be a whole number above 0, not {value!r}")
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} {getattr(self, name)} is not above 0")
         ratio, rest = divmod(self.max_patch_size, self.patch_size)
         if rest or ratio & (ratio - 1):
             doubles = ", ".join(str(self.patch_size * 2**s) for s in range(4))
@@ -50,6 +53,12 @@ class Geometry:
                     f"image {name} {value} is not a multiple of max_patch_size "
                     f"{self.max_patch_size}; use {' or '.join(choices)}"
                 )
+
+        if self.max_tokens > MAX_TOKENS:
+            raise ConfigError(
+                f"{self.height}x{self.width} pixels hold {self.max_tokens:,} patches of "
+                f"{self.patch_size}, more than {MAX_TOKENS:,}; use a larger patch_size"
+            )
 
     @property
     def max_scale(self) -> int:

@@ -70,7 +70,11 @@ class Mosaic:
         return Leaves(tokens=self.tokens[chosen], boxes=self.nodes[chosen, :3], truncated=truncated)
 
     def flip(self) -> "Mosaic":
-        """The mosaic of the image mirrored left to right; exact."""
+        """The mosaic of the image mirrored left to right: pixels and boxes exactly.
+
+        The splits keep their order; among equal importances a tokenizer would begin at the other
+        side of the mirrored image.
+        """
         order = _mirror_order(self.geometry, len(self.importance))
         nodes = self.nodes[order]
         columns = self.geometry.width // self.geometry.patch_size

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from quadpipe.errors import ConfigError
 from quadpipe.mosaic import Leaves, Mosaic
 
 _PANEL = 384  # shortest side of a panel in pixels, at least
@@ -29,8 +30,11 @@ def draw(exhibits: Sequence[Exhibit], budgets: Sequence[int]) -> Image.Image:
     """A sheet with a block for each exhibit, RGB.
 
     With one budget a block is a row: image, quadtree, mosaic. With several, the quadtrees stand in
-    one row and the mosaics below them, a column for each budget, beside the image.
+    one row and the mosaics below them, a column for each budget, beside the image. Raises
+    ConfigError on a budget that a mosaic does not serve, and when there is nothing to draw.
     """
+    if not exhibits:
+        raise ConfigError("there is no sample to draw")
     blocks = [_block(exhibit, budgets) for exhibit in exhibits]
     width = max(block.width for block in blocks)
     sheet = Image.new("RGB", (width, sum(block.height for block in blocks)), "white")
@@ -95,7 +99,7 @@ def _write(
     """One line of text; of one that is too long its end, which tells files apart."""
     draw = ImageDraw.Draw(canvas)
     font = ImageFont.load_default(_TEXT_SIZE)
-    shown = text
+    shown = text[-200:]
     while len(shown) > 8 and draw.textlength(shown, font) > canvas.width - position[0]:
         shown = "..." + shown.removeprefix("...")[1:]
     draw.text(position, shown, ink, font)

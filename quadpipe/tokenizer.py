@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 from quadpipe.errors import ConfigError
+from quadpipe.fields import check_types
 from quadpipe.geometry import Geometry
 from quadpipe.images.crop import RESIZES, Box, centre_box, decode_and_resample, resample
 from quadpipe.images.decode import EncodedImage, to_rgb
@@ -23,12 +24,15 @@ from quadpipe.scorers.base import Scorer
 TOKENIZER_VERSION = 1
 """Raised only when the same configuration gives other bytes than before."""
 
+MAX_IMAGE_SIDE = 16_384
+
 
 @dataclass(frozen=True, kw_only=True)
 class TokenizerConfig:
     """Everything that decides an image's mosaic; raises ConfigError when it cannot work.
 
-    image_size may be given as a number for a square; it is kept as (H, W).
+    image_size may be given as a number for a square; it is kept as (H, W). Whether the scorer is
+    there is asked by `make_scorer`: datasets of other scorers can be read.
     """
 
     image_size: tuple[int, int] = field(
@@ -64,29 +68,30 @@ class TokenizerConfig:
         },
     )
     crop_pct: float = field(
-        default=0.875, metadata={"help": "Share of the resized image's side that is kept."}
+        default=0.875,
+        metadata={"help": "With resize crop: share of the resized side that is kept."},
     )
     seed: int = field(
         default=0, metadata={"help": "Seed of whatever is drawn: order, views, random scorer."}
     )
 
     def __post_init__(self) -> None:
-        size = self.image_size
-        pair = (size, size) if isinstance(size, int) else tuple(size)
-        if len(pair) != 2:
-            raise ConfigError(f"image_size {size!r} is neither a number nor (height, width)")
-        object.__setattr__(self, "image_size", pair)
+        size: Any = self.image_size
+        if isinstance(size, int):
+            object.__setattr__(self, "image_size", (size, size))
+        check_types(self)
+        if max(self.image_size) > MAX_IMAGE_SIDE:
+            raise ConfigError(f"image_size {self.image_size} has a side above {MAX_IMAGE_SIDE:,}")
         for name, allowed in (("resample", RESAMPLERS), ("resize", RESIZES)):
             if getattr(self, name) not in allowed:
                 raise ConfigError(
                     f"{name} {getattr(self, name)!r} is not one of {', '.join(allowed)}"
                 )
-        if not 0 < self.crop_pct <= 1:
-            raise ConfigError(f"crop_pct {self.crop_pct} is not above 0 and at most 1")
+        if not 0.1 <= self.crop_pct <= 1:
+            raise ConfigError(f"crop_pct {self.crop_pct:g} is not from 0.1 to 1")
         if not 0 <= self.seed < 2**63:
             raise ConfigError(f"seed {self.seed} is not from 0 to 2^63 - 1")
         self.geometry.splits(self.tokens)
-        self.make_scorer()
 
     @cached_property
     def geometry(self) -> Geometry:
@@ -99,6 +104,7 @@ class TokenizerConfig:
         )
 
     def make_scorer(self) -> Scorer:
+        """ConfigError when there is no such scorer, or it does not fit the geometry."""
         parameters = {"seed": self.seed} if self.scorer == "random" else {}
         return make_scorer(self.scorer, self.geometry, **parameters)
 
@@ -140,7 +146,8 @@ class Tokenizer:
 
         An image is a PIL image of any size, made upright and RGB, or uint8 `[h, w, 3]`; a batch
         is a sequence of images or uint8 `[B, h, w, 3]`. Images are resized and cropped as in the
-        job; one that has the image size already is used as it is when `crop_pct` is 1.
+        job; one that has the image size already is used as it is when `crop_pct` is 1. Raises
+        ConfigError on arrays that are no images, RejectError on PIL images without RGB colours.
         """
         if isinstance(images, Image.Image) or (isinstance(images, np.ndarray) and images.ndim == 3):
             return self.tokenize(self.prepare(images)[None])[0]
@@ -149,7 +156,7 @@ class Tokenizer:
         return self.tokenize(np.stack([self.prepare(image) for image in images]))
 
     def prepare(self, image: Image.Image | np.ndarray) -> np.ndarray:
-        """The part of an image that its mosaic shows, uint8 `[H, W, 3]`."""
+        """The part of an image that its mosaic shows, uint8 `[H, W, 3]`; errors as above."""
         if isinstance(image, np.ndarray):
             if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
                 raise ConfigError(
@@ -178,7 +185,10 @@ class Tokenizer:
         return centre_box(width, height, self.config.image_size, self.config.crop_pct)
 
     def tokenize(self, images: np.ndarray) -> list[Mosaic]:
-        """The mosaics of prepared images, uint8 `[B, H, W, 3]` of exactly the image size."""
+        """The mosaics of prepared images, uint8 `[B, H, W, 3]` of exactly the image size.
+
+        Raises ConfigError on other arrays.
+        """
         expected = (*self.config.image_size, 3)
         if images.dtype != np.uint8 or images.shape[1:] != expected:
             raise ConfigError(

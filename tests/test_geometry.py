@@ -52,8 +52,10 @@ def test_boxes_count_every_patch_of_every_scale_once():
         ({"max_patch_size": 8}, "power of two"),
         ({"height": 250}, "height 250 is not a multiple of max_patch_size 64; use 192 or 256"),
         ({"width": 32}, "width 32 is not a multiple of max_patch_size 64; use 64"),
-        ({"patch_size": 0}, "patch_size must be a whole number above 0"),
-        ({"height": 256.0}, "height must be a whole number"),
+        ({"patch_size": 0}, "patch_size 0 is not above 0"),
+        ({"height": 256.0}, "height must be a whole number, not 256.0"),
+        ({"width": True}, "width must be a whole number, not True"),
+        ({"height": 2048, "width": 2048, "patch_size": 1}, "4,194,304 patches of 1, more than"),
     ],
 )
 def test_sizes_that_do_not_fit_are_refused_with_advice(sizes, message):

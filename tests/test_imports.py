@@ -14,6 +14,7 @@ REPOSITORY = Path(__file__).parents[1]
 # From the ground up; a room may import from rooms before it, and from within itself.
 ROOMS = (
     ("errors", "seeds"),
+    ("fields",),
     ("files", "geometry"),
     ("kernels",),
     ("quadtree",),
@@ -23,7 +24,8 @@ ROOMS = (
     ("tokenizer",),
     ("render",),
     ("shards",),
-    ("job",),
+    ("job", "loader"),
+    ("model",),
     ("cli",),
 )
 HEIGHT = {room: height for height, rooms in enumerate(ROOMS) for room in rooms}
@@ -32,7 +34,11 @@ HEIGHT = {room: height for height, rooms in enumerate(ROOMS) for room in rooms}
 def modules() -> dict[str, Path]:
     """Module name by file, of everything that is installed as quadpipe."""
     found = {}
-    for top, prefix in (("quadpipe", "quadpipe"), ("cli", "quadpipe.cli")):
+    for top, prefix in (
+        ("quadpipe", "quadpipe"),
+        ("cli", "quadpipe.cli"),
+        ("model", "quadpipe.model"),
+    ):
         for path in sorted((REPOSITORY / top).rglob("*.py")):
             parts = path.relative_to(REPOSITORY / top).with_suffix("").parts
             found[".".join((prefix, *(p for p in parts if p != "__init__")))] = path
@@ -118,7 +124,7 @@ def wheel(tmp_path_factory) -> Path:
     source.mkdir()
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(REPOSITORY / name, source)
-    for name in ("quadpipe", "cli"):
+    for name in ("quadpipe", "cli", "model"):
         ignore = shutil.ignore_patterns("__pycache__", "*.egg-info")
         shutil.copytree(REPOSITORY / name, source / name, ignore=ignore)
     subprocess.run(

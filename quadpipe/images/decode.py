@@ -1,8 +1,8 @@
 """Bytes of an image file -> an upright RGB picture, or a reject with a reason code.
 
 Reason codes: `empty`, `not_an_image`, `no_decoder`, `corrupt`, `truncated`, `too_small`,
-`too_many_pixels`, `unsupported_mode`. All name a cause in the file's own bytes, so that a job
-repeats its decisions.
+`too_many_pixels`, `unsupported_mode`; `sources` adds `too_many_bytes`. All name a cause in the
+file's own bytes, so that a job repeats its decisions.
 """
 
 import io
@@ -10,6 +10,7 @@ import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 
@@ -19,7 +20,6 @@ from PIL import (
     GifImagePlugin,
     Image,
     ImageFile,
-    ImageOps,
     JpegImagePlugin,
     PngImagePlugin,
     PpmImagePlugin,
@@ -49,6 +49,16 @@ MAX_PIXELS = 89_478_485
 MIN_SIDE = 8
 
 _ORIENTATION = 0x0112
+_TRANSPOSITIONS = {
+    1: None,
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 _SIGNATURES = (
     (b"\xff\xd8\xff", "JPEG"),
     (b"\x89PNG\r\n\x1a\n", "PNG"),
@@ -95,7 +105,7 @@ class EncodedImage:
             self.scalable = isinstance(image, JpegImagePlugin.JpegImageFile)
             self._decoded: dict[int, Image.Image] = {}
             if self.scalable:
-                if image.getexif().get(_ORIENTATION) in (5, 6, 7, 8):
+                if _orientation(image) in (5, 6, 7, 8):
                     width, height = height, width
             else:
                 self._decoded[1] = self._upright_rgb(image)
@@ -115,14 +125,19 @@ class EncodedImage:
         return Image.open(io.BytesIO(self._data), formats=FORMATS)
 
     def _upright_rgb(self, image: ImageFile.ImageFile) -> Image.Image:
-        sixteen_bits = _rawmode(image) in _LOW_BYTES
-        upright = _upright(image)
-        if sixteen_bits:
-            low = self._open()
-            rawmode = _rawmode(low)
-            _set_rawmode(low, _LOW_BYTES[rawmode])
-            upright = _join_bytes(upright, _upright(low), grey=rawmode == "LA;16B")
-        return _convert(upright)
+        rawmode = _rawmode(image)
+        if ";16" not in rawmode or rawmode.startswith("I;16"):
+            return _convert(_upright(image))
+        if rawmode not in _LOW_BYTES:
+            raise RejectError("unsupported_mode", f"pixels of kind {rawmode}")
+        transparent = image.info.get("transparency")
+        low = self._open()
+        _set_rawmode(low, _LOW_BYTES[rawmode])
+        high_bytes, low_bytes = np.asarray(_upright(image)), np.asarray(_upright(low))
+        if rawmode == "LA;16B":
+            low_bytes = low_bytes[..., [1, 1, 1, 3]]
+        values = high_bytes * np.uint32(256) + low_bytes
+        return _convert(Image.fromarray(_round_to_8_bits(values, transparent)))
 
 
 @contextmanager
@@ -171,6 +186,8 @@ _LOW_BYTES = {
     "RGB;16B": "RGB;16L",
     "RGB;16L": "RGB;16B",
     "RGB;16N": "RGB;16B" if sys.byteorder == "little" else "RGB;16L",
+    "RGBX;16B": "RGBX;16L",
+    "RGBX;16L": "RGBX;16B",
     "RGBA;16B": "RGBA;16L",
     "RGBA;16L": "RGBA;16B",
     "RGBA;16N": "RGBA;16B" if sys.byteorder == "little" else "RGBA;16L",
@@ -194,20 +211,36 @@ def _set_rawmode(image: ImageFile.ImageFile, rawmode: str) -> None:
     ]
 
 
-def _upright(image: ImageFile.ImageFile) -> Image.Image:
+def _orientation(image: Image.Image) -> int:
+    """EXIF orientation, 1 to 8; 1 where there is none that can be read."""
+    try:
+        value = image.getexif().get(_ORIENTATION, 1)
+    except Exception:  # PIL raises many kinds on damaged EXIF; the pixels may be fine
+        return 1
+    return value if value in _TRANSPOSITIONS else 1
+
+
+def _upright(image: Image.Image) -> Image.Image:
     image.load()
-    ImageOps.exif_transpose(image, in_place=True)
-    return image
+    transposition = _TRANSPOSITIONS[_orientation(image)]
+    if transposition is None:
+        return image
+    upright = image.transpose(transposition)
+    if "transparency" in image.info:
+        upright.info["transparency"] = image.info["transparency"]
+    return upright
 
 
-def _join_bytes(high: Image.Image, low: Image.Image, *, grey: bool) -> Image.Image:
-    low_bytes = np.asarray(low)[..., [1, 1, 1, 3]] if grey else np.asarray(low)
-    return Image.fromarray(_round_to_8_bits(np.asarray(high) * np.uint32(256) + low_bytes))
+def _round_to_8_bits(values: np.ndarray, transparent: Any = None) -> np.ndarray:
+    """round(v * 255 / 65535), which is v / 257 rounded (never a tie); the transparent value white.
 
-
-def _round_to_8_bits(values: np.ndarray) -> np.ndarray:
-    """round(v * 255 / 65535), which is v / 257 rounded; never a tie."""
-    return ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)
+    values: `[h, w]` or `[h, w, C]` in 0..65535.
+    """
+    rounded = ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)
+    if isinstance(transparent, int | tuple):
+        where = values == np.array(transparent)
+        rounded[where.all(axis=-1) if values.ndim == 3 else where] = 255
+    return rounded
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -215,7 +248,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
     Raises RejectError on pixels that have no RGB colour.
     """
-    return _convert(ImageOps.exif_transpose(image))
+    return _convert(_upright(image))
 
 
 def _convert(image: Image.Image) -> Image.Image:
@@ -224,7 +257,8 @@ def _convert(image: Image.Image) -> Image.Image:
         values = np.asarray(image)
         if values.min() < 0 or values.max() > 65535:
             raise RejectError("unsupported_mode", "integers outside 0..65535")
-        return Image.fromarray(_round_to_8_bits(values)).convert("RGB")
+        rounded = _round_to_8_bits(values, image.info.get("transparency"))
+        return Image.fromarray(rounded).convert("RGB")
     if image.mode not in _CONVERTIBLE:
         raise RejectError("unsupported_mode", f"pixels of kind {image.mode}")
     if image.mode in _WITH_ALPHA or "transparency" in image.info:

@@ -5,12 +5,11 @@ from math import inf
 from typing import Any
 
 from quadpipe.errors import ConfigError
+from quadpipe.fields import check_types
 from quadpipe.images.crop import check_range
-from quadpipe.shards.format import CODECS, Codec
+from quadpipe.shards.format import CODECS, DEFAULT_QUALITY, MAX_SAMPLES_PER_SHARD, Codec
 from quadpipe.sources.names import SPLITS
 from quadpipe.tokenizer import TokenizerConfig
-
-DEFAULT_QUALITY = 95
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +46,7 @@ class DatasetConfig:
         default=0.0, metadata={"help": "Share of the training inputs drawn for a split val."}
     )
     limit: int | None = field(
-        default=None, metadata={"help": "Only so many inputs of each split, drawn by the seed."}
+        default=None, metadata={"help": "Only the first so many inputs of each split's plan."}
     )
     name: str | None = field(default=None, metadata={"help": "Name of the dataset, for its card."})
     license: str | None = field(default=None, metadata={"help": "Its license, for its card."})
@@ -56,9 +55,12 @@ class DatasetConfig:
     )
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "view_scale", tuple(self.view_scale))
-        object.__setattr__(self, "view_ratio", tuple(self.view_ratio))
-        for name, limit in (("samples_per_shard", 100_000), ("views", 100)):
+        check_types(self)
+        for name, allowed in (("codec", CODECS), ("split", (*SPLITS, None))):
+            if getattr(self, name) not in allowed:
+                choices = ", ".join(choice for choice in allowed if choice)
+                raise ConfigError(f"{name} {getattr(self, name)!r} is not one of {choices}")
+        for name, limit in (("samples_per_shard", MAX_SAMPLES_PER_SHARD), ("views", 100)):
             if not 1 <= getattr(self, name) <= limit:
                 raise ConfigError(f"{name} {getattr(self, name)} is not from 1 to {limit:,}")
         check_range("view_scale", self.view_scale, 1.0)
@@ -74,7 +76,8 @@ class DatasetConfig:
         """The codec as the manifest names it."""
         if self.codec != "jpg":
             return {"name": self.codec}
-        return {"name": "jpg", "quality": self.quality or DEFAULT_QUALITY}
+        quality = DEFAULT_QUALITY if self.quality is None else self.quality
+        return {"name": "jpg", "quality": quality}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,6 +99,7 @@ class RunConfig:
     )
 
     def __post_init__(self) -> None:
+        check_types(self)
         if self.workers is not None and self.workers < 1:
             raise ConfigError(f"workers {self.workers} is not above 0")
         if self.in_process and (self.address or (self.workers or 1) > 1):
@@ -104,7 +108,7 @@ class RunConfig:
 
     def allowed_rejects(self, inputs: int) -> int:
         """The largest number of rejects out of so many inputs."""
-        text = str(self.max_rejected).strip()
+        text = self.max_rejected.strip()
         try:
             if text.endswith("%"):
                 share = float(text[:-1])
@@ -127,6 +131,7 @@ class JobConfig:
 
     def __post_init__(self) -> None:
         self.make_codec()
+        self.tokenizer.make_scorer()
 
     def make_codec(self) -> Codec:
         """How tokens are written; ConfigError when the codec does not fit the patches."""

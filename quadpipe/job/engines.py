@@ -22,8 +22,8 @@ Outcome = tuple[ShardId, Report | QuadpipeError]
 
 # Ray starts a task that lost its process again, so many times.
 _RETRIES = 3
-# Enough that no worker waits for the driver, few enough that memory does not grow with the job.
-_IN_FLIGHT_PER_WORKER = 2
+# Enough that no CPU waits for the driver, few enough that memory does not grow with the job.
+_IN_FLIGHT_PER_CPU = 2
 # Tasks pass file names, not images; Ray would set aside a third of the memory.
 _OBJECT_STORE_BYTES = 100 * 2**20
 
@@ -37,6 +37,8 @@ def run_in_process(
             yield shard, work(plan, source, out, shard)
         except QuadpipeError as error:
             yield shard, error
+        except MemoryError:
+            yield shard, JobError("out of memory; use smaller images or fewer --views")
 
 
 def run_on_ray(
@@ -79,7 +81,9 @@ def _outcome(ray: Any, reference: Any) -> Report | QuadpipeError:
         cause = error.cause
         if isinstance(cause, QuadpipeError):
             return cause
-        return JobError(f"{type(cause).__name__}: {cause}\n{error.traceback_str}")
+        unexpected = JobError(f"{type(cause).__name__}: {cause}; details are in the log")
+        unexpected.add_note(error.traceback_str)
+        return unexpected
     except ray.exceptions.RayError as error:
         lines = str(error).strip().splitlines() or [type(error).__name__]
         return JobError(f"its worker was lost {_RETRIES + 1} times: {lines[0]}")
@@ -131,8 +135,10 @@ def _ray(workers: int | None, address: str | None) -> Iterator[tuple[Any, int]]:
     elif address:
         raise ConfigError("this process has started Ray already; leave out address")
     try:
-        slots = workers or int(ray.cluster_resources().get("CPU", 1))
-        yield ray, slots * _IN_FLIGHT_PER_WORKER
+        # A private Ray has as many CPUs as workers; elsewhere workers bounds what is in flight.
+        private = ours and not address
+        cpus = int(ray.cluster_resources().get("CPU", 1))
+        yield ray, workers if workers and not private else cpus * _IN_FLIGHT_PER_CPU
     finally:
         if ours:
             ray.shutdown()

@@ -9,7 +9,6 @@ import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +16,26 @@ import numpy as np
 
 from quadpipe.errors import ConfigError, OutputError, ShardError
 from quadpipe.files import Folder
+from quadpipe.images.crop import DECODE_MARGIN
 from quadpipe.images.library import imaging_library
 from quadpipe.job.config import JobConfig
 from quadpipe.seeds import permutation
-from quadpipe.shards.format import FORMAT_VERSION, PLAN, json_bytes, listing_name
+from quadpipe.shards.format import (
+    FORMAT_VERSION,
+    LISTING,
+    MARKERS,
+    PLAN,
+    json_bytes,
+    listing_name,
+)
 from quadpipe.shards.manifest import Manifest
 from quadpipe.sources import Input, Inputs, list_inputs
 from quadpipe.tokenizer import TOKENIZER_VERSION
 
 SHARDS_PER_CHUNK = 16
+
+SCORE_BATCH = 64
+"""So many consecutive inputs of a shard are scored together."""
 
 # A USTAR header, on average half a block of padding, and the little members of a sample.
 _MEMBER_OVERHEAD = 768
@@ -35,11 +45,15 @@ _CODEC_SHARE = {"raw": 1.0, "jpg": 0.2, "png": 0.6}
 
 @dataclass(frozen=True, kw_only=True)
 class PlannedSplit:
-    """Counts of one split before any input is rejected; `views` mosaics an input."""
+    """Counts of one split before any input is rejected; `views` mosaics an input.
+
+    listing: sha256 of each chunk of its stored inputs.
+    """
 
     inputs: int
     views: int
     shards: int
+    listing: list[str]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,16 +67,12 @@ class ShardId:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """Everything that decides the bytes of the output; workers get it whole.
-
-    listing_sha256: of all rows of the listing in plan order.
-    """
+    """Everything that decides the bytes of the output; workers get it whole."""
 
     config: JobConfig
     classes: list[str] | None
     splits: dict[str, PlannedSplit]
     imaging_library: dict[str, str | None]
-    listing_sha256: str
 
     def to_json(self) -> dict[str, Any]:
         dataset = asdict(self.config.dataset)
@@ -78,7 +88,8 @@ class Plan:
             "imaging_library": self.imaging_library,
             "classes": self.classes,
             "splits": {name: asdict(split) for name, split in self.splits.items()},
-            "listing_sha256": self.listing_sha256,
+            "decode_margin": DECODE_MARGIN,
+            "score_batch": SCORE_BATCH,
         }
         as_stored: dict[str, Any] = json.loads(json_bytes(document))
         return as_stored
@@ -151,9 +162,6 @@ class Planner:
             name: (inputs.splits[listed], order)
             for name, (listed, order) in _orders(inputs, config).items()
         }
-        digest = hashlib.sha256()
-        for _, rows in self._chunks():
-            digest.update(rows)
         size = dataset.samples_per_shard
         self.plan = Plan(
             config=config,
@@ -163,19 +171,21 @@ class Planner:
                     inputs=len(order),
                     views=dataset.views if name == "train" else 1,
                     shards=-(-len(order) // size),
+                    listing=[hashlib.sha256(rows).hexdigest() for rows in self._chunks(name)],
                 )
                 for name, (_, order) in self._ordered.items()
             },
             imaging_library=imaging_library(),
-            listing_sha256=digest.hexdigest(),
         )
 
     def check(self, out: Folder) -> bool:
         """Whether the plan is stored in `out` already.
 
         Raises OutputError when the folder holds something else, ConfigError when it holds another
-        plan, naming what differs.
+        plan, naming what differs, ShardError when its plan is damaged.
         """
+        if out.root.exists() and not out.root.is_dir():
+            raise OutputError(f"{out} is a file; choose a new or empty folder for --out")
         if not out.exists(PLAN):
             strangers = out.names()
             if strangers:
@@ -199,37 +209,45 @@ class Planner:
         return True
 
     def store(self, out: Folder) -> None:
-        """Write the listing, then the plan."""
-        for name, rows in self._chunks():
-            out.write(name, rows)
+        """Write the listing, then the plan; what an earlier try left without a plan goes."""
+        out.remove(LISTING)
+        out.remove(MARKERS)
+        for split in self._ordered:
+            for chunk, rows in enumerate(self._chunks(split)):
+                out.write(listing_name(split, chunk), rows)
         out.write(PLAN, json_bytes(self.plan.to_json(), indent=2))
 
-    def _chunks(self) -> Iterator[tuple[str, bytes]]:
+    def _chunks(self, split: str) -> Iterator[bytes]:
+        """The rows of a split's inputs in plan order, some shards at a time."""
+        listing, order = self._ordered[split]
         size = self._config.dataset.samples_per_shard * SHARDS_PER_CHUNK
-        for split, (listing, order) in self._ordered.items():
-            for chunk, first in enumerate(range(0, len(order), size)):
-                rows = (listing[int(row)].as_row() for row in order[first : first + size])
-                yield listing_name(split, chunk), b"".join(json_bytes(row) for row in rows)
+        for first in range(0, len(order), size):
+            rows = (listing[int(row)].as_row() for row in order[first : first + size])
+            yield b"".join(json_bytes(row) for row in rows)
 
 
 def read_inputs(out: Folder, plan: Plan, shard: ShardId) -> list[Input]:
-    """The inputs of one shard from the stored listing."""
+    """The inputs of one shard from the stored listing; ShardError when it is not the plan's."""
     chunk, inside = divmod(shard.index, SHARDS_PER_CHUNK)
-    lines = _read_chunk(str(out.path(listing_name(shard.split, chunk))))
+    name = listing_name(shard.split, chunk)
+    data = out.read(name)
+    if hashlib.sha256(data).hexdigest() != plan.splits[shard.split].listing[chunk]:
+        raise ShardError(
+            f"{out.where(name)} was changed: its checksum is not the one in the plan; choose "
+            f"another --out, or remove {out}"
+        )
     size = plan.config.dataset.samples_per_shard
-    mine = lines[inside * size : (inside + 1) * size]
-    assert len(mine) == len(plan.inputs_of(shard)), f"listing of {shard} is incomplete"
-    return [Input.from_row(json.loads(line)) for line in mine]
-
-
-@lru_cache(maxsize=1)
-def _read_chunk(path: str) -> list[bytes]:
-    return Path(path).read_bytes().splitlines()
+    lines = data.splitlines()[inside * size : (inside + 1) * size]
+    return [Input.from_row(json.loads(line)) for line in lines]
 
 
 def _orders(inputs: Inputs, config: JobConfig) -> dict[str, tuple[str, np.ndarray]]:
     """For each split of the plan: the split it was found in, and its rows in plan order."""
     dataset, seed = config.dataset, config.tokenizer.seed
+    if dataset.views > 1 and "train" not in inputs.splits:
+        raise ConfigError(
+            f"--views is for a split train, there is only {', '.join(inputs.splits)}; leave it out"
+        )
     orders: dict[str, tuple[str, np.ndarray]] = {}
     for name, listing in inputs.splits.items():
         rows = np.arange(len(listing))
@@ -262,7 +280,7 @@ def _differences(stored: Any, wanted: Any, where: str = "") -> Iterator[str]:
             name = f"{where}.{key}" if where else key
             yield from _differences(stored.get(key), wanted.get(key), name)
     elif stored != wanted:
-        if where == "listing_sha256":
+        if where.endswith(".listing"):
             yield "the inputs (files were added, removed, renamed or relabelled)"
         elif where == "classes":
             yield f"classes were {len(stored or [])}, now {len(wanted or [])}, or have other names"

@@ -6,20 +6,20 @@ import socket
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from quadpipe import __version__
-from quadpipe.errors import JobError, OutputError
+from quadpipe.errors import ConfigError, JobError, OutputError, ShardError
 from quadpipe.files import Folder
 from quadpipe.job.config import JobConfig
 from quadpipe.job.engines import run_in_process, run_on_ray
 from quadpipe.job.merge import merge, read_marker
 from quadpipe.job.plan import Plan, Planner, ShardId
 from quadpipe.job.shard import Report, make_shard
-from quadpipe.shards.format import LOGS, MANIFEST
+from quadpipe.shards.format import LOGS
 from quadpipe.shards.reader import Dataset
 from quadpipe.sources import source_root
 
@@ -69,6 +69,7 @@ class Job:
         self.config = config
         self.source = Path(source)
         self.out = Folder(out)
+        _check_apart(self.source, self.out.root)
         self._planner = Planner(
             self.source, config, labels=Path(labels) if labels else None, use_labels=use_labels
         )
@@ -104,11 +105,21 @@ class Job:
                     self._make(pending, progress, log)
             finally:
                 progress.close()
-            if pending or not self.out.exists(MANIFEST):
+            if pending or not self._is_whole():
                 allowed = self.config.run.allowed_rejects(self.plan.inputs)
                 merge(self.out, self.plan, allowed_rejects=allowed)
             self.out.clear_staging()
         return Dataset(self.out.root)
+
+    def _is_whole(self) -> bool:
+        """Whether manifest and shard lists are there and agree; the tars' sizes were looked at."""
+        try:
+            dataset = Dataset(self.out.root)
+            for split in dataset.manifest.splits:
+                dataset.shards(split)
+        except ShardError:
+            return False
+        return True
 
     def _pending(self) -> list[ShardId]:
         return [shard for shard in self.plan.shards() if not read_marker(self.out, shard)]
@@ -174,10 +185,18 @@ def tokenize(
 
     Raises ConfigError on options that cannot work or differ from the stored plan, SourceError on
     an input that cannot be listed, OutputError on an output that cannot be written, JobError when
-    shards could not be made, TooManyRejectsError when too many inputs are no images.
+    shards could not be made, TooManyRejectsError when too many inputs are no images, ShardError
+    when what is stored in `out` is damaged.
     """
     config = JobConfig.from_options(**options)
     return Job(source, out, config, labels=labels, use_labels=use_labels).run(progress)
+
+
+def _check_apart(source: Path, out: Path) -> None:
+    """Raise ConfigError when the output lies in the input, where the next run would list it."""
+    inside, around = os.path.realpath(out), os.path.realpath(source)
+    if os.path.isdir(source) and os.path.commonpath([inside, around]) == around:
+        raise ConfigError(f"--out {out} lies in --in {source}; choose a folder beside it")
 
 
 class _RunLog:
@@ -214,9 +233,11 @@ class _RunLog:
                 process=outcome.process,
             )
         else:
-            self._write(event="shard failed", shard=str(shard), error=str(outcome))
+            details = getattr(outcome, "__notes__", [])
+            self._write(event="shard failed", shard=str(shard), error=str(outcome), details=details)
 
     def _write(self, **row: Any) -> None:
         row["time"] = round(time.time(), 3)
-        with self._path.open("a") as file:
+        # A log that cannot be written must not stop the work, nor hide why it stopped.
+        with suppress(OSError), self._path.open("a") as file:
             file.write(json.dumps(row) + "\n")

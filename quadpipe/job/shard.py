@@ -15,14 +15,11 @@ from quadpipe.files import Folder
 from quadpipe.images.crop import Box, decode_and_resample, random_box
 from quadpipe.images.decode import EncodedImage
 from quadpipe.images.library import describe, imaging_library
-from quadpipe.job.plan import Plan, ShardId, read_inputs
+from quadpipe.job.plan import SCORE_BATCH, Plan, ShardId, read_inputs
 from quadpipe.shards.format import json_bytes, marker_name, sample_key, shard_name
 from quadpipe.shards.writer import ShardWriter
 from quadpipe.sources import Input, read_input
 from quadpipe.tokenizer import Tokenizer
-
-# Consecutive inputs of a shard that are scored together; part of the plan for network scorers.
-BATCH = 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +49,8 @@ def make_shard(plan: Plan, source: Path, out: Folder, shard: ShardId) -> Report:
     """Write the tars of all views of one shard, then its done-marker.
 
     Raises SourceError when an input cannot be read for a cause outside its bytes, OutputError
-    when the output cannot be written, JobError when this machine would write other bytes.
+    when the output cannot be written, JobError when this machine would write other bytes,
+    ShardError when the stored listing is not the plan's.
     """
     started = time.monotonic()
     here = imaging_library()
@@ -69,9 +67,9 @@ def make_shard(plan: Plan, source: Path, out: Folder, shard: ShardId) -> Report:
     names = [shard_name(shard.split, view, shard.index) for view in range(views)]
     with ExitStack() as files:
         first = plan.inputs_of(shard).start
-        for start in range(0, len(inputs), BATCH):
+        for start in range(0, len(inputs), SCORE_BATCH):
             batch: list[View] = []
-            for index, entry in enumerate(inputs[start : start + BATCH], start=first + start):
+            for index, entry in enumerate(inputs[start : start + SCORE_BATCH], start=first + start):
                 try:
                     batch += _prepare(plan, tokenizer, source, shard, index, entry)
                 except RejectError as error:

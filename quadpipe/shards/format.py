@@ -14,6 +14,7 @@ KEY.importance.npy, KEY.cls (in datasets with labels) and KEY.json. All numbers 
 import io
 import json
 import math
+import re
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -22,6 +23,7 @@ import numpy as np
 from PIL import Image
 
 from quadpipe.errors import ConfigError, ShardError
+from quadpipe.fields import check_types
 
 FORMAT_VERSION = "1.0"
 
@@ -34,6 +36,16 @@ REJECTED = ".quadpipe/rejected.jsonl"
 LOGS = ".quadpipe/logs"
 
 CODECS = ("raw", "jpg", "png")
+DEFAULT_QUALITY = 95
+MAX_SAMPLES_PER_SHARD = 100_000
+
+# What NumPy itself writes; other headers are not parsed, so that nothing of a stranger's runs.
+_NPY_HEADER = re.compile(
+    rb"\x93NUMPY\x01\x00(?P<length>..)\{'descr': '(?P<dtype>[^']{1,16})', "
+    rb"'fortran_order': (?P<fortran>True|False), "
+    rb"'shape': \((?P<shape>[0-9, ]{0,64})\), *\} *\n",
+    re.DOTALL,
+)
 
 
 def sample_key(index: int, view: int) -> str:
@@ -73,7 +85,8 @@ def json_bytes(value: Any, *, indent: int | None = None) -> bytes:
 
 def npy_bytes(array: np.ndarray) -> bytes:
     """A NumPy file, version 1.0. The header is written here: numpy's own differs by version."""
-    return npy_header(array.dtype.newbyteorder("<").str, array.shape) + array.tobytes()
+    array = array.astype(array.dtype.newbyteorder("<"), copy=False)
+    return npy_header(array.dtype.str, array.shape) + array.tobytes()
 
 
 @lru_cache(maxsize=256)
@@ -90,30 +103,30 @@ def npy_array(data: bytes | memoryview, dtype: str, shape: tuple[int, ...]) -> n
     ShardError when it has another, is cut short, or holds objects; nothing is allocated for what
     a header claims.
     """
+    view = memoryview(data)
     header = npy_header(dtype, shape)
-    if data[: len(header)] != header:
+    length = len(header)
+    if view[:length] != header:
         # Written by another tool: any header that says the same will do.
-        data = memoryview(data)
-        file = io.BytesIO(data[:4096])
-        try:
-            if np.lib.format.read_magic(file) != (1, 0):
-                raise ValueError("not a version 1.0 NumPy file")
-            found, fortran, found_dtype = np.lib.format.read_array_header_1_0(file)
-        except ValueError as error:
-            raise ShardError(f"not a NumPy array: {error}") from error
-        if fortran or found != shape or found_dtype.str != dtype:
-            order = "Fortran" if fortran else "C"
+        match = _NPY_HEADER.match(view[:1024])
+        if not match or int.from_bytes(match["length"], "little") != match.end() - 10:
+            raise ShardError("not a NumPy array of version 1.0")
+        found, order = match["dtype"].decode("latin-1"), match["fortran"].decode()
+        if (found, order, _numbers(match["shape"])) != (dtype, "False", shape):
             raise ShardError(
-                f"holds {found_dtype.str} {list(found)} in {order} order, expected {dtype} "
-                f"{list(shape)}"
+                f"holds {found} {list(_numbers(match['shape']))}, fortran_order {order}; expected "
+                f"{dtype} {list(shape)}"
             )
-        data = data[file.tell() :]
-    else:
-        data = memoryview(data)[len(header) :]
+        length = match.end()
+    view = view[length:]
     expected = math.prod(shape) * np.dtype(dtype).itemsize
-    if len(data) != expected:
-        raise ShardError(f"holds {len(data)} bytes of data, expected {expected}")
-    return np.frombuffer(data, dtype).reshape(shape)
+    if len(view) != expected:
+        raise ShardError(f"holds {len(view)} bytes of data, expected {expected}")
+    return np.frombuffer(view, dtype).reshape(shape)
+
+
+def _numbers(text: bytes) -> tuple[int, ...]:
+    return tuple(int(part) for part in text.split(b",") if part.strip().isdigit())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,10 +137,11 @@ class Codec:
     """
 
     name: str = "raw"
-    quality: int = 95
+    quality: int = DEFAULT_QUALITY
     patch_size: int
 
     def __post_init__(self) -> None:
+        check_types(self)
         if self.name not in CODECS:
             raise ConfigError(f"codec {self.name!r} is not one of {', '.join(CODECS)}")
         if not 1 <= self.quality <= 100:
@@ -170,7 +184,9 @@ class Codec:
                     f"RGB, {columns * side} x {rows * side}"
                 )
             pixels = np.asarray(image)
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        except (ShardError, MemoryError):
+            raise
+        except Exception as error:  # PIL raises many kinds on damaged bytes, which these are
             raise ShardError(f"not a readable {kind} image: {error}") from error
         tiled = pixels.reshape(rows, side, columns, side, 3).swapaxes(1, 2)
         return tiled.reshape(rows * columns, side, side, 3)[:count]

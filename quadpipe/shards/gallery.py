@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from quadpipe.errors import ConfigError
+from quadpipe.errors import ConfigError, RejectError, SourceError
 from quadpipe.images.crop import Box, decode_and_resample
 from quadpipe.images.decode import EncodedImage
 from quadpipe.render import Exhibit
@@ -16,14 +16,14 @@ from quadpipe.sources import Input, read_input, source_root
 def exhibits(dataset: Dataset, split: str, count: int, source: Path | None = None) -> list[Exhibit]:
     """The first samples of a split; with the images they were made from when `source` is given.
 
-    Raises SourceError or RejectError when an image cannot be read again.
+    Raises SourceError when an image cannot be read again, ConfigError when it lies elsewhere.
     """
     if count < 1:
         raise ConfigError(f"{count} samples cannot be shown; give 1 or more")
     return [
         Exhibit(
             mosaic=sample.mosaic,
-            title=str(sample.info.get("path", sample.key)),
+            title=sample.info["path"],
             image=None if source is None else _original(dataset, sample, source),
         )
         for sample in islice(dataset.samples(split), count)
@@ -31,9 +31,16 @@ def exhibits(dataset: Dataset, split: str, count: int, source: Path | None = Non
 
 
 def _original(dataset: Dataset, sample: Sample, source: Path) -> np.ndarray:
-    path = str(sample.info["path"])
-    if ".tar/" in path:
-        raise ConfigError("images inside tars cannot be shown beside their mosaics; leave out --in")
-    image = EncodedImage(read_input(source_root(source), Input(path, sample.label)))
-    size = dataset.manifest.tokenizer.image_size
-    return decode_and_resample(image, Box(*sample.info["box"]), size)
+    """The pixels that a mosaic was cut from, read again from below `source`."""
+    path = sample.info["path"]
+    if ".tar/" in path or path.startswith("/") or ".." in Path(path).parts:
+        raise ConfigError(f"{path!r} is no image file below {source}; leave out --in")
+    data = read_input(source_root(source), Input(path, sample.label))
+    try:
+        image = EncodedImage(data)
+        box = Box(*sample.info["box"])
+        if box.x1 > image.width or box.y1 > image.height:
+            raise ConfigError(f"{path} in {source} is smaller than it was; leave out --in")
+        return decode_and_resample(image, box, dataset.manifest.tokenizer.image_size)
+    except RejectError as error:
+        raise SourceError(f"{path} in {source} is no image we can use: {error}") from error

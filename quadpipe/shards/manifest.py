@@ -1,14 +1,24 @@
 """`dataset.json` and the shard lists as checked Python objects."""
 
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from quadpipe.errors import ConfigError, ShardError
-from quadpipe.files import Folder
+from quadpipe.fields import check_types, known_fields
+from quadpipe.files import ReadableFolder
 from quadpipe.geometry import Geometry
-from quadpipe.shards.format import FORMAT_VERSION, MANIFEST, Codec, json_bytes, shard_name
+from quadpipe.shards.format import (
+    FORMAT_VERSION,
+    MANIFEST,
+    MAX_SAMPLES_PER_SHARD,
+    Codec,
+    json_bytes,
+    shard_list_name,
+    shard_name,
+)
 from quadpipe.sources.names import SPLITS
 from quadpipe.tokenizer import TOKENIZER_VERSION, TokenizerConfig
 
@@ -26,6 +36,17 @@ class SplitInfo:
     shard_list: str
     shard_list_sha256: str
 
+    def __post_init__(self) -> None:
+        check_types(self)
+        for name in ("inputs", "rejected", "samples", "views", "shards", "bytes"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"{name} {getattr(self, name)} is below 0")
+        if self.samples != self.views * (self.inputs - self.rejected):
+            raise ConfigError(
+                f"{self.samples} samples are not {self.views} views of {self.inputs} - "
+                f"{self.rejected} inputs"
+            )
+
 
 @dataclass(frozen=True, kw_only=True)
 class ShardInfo:
@@ -36,6 +57,14 @@ class ShardInfo:
     samples: int
     bytes: int
     sha256: str
+
+    def __post_init__(self) -> None:
+        check_types(self)
+
+    @property
+    def index(self) -> int:
+        """Number of the shard in the plan of its split."""
+        return int(self.name.removesuffix(".tar").rpartition("-")[2])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,9 +100,9 @@ class Manifest:
         return json_bytes(document, indent=2)
 
     @classmethod
-    def read(cls, folder: Folder) -> "Manifest":
+    def read(cls, folder: ReadableFolder) -> "Manifest":
         """The manifest of a dataset; ShardError when there is none, or one we cannot trust."""
-        where = folder.path(MANIFEST)
+        where = folder.where(MANIFEST)
         if not folder.exists(MANIFEST):
             raise ShardError(
                 f"{folder} is not a finished dataset: it has no {MANIFEST}; run the quadpipe "
@@ -82,72 +111,96 @@ class Manifest:
         try:
             document = json.loads(folder.read(MANIFEST))
             _check_version(where, document["format_version"])
-            document["splits"] = {
-                name: SplitInfo(**split) for name, split in document["splits"].items()
-            }
-            document["tokenizer"] = TokenizerConfig(**document["tokenizer"])
-            manifest = cls(**{name: document[name] for name in cls.__dataclass_fields__})
-            manifest._check()
-        except (ValueError, TypeError, KeyError, AttributeError, ConfigError) as error:
-            raise ShardError(f"{where} cannot be used: {_describe(error)}") from error
+            manifest = cls._from_json(document)
+        except (ValueError, TypeError, KeyError, RecursionError, ConfigError) as error:
+            what = f"{error} is missing" if isinstance(error, KeyError) else str(error)
+            raise ShardError(f"{where} cannot be used: {what}; fetch it again") from error
         return manifest
 
-    def _check(self) -> None:
-        for name, split in self.splits.items():
-            counts = asdict(split)
-            if name not in SPLITS:
-                raise ValueError(f"split {name!r} is not one of {', '.join(SPLITS)}")
-            for key in ("inputs", "rejected", "samples", "views", "shards", "bytes"):
-                if not isinstance(counts[key], int) or counts[key] < 0:
-                    raise ValueError(f"{name}: {key} is {counts[key]!r}, not a count")
-            if split.samples != split.views * (split.inputs - split.rejected):
-                raise ValueError(
-                    f"{name}: {split.samples} samples are not {split.views} views of "
-                    f"{split.inputs} - {split.rejected} inputs"
-                )
-        if self.classes is not None and not all(isinstance(name, str) for name in self.classes):
-            raise ValueError("classes are not all names")
+    @classmethod
+    def _from_json(cls, document: dict[str, Any]) -> "Manifest":
+        entries = {name: document[name] for name in cls.__dataclass_fields__}
+        entries["tokenizer"] = TokenizerConfig(
+            **known_fields(TokenizerConfig, entries["tokenizer"])
+        )
+        entries["codec"] = known_fields(Codec, entries["codec"])
+        splits = entries["splits"]
+        if not isinstance(splits, dict) or not splits:
+            raise ValueError("it has no splits")
+        entries["splits"] = {name: _split_info(name, info) for name, info in splits.items()}
+        return cls(**entries)
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        if not 1 <= self.samples_per_shard <= MAX_SAMPLES_PER_SHARD:
+            raise ConfigError(f"samples_per_shard {self.samples_per_shard} is out of range")
+        if not isinstance(self.scorer, dict) or not (
+            isinstance(self.scorer.get("name"), str)
+            and isinstance(self.scorer.get("label_aware"), bool)
+        ):
+            raise ConfigError("scorer has no name, or does not say label_aware")
+        library = self.imaging_library
+        if (
+            not isinstance(library, dict)
+            or not isinstance(library.get("name"), str)
+            or not all(value is None or isinstance(value, str) for value in library.values())
+        ):
+            raise ConfigError("imaging_library has no name, or is not all text")
         self.make_codec()
 
 
-def read_shard_list(folder: Folder, split: str, info: SplitInfo) -> list[ShardInfo]:
+def _split_info(name: str, document: Any) -> SplitInfo:
+    if name not in SPLITS:
+        raise ValueError(f"split {name!r} is not one of {', '.join(SPLITS)}")
+    try:
+        info = SplitInfo(**known_fields(SplitInfo, document))
+    except (TypeError, ConfigError) as error:
+        raise ValueError(f"{name}: {error}") from error
+    if info.shard_list != shard_list_name(name):
+        raise ValueError(f"{name}: {info.shard_list!r} is not the name of its shard list")
+    return info
+
+
+def read_shard_list(folder: ReadableFolder, split: str, info: SplitInfo) -> list[ShardInfo]:
     """The shards of a split; ShardError when the list is not the one the manifest names."""
-    where = folder.path(info.shard_list)
+    where = folder.where(info.shard_list)
     if folder.sha256(info.shard_list) != info.shard_list_sha256:
-        raise ShardError(f"{where} was changed: its checksum is not the one in {MANIFEST}")
-    shards = list(_parse_shard_list(where, folder.read(info.shard_list)))
+        raise ShardError(
+            f"{where} was changed: its checksum is not the one in {MANIFEST}; fetch both again"
+        )
+    shards = list(_parse_shard_list(where, split, folder.read(info.shard_list)))
     totals = (len(shards), sum(s.samples for s in shards), sum(s.bytes for s in shards))
     if totals != (info.shards, info.samples, info.bytes):
         raise ShardError(
             f"{where} holds {totals[0]} shards, {totals[1]} samples, {totals[2]} bytes; "
-            f"{MANIFEST} says {info.shards}, {info.samples}, {info.bytes}"
+            f"{MANIFEST} says {info.shards}, {info.samples}, {info.bytes}; fetch both again"
         )
-    for shard in shards:
-        if not _is_shard_of(split, shard):
-            raise ShardError(f"{where}: {shard.name!r} is no shard of view {shard.view} of {split}")
+    if len({shard.name for shard in shards}) != len(shards):
+        raise ShardError(f"{where} names a shard twice; fetch it again")
     return shards
 
 
-def _parse_shard_list(where: Any, data: bytes) -> Iterator[ShardInfo]:
+def _parse_shard_list(where: str, split: str, data: bytes) -> Iterator[ShardInfo]:
     for number, line in enumerate(data.splitlines(), start=1):
         try:
-            yield ShardInfo(**json.loads(line))
-        except (ValueError, TypeError) as error:
-            raise ShardError(f"{where}, line {number}: {error}") from error
+            shard = ShardInfo(**known_fields(ShardInfo, json.loads(line)))
+            if not _is_shard_of(split, shard):
+                raise ValueError(f"{shard.name!r} is no shard of view {shard.view} of {split}")
+            if min(shard.samples, shard.bytes) < 1:
+                raise ValueError(f"{shard.name} has no samples or no bytes")
+        except (ValueError, TypeError, RecursionError, ConfigError) as error:
+            raise ShardError(f"{where}, line {number}: {error}; fetch it again") from error
+        yield shard
 
 
 def _is_shard_of(split: str, shard: ShardInfo) -> bool:
-    digits = shard.name.removesuffix(".tar").rpartition("-")[2]
-    return digits.isdecimal() and shard.name == shard_name(split, shard.view, int(digits))
+    match = re.fullmatch(r".*-(\d{6,10})\.tar", shard.name, re.ASCII)
+    return match is not None and shard.name == shard_name(split, shard.view, int(match[1]))
 
 
-def _check_version(where: Any, version: Any) -> None:
+def _check_version(where: str, version: Any) -> None:
     if not isinstance(version, str) or version.split(".")[0] != FORMAT_VERSION.split(".")[0]:
         raise ShardError(
             f"{where} is written in format {version}; this quadpipe reads format "
             f"{FORMAT_VERSION}: install a version of quadpipe that reads {version}"
         )
-
-
-def _describe(error: Exception) -> str:
-    return f"{error} is missing" if isinstance(error, KeyError) else str(error)

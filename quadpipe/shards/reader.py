@@ -1,21 +1,25 @@
 """Shards -> mosaics, checked against the manifest before use. The mirror image of `writer`."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import groupby
+from math import isfinite
 from os import PathLike
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 
 from quadpipe.errors import ConfigError, ShardError
-from quadpipe.files import Folder
+from quadpipe.files import open_folder
 from quadpipe.geometry import Geometry
 from quadpipe.mosaic import Mosaic
 from quadpipe.shards.format import npy_array
 from quadpipe.shards.manifest import Manifest, ShardInfo, SplitInfo, read_shard_list
-from quadpipe.shards.tar import read_members
+from quadpipe.shards.tar import read_members, read_part
+
+Content = bytes | memoryview
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +48,7 @@ class Dataset:
     """
 
     def __init__(self, location: str | PathLike[str]) -> None:
-        self.folder = Folder(location)
+        self.folder = open_folder(location)
         self.manifest = Manifest.read(self.folder)
 
     def split(self, name: str) -> SplitInfo:
@@ -67,40 +71,44 @@ class Dataset:
 
     def read_shard(self, shard: ShardInfo) -> Iterator[Sample]:
         """The samples of one shard; ShardError names shard and key of what is wrong."""
-        with self.folder.open(shard.name) as file:
-            try:
-                yield from self._read_samples(file, shard)
-            except ShardError as error:
-                raise ShardError(f"{self.folder.path(shard.name)}: {error}") from error
+        try:
+            data = self.folder.map(shard.name)
+            if len(data) != shard.bytes:
+                raise ShardError(f"{len(data)} bytes, expected {shard.bytes}")
+            yield from self._read_samples(data)
+        except ShardError as error:
+            raise ShardError(f"{self.folder.where(shard.name)}: {error}") from error
 
-    def _read_samples(self, file: IO[bytes], shard: ShardInfo) -> Iterator[Sample]:
-        key = ""
-        offset = 0
+    def _read_samples(self, data: memoryview) -> Iterator[Sample]:
         seen: set[str] = set()
-        members: dict[str, bytes] = {}
-        for name, start, data in read_members(file, shard.bytes):
-            sample, _, field = name.partition(".")
-            if sample != key:
-                if members:
-                    yield self._sample(key, members, offset)
-                if sample in seen:
-                    raise ShardError(f"{sample}: two samples have this key")
-                seen.add(sample)
-                key, offset, members = sample, start, {}
-            if field in members:
-                raise ShardError(f"{key}: two members are called {field}")
-            members[field] = data
-        if members:
-            yield self._sample(key, members, offset)
+        for key, group in groupby(read_members(data), key=lambda m: m[0].partition(".")[0]):
+            if key in seen:
+                raise ShardError(f"{key}: two samples have this key")
+            seen.add(key)
+            yield self._sample(key, list(group))
 
-    def _sample(self, key: str, members: dict[str, bytes], offset: int) -> Sample:
-        manifest = self.manifest
+    def parse_sample(self, data: memoryview) -> Sample:
+        """The sample whose members are `data`, a part of a shard; ShardError when it is not one."""
+        members = list(read_part(data))
+        key = members[0][0].partition(".")[0] if members else ""
+        if any(name.partition(".")[0] != key for name, _, _ in members) or not members:
+            raise ShardError(f"{key}: its offsets do not hold one sample")
+        return self._sample(key, members)
+
+    def _sample(self, key: str, members: Sequence[tuple[str, int, memoryview]]) -> Sample:
+        fields = {name.partition(".")[2]: content for name, _, content in members}
+        if len(fields) != len(members):
+            raise ShardError(f"{key}: two members have one name")
+        return self.make_sample(key, fields, offset=members[0][1])
+
+    def make_sample(self, key: str, fields: Mapping[str, Content], *, offset: int = 0) -> Sample:
+        """The sample with these members by name after the key; ShardError when they do not fit."""
         try:
             return Sample(
                 key=key,
-                mosaic=_mosaic(members, manifest),
-                label=_label(members, manifest.classes),
-                info=_info(members),
+                mosaic=_mosaic(fields, self.manifest),
+                label=_label(fields, self.manifest.classes),
+                info=_info(fields),
                 offset=offset,
             )
         except KeyError as error:
@@ -109,7 +117,7 @@ class Dataset:
             raise ShardError(f"{key}.{error}") from error
 
 
-def _mosaic(members: dict[str, bytes], manifest: Manifest) -> Mosaic:
+def _mosaic(members: Mapping[str, Content], manifest: Manifest) -> Mosaic:
     geometry, tokens = manifest.geometry, manifest.tokenizer.tokens
     splits, count = geometry.splits(tokens), geometry.nodes(tokens)
     codec = manifest.make_codec()
@@ -125,24 +133,31 @@ def _mosaic(members: dict[str, bytes], manifest: Manifest) -> Mosaic:
     return Mosaic(geometry=geometry, tokens=pixels, nodes=nodes, importance=importance)
 
 
-def _label(members: dict[str, bytes], classes: list[str] | None) -> int | None:
+def _label(members: Mapping[str, Content], classes: list[str] | None) -> int | None:
     if classes is None:
         return None
-    text = members["cls"]
+    text = bytes(members["cls"])
     if not (text.isdigit() and len(text) < 10 and int(text) < len(classes)):
         raise ShardError(f"cls: {text[:20]!r} is not a class index below {len(classes)}")
     return int(text)
 
 
-def _info(members: dict[str, bytes]) -> dict[str, Any]:
+def _info(members: Mapping[str, Content]) -> dict[str, Any]:
     with _naming("json"):
         try:
-            info = json.loads(members["json"])
+            info = json.loads(bytes(members["json"]))
         except (ValueError, RecursionError) as error:
             raise ShardError(f"not JSON: {error}") from error
         if not isinstance(info, dict):
             raise ShardError("not a JSON object")
+        if not isinstance(info.get("path"), str) or not _is_box(info.get("box")):
+            raise ShardError("has no path, or no box of four numbers")
         return info
+
+
+def _is_box(box: Any) -> bool:
+    numbers = isinstance(box, list) and len(box) == 4 and all(type(v) in (int, float) for v in box)
+    return numbers and all(map(isfinite, box)) and 0 <= box[0] < box[2] and 0 <= box[1] < box[3]
 
 
 @contextmanager

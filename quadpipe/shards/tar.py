@@ -1,8 +1,7 @@
 """Plain USTAR archives: the same members give the same bytes, and reading trusts no size."""
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from functools import lru_cache
-from typing import IO
 
 from quadpipe.errors import ShardError
 
@@ -46,28 +45,35 @@ def member_bytes(name: str, data: bytes) -> bytes:
     return b"".join((header, data, bytes(-len(data) % BLOCK)))
 
 
-def read_members(file: IO[bytes], total: int) -> Iterator[tuple[str, int, bytes]]:
-    """(name, offset of its header, data) of each member of an archive of `total` bytes.
+def read_members(data: memoryview) -> Iterator[tuple[str, int, memoryview]]:
+    """(name, offset of its header, content) of each member of a whole archive, without copies.
 
     Only plain files are allowed. ShardError when the archive is cut short, a header is damaged
     or a member is anything else than a plain file.
     """
+    end = yield from _scan(data)
+    if data[end : end + len(END)] != END:
+        raise ShardError(f"cut short at byte {end}: the end of the archive is missing")
+
+
+def read_part(data: memoryview) -> Iterator[tuple[str, int, memoryview]]:
+    """As `read_members`, of some members cut out of an archive."""
+    end = yield from _scan(data)
+    if any(data[end:]):
+        raise ShardError(f"cut short at byte {end}: no whole members")
+
+
+def _scan(data: memoryview) -> Generator[tuple[str, int, memoryview], None, int]:
+    """Yields members up to the first empty block; returns where that is."""
     offset = 0
-    while True:
-        header = file.read(BLOCK)
-        if header == END[:BLOCK]:
-            if file.read(BLOCK) != END[:BLOCK]:
-                raise ShardError(f"cut short at byte {offset}: the end of the archive is missing")
-            return
+    while (header := bytes(data[offset : offset + BLOCK])) and header != END[:BLOCK]:
         name, size = _read_header(header, offset)
-        if offset + BLOCK + size > total:
-            raise ShardError(f"cut short: {name!r} ends after the archive's {total} bytes")
-        data = file.read(size)
-        padding = -size % BLOCK
-        if len(data) != size or len(file.read(padding)) != padding:
-            raise ShardError(f"cut short in {name!r} at byte {offset}")
-        yield name, offset, data
-        offset += BLOCK + size + padding
+        first, last = offset + BLOCK, offset + BLOCK + size
+        if last > len(data):
+            raise ShardError(f"cut short: {name!r} ends after the {len(data)} bytes there are")
+        yield name, offset, data[first:last]
+        offset = last + -size % BLOCK
+    return offset
 
 
 def _read_header(header: bytes, offset: int) -> tuple[str, int]:

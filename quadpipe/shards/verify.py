@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterator
 
 from quadpipe.errors import ShardError
-from quadpipe.shards.format import REJECTED, marker_name, sample_key
+from quadpipe.shards.format import MANIFEST, PLAN, REJECTED, marker_name, sample_key
 from quadpipe.shards.manifest import ShardInfo
 from quadpipe.shards.reader import Dataset
 
@@ -19,7 +19,6 @@ def verify(dataset: Dataset) -> Iterator[str]:
         except ShardError as error:
             yield str(error)
             continue
-        samples = 0
         for shard in shards:
             expected.add(shard.name)
             try:
@@ -27,17 +26,17 @@ def verify(dataset: Dataset) -> Iterator[str]:
             except ShardError as error:
                 yield str(error)
                 continue
-            samples += len(offsets)
             yield from _check_marker(dataset, split, shard, offsets)
     for name in dataset.folder.names():
         if name not in expected and name.endswith((".tar", ".shards.jsonl")):
-            yield f"{dataset.folder.path(name)}: extra: the manifest does not name it"
+            yield f"{dataset.folder.where(name)}: extra: the manifest does not name it"
     yield from _check_rejects(dataset)
+    yield from _check_plan(dataset)
 
 
 def _check_shard(dataset: Dataset, split: str, shard: ShardInfo) -> list[int]:
     """Offsets of the samples of a shard that is as the shard list says; ShardError otherwise."""
-    where = dataset.folder.path(shard.name)
+    where = dataset.folder.where(shard.name)
     size = dataset.folder.size(shard.name)
     if size is None:
         raise ShardError(f"{where}: missing")
@@ -46,11 +45,13 @@ def _check_shard(dataset: Dataset, split: str, shard: ShardInfo) -> list[int]:
     if dataset.folder.sha256(shard.name) != shard.sha256:
         raise ShardError(f"{where}: its checksum is not the one in {split}'s shard list")
     per_shard = dataset.manifest.samples_per_shard
-    first = int(shard.name.removesuffix(".tar").rpartition("-")[2]) * per_shard
-    allowed = {sample_key(index, shard.view) for index in range(first, first + per_shard)}
+    first = shard.index * per_shard
     offsets = []
     for sample in dataset.read_shard(shard):
-        if sample.key not in allowed:
+        digits = sample.key[:10]
+        index = int(digits) if digits.isdecimal() else -1
+        ours = first <= index < first + per_shard
+        if not ours or sample.key != sample_key(index, shard.view):
             raise ShardError(f"{where}: {sample.key} does not belong to this shard")
         offsets.append(sample.offset)
     if len(offsets) != shard.samples:
@@ -62,17 +63,16 @@ def _check_marker(
     dataset: Dataset, split: str, shard: ShardInfo, offsets: list[int]
 ) -> Iterator[str]:
     """Offsets in the done-marker, where there is one, must be those of the tar."""
-    index = int(shard.name.removesuffix(".tar").rpartition("-")[2])
-    name = marker_name(split, index)
+    name = marker_name(split, shard.index)
     if not dataset.folder.exists(name):
         return
     try:
         views = json.loads(dataset.folder.read(name))["views"]
         stored = next(view for view in views if view["name"] == shard.name)
         if stored["offsets"] != offsets or stored["sha256"] != shard.sha256:
-            yield f"{dataset.folder.path(name)}: does not describe {shard.name}"
+            yield f"{dataset.folder.where(name)}: does not describe {shard.name}"
     except (ValueError, TypeError, KeyError, StopIteration):
-        yield f"{dataset.folder.path(name)}: not a readable marker of {shard.name}"
+        yield f"{dataset.folder.where(name)}: not a readable marker of {shard.name}"
 
 
 def _check_rejects(dataset: Dataset) -> Iterator[str]:
@@ -81,4 +81,19 @@ def _check_rejects(dataset: Dataset) -> Iterator[str]:
     found = dataset.folder.read(REJECTED).count(b"\n")
     expected = sum(info.rejected for info in dataset.manifest.splits.values())
     if found != expected:
-        yield f"{dataset.folder.path(REJECTED)}: {found} lines, expected {expected}"
+        yield f"{dataset.folder.where(REJECTED)}: {found} lines, expected {expected}"
+
+
+def _check_plan(dataset: Dataset) -> Iterator[str]:
+    """What plan and manifest both say must be the same."""
+    if not dataset.folder.exists(PLAN):
+        return
+    try:
+        plan = json.loads(dataset.folder.read(PLAN))
+        manifest = json.loads(dataset.folder.read(MANIFEST))
+        shared = ("tokenizer", "scorer", "codec", "imaging_library", "classes")
+        differing = [key for key in shared if plan[key] != manifest[key]]
+    except (ValueError, TypeError, KeyError, RecursionError):
+        differing = ["all of it"]
+    if differing:
+        yield f"{dataset.folder.where(PLAN)}: not the plan of {MANIFEST}: {', '.join(differing)}"

@@ -1,12 +1,13 @@
 """Where images come from: a folder, WebDataset tars, or a list of paths."""
 
+import os
 from collections import Counter
 from pathlib import Path
 
 from quadpipe.errors import ConfigError, SourceError
 from quadpipe.sources.folder import list_folder, walk
 from quadpipe.sources.listing import Input, Inputs, Listing, read_input
-from quadpipe.sources.names import is_image_name
+from quadpipe.sources.names import TAR_EXTENSIONS, is_image_name
 from quadpipe.sources.path_list import list_paths
 from quadpipe.sources.tars import list_tars
 
@@ -23,9 +24,9 @@ def list_inputs(
     """
     if labels and not use_labels:
         raise ConfigError("--labels and --no-labels exclude each other; give one of them")
-    if not source.exists():
+    if not os.path.exists(source):
         raise SourceError(f"{source} does not exist; give a folder, a .csv list or a .tar")
-    if source.is_dir() and not _holds_only_tars(source):
+    if source.is_dir() and not _begins_with_tar(source):
         inputs = list_folder(source, split=split, labels=labels, use_labels=use_labels)
     else:
         if labels:
@@ -37,7 +38,10 @@ def list_inputs(
         else:
             raise SourceError(f"{source} is no folder, no .csv list and no .tar; give one of these")
     if not any(len(listing) for listing in inputs.splits.values()):
-        raise SourceError(f"no images found in {source}; skipped: {inputs.skipped or 'nothing'}")
+        raise SourceError(
+            f"no images found in {source} (skipped: {inputs.skipped or 'nothing'}); give a folder "
+            f"of images or of tars, or a .csv list"
+        )
     return inputs
 
 
@@ -46,11 +50,11 @@ def source_root(source: Path) -> Path:
     return source if source.is_dir() else source.parent
 
 
-def _holds_only_tars(source: Path) -> bool:
-    """Whether the first file that is an image or a tar, in the order of the walk, is a tar."""
+def _begins_with_tar(source: Path) -> bool:
+    """Whether the first file that is an image or a tar is a tar; mixtures are refused later."""
     for path in walk(source, b"", Counter()):
         if is_image_name(path):
             return False
-        if path.lower().endswith(b".tar"):
+        if path.lower().endswith(TAR_EXTENSIONS):
             return True
     return False

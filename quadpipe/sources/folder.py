@@ -1,6 +1,7 @@
 """A folder of images: classes and splits from its folders, in the order of the paths' bytes."""
 
 import os
+import stat
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,7 +9,13 @@ from pathlib import Path
 from quadpipe.errors import ConfigError, SourceError
 from quadpipe.sources.labels import ClassTable, read_labels
 from quadpipe.sources.listing import Inputs, Listing
-from quadpipe.sources.names import SPLIT_FOLDERS, SPLITS, is_image_name, path_to_text
+from quadpipe.sources.names import (
+    SPLIT_FOLDERS,
+    SPLITS,
+    TAR_EXTENSIONS,
+    is_image_name,
+    path_to_text,
+)
 
 
 def list_folder(
@@ -39,15 +46,24 @@ def list_folder(
         listing = listings[name] = Listing()
         for path in walk(root, prefix, skipped):
             if not is_image_name(path):
+                if path.lower().endswith(TAR_EXTENSIONS):
+                    raise _mixed(root, path)
                 skipped["not an image's name"] += 1
                 continue
             inside = path[len(prefix) + 1 :] if prefix else path
-            label = _label(inside, given) if use_labels else None
+            label = _label(path, inside, given) if use_labels else None
             listing.append(path, None if label is None else table.id(label))
     return Inputs(
         splits=listings,
         classes=_settle(root, listings, table, labels),
         skipped=dict(skipped),
+    )
+
+
+def _mixed(root: Path, path: bytes) -> SourceError:
+    return SourceError(
+        f"{root} holds images and tars ({path_to_text(path)}); point --in at a folder that holds "
+        f"one of the two"
     )
 
 
@@ -73,7 +89,8 @@ def walk(root: Path, prefix: bytes, skipped: Counter[str]) -> Iterator[bytes]:
             found = list(_entries(folder, path, skipped))
         except OSError as error:
             raise SourceError(
-                f"cannot list {os.fsdecode(folder)}: {error.strerror}; mend it, or leave it out"
+                f"cannot list {os.fsdecode(folder)}: {error.strerror}; "
+                f"make it readable, or move it away"
             ) from error
         # A folder sorts as its name with a slash, as in the full paths.
         found.sort(key=lambda entry: entry[0] if entry[1] else entry[0] + b"/", reverse=True)
@@ -86,10 +103,15 @@ def _entries(folder: bytes, path: bytes, skipped: Counter[str]) -> Iterator[tupl
             name = os.path.join(path, entry.name)
             if entry.name.startswith(b"."):
                 skipped["hidden"] += 1
-            elif entry.is_dir():
-                yield name, False
-            elif entry.is_file():
-                yield name, True
+                continue
+            try:
+                mode = entry.stat().st_mode if entry.is_symlink() else None
+                is_folder = entry.is_dir() if mode is None else stat.S_ISDIR(mode)
+                is_file = entry.is_file() if mode is None else stat.S_ISREG(mode)
+            except OSError:  # a link to nothing, or to itself
+                is_folder = is_file = False
+            if is_folder or is_file:
+                yield name, is_file
             else:
                 skipped["a broken link or no plain file"] += 1
 
@@ -100,7 +122,9 @@ def _split_roots(root: Path) -> dict[str, bytes]:
         with os.scandir(os.fsencode(root)) as entries:
             visible = [entry for entry in entries if not entry.name.startswith(b".")]
     except OSError as error:
-        raise SourceError(f"cannot list {root}: {error.strerror}") from error
+        raise SourceError(
+            f"cannot list {root}: {error.strerror}; give a folder that can be read"
+        ) from error
     folders = [entry.name for entry in visible if entry.is_dir()]
     flat = any(is_image_name(entry.name) for entry in visible if not entry.is_dir())
     if not folders or flat or not all(name in SPLIT_FOLDERS for name in folders):
@@ -111,10 +135,12 @@ def _split_roots(root: Path) -> dict[str, bytes]:
     return roots
 
 
-def _label(path: bytes, given: dict[bytes, bytes] | None) -> bytes | None:
+def _label(path: bytes, inside: bytes, given: dict[bytes, bytes] | None) -> bytes | None:
+    """Of an image by its path below the source, below its split, or by its file name."""
     if given is not None:
-        return given.get(path) or given.get(os.path.basename(path))
-    folder, slash, _ = path.partition(b"/")
+        names = (path, inside, os.path.basename(path))
+        return next((given[name] for name in names if name in given), None)
+    folder, slash, _ = inside.partition(b"/")
     return folder if slash else None
 
 

@@ -26,7 +26,7 @@ class ClassTable:
         numbers are taken as the indices themselves.
         """
         names = sorted(self._ids)
-        if numbers_are_indices and all(name.isdigit() and len(name) < 8 for name in names):
+        if numbers_are_indices and all(name.isdigit() and len(name) < 7 for name in names):
             indices = {name: int(name) for name in names}
             names = [str(index).encode() for index in range(max(indices.values(), default=-1) + 1)]
         else:
@@ -46,13 +46,18 @@ def read_rows(path: Path, *, blanks: bool = False) -> list[tuple[bytes, bytes | 
     try:
         text = path.read_text("utf-8", "surrogateescape").removeprefix("\ufeff")
     except OSError as error:
-        raise SourceError(f"cannot read {path}: {error.strerror}") from error
+        raise SourceError(
+            f"cannot read {path}: {error.strerror}; give a file that can be read"
+        ) from error
     lines = [line for line in text.split("\n") if line.strip()]
     first = lines[0] if lines else ""
     if blanks and "," not in first and "\t" not in first:
         rows = [line.rsplit(None, 1) for line in lines]
     else:
-        rows = list(csv.reader(lines, delimiter="\t" if "\t" in first else ","))
+        try:
+            rows = list(csv.reader(lines, delimiter="\t" if "\t" in first else ","))
+        except csv.Error as error:
+            raise SourceError(f"{path} is no CSV: {error}; check its quotes") from error
     if rows and rows[0][0].strip().lower() == "path":
         rows = rows[1:]
     for number, row in enumerate(rows, start=1):
@@ -73,7 +78,7 @@ def read_labels(path: Path) -> dict[bytes, bytes]:
         if not label:
             raise SourceError(f"{path}: {os.fsdecode(name)!r} has no label; write `path,label`")
         if labels.setdefault(name, label) != label:
-            raise SourceError(f"{path}: {os.fsdecode(name)!r} has two labels")
+            raise SourceError(f"{path}: {os.fsdecode(name)!r} has two labels; keep one of them")
     if not labels:
-        raise SourceError(f"{path}: holds no `path,label` rows")
+        raise SourceError(f"{path}: holds no `path,label` rows; write one for each image")
     return labels

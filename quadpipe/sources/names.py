@@ -12,6 +12,8 @@ IMAGE_EXTENSIONS = (
     *(".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm"),
 )
 
+TAR_EXTENSIONS = (b".tar", b".tar.gz", b".tgz", b".tar.bz2", b".tar.xz", b".tar.zst")
+
 # Invalid bytes (surrogates), control characters, line and paragraph separators, and % itself.
 _TO_ENCODE = re.compile("[%\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 

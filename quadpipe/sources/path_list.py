@@ -18,12 +18,12 @@ def list_paths(file: Path, *, split: str | None = None, use_labels: bool = True)
     rows = []
     for path, label in read_rows(file):
         if os.path.isabs(path):
-            path = os.path.relpath(path, os.path.abspath(root))
+            path = os.path.relpath(path, os.path.realpath(root))
         if not os.path.isfile(os.path.join(root, path)):
             raise SourceError(
                 f"{file}: {os.fsdecode(path)!r} is not a file below {file.parent}; mend the list"
             )
-        rows.append((os.path.normpath(path), label if use_labels else None))
+        rows.append((path, label if use_labels else None))
     rows.sort(key=lambda row: row[0])
     listing, table = Listing(), ClassTable()
     split = split or "train"

@@ -17,10 +17,15 @@ from quadpipe.errors import SourceError
 from quadpipe.sources.folder import walk
 from quadpipe.sources.labels import ClassTable
 from quadpipe.sources.listing import Inputs, Listing, Span
-from quadpipe.sources.names import SPLIT_FOLDERS, SPLITS, path_to_text
+from quadpipe.sources.names import (
+    SPLIT_FOLDERS,
+    SPLITS,
+    TAR_EXTENSIONS,
+    is_image_name,
+    path_to_text,
+)
 
 IMAGE_MEMBERS = ("jpg", "jpeg", "png", "webp")
-_COMPRESSED = (b".tar.gz", b".tgz", b".tar.bz2", b".tar.xz", b".tar.zst")
 _MAX_LABEL_BYTES = 1 << 20
 
 
@@ -39,7 +44,12 @@ def list_tars(root: Path, *, split: str | None = None, use_labels: bool = True) 
     tars = [name for name in names if name.lower().endswith(b".tar")]
     skipped["not a tar"] += len(names) - len(tars)
     for name in names:
-        if name.lower().endswith(_COMPRESSED):
+        if is_image_name(name):
+            raise SourceError(
+                f"{root} holds tars and images ({path_to_text(name)}); point --in at a folder that "
+                f"holds one of the two"
+            )
+        if name not in tars and name.lower().endswith(TAR_EXTENSIONS):
             raise SourceError(
                 f"{root / os.fsdecode(name)} is compressed; unpack it to a plain .tar"
             )
@@ -81,19 +91,36 @@ def _list_tar(
     try:
         with tarfile.open(path, "r:", errorlevel=2) as tar:
             for _, members in groupby(_plain_files(tar, skipped), key=lambda m: _key(m.name)):
-                fields = {_field(member.name): member for member in members}
-                image = next((fields[f] for f in IMAGE_MEMBERS if f in fields), None)
-                if image is None:
+                group = list(members)
+                fields = {_field(member.name): member for member in group}
+                images = [m for m in group if _field(m.name) in IMAGE_MEMBERS]
+                if not images:
                     skipped["a sample without an image"] += 1
                     continue
+                skipped["another image of a sample"] += len(images) - 1
+                image = images[0]
                 label = _label(tar, fields, path) if table else None
                 listing.append(
                     name + b"/" + os.fsencode(image.name),
                     table.id(label) if table and label is not None else None,
                     Span(text, image.offset_data, image.size),
                 )
-    except (OSError, tarfile.TarError, EOFError) as error:
-        raise SourceError(f"cannot read {path}: {error}; mend it, or leave it out") from error
+            _check_end(tar)
+    except (OSError, tarfile.TarError, EOFError, ValueError, OverflowError, MemoryError) as error:
+        raise SourceError(
+            f"cannot read {path}: {error}; fetch it again, or move it away"
+        ) from error
+
+
+def _check_end(tar: tarfile.TarFile) -> None:
+    """Raise tarfile's error unless the archive ended where its end is marked.
+
+    tarfile takes a damaged header for the end and says nothing.
+    """
+    assert tar.fileobj is not None
+    tar.fileobj.seek(tar.offset)
+    if tar.fileobj.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+        raise tarfile.ReadError(f"damaged or cut short at byte {tar.offset}")
 
 
 def _plain_files(tar: tarfile.TarFile, skipped: Counter[str]) -> Iterator[tarfile.TarInfo]:
@@ -120,7 +147,10 @@ def _label(tar: tarfile.TarFile, fields: dict[str, tarfile.TarInfo], path: Path)
     if member is None:
         return None
     if member.size > _MAX_LABEL_BYTES:
-        raise SourceError(f"{path}: {member.name} has {member.size:,} bytes, too many for a label")
+        raise SourceError(
+            f"{path}: {member.name} has {member.size:,} bytes, too many for a "
+            f"label; give --no-labels"
+        )
     file = tar.extractfile(member)
     data = file.read() if file else b""
     if "cls" in fields:
@@ -128,9 +158,11 @@ def _label(tar: tarfile.TarFile, fields: dict[str, tarfile.TarInfo], path: Path)
     try:
         document = json.loads(data)
     except (ValueError, RecursionError) as error:
-        raise SourceError(f"{path}: {member.name} is not JSON: {error}") from error
+        raise SourceError(
+            f"{path}: {member.name} is not JSON: {error}; mend it, or give --no-labels"
+        ) from error
     for name in ("label", "cls", "class"):
         value = document.get(name) if isinstance(document, dict) else None
         if isinstance(value, int | str) and not isinstance(value, bool):
-            return str(value).encode() or None
+            return str(value).encode("utf-8", "replace") or None
     return None

@@ -138,7 +138,7 @@ def test_too_many_rejects_exit_with_3(image_folder, tmp_path):
             1,
             "text.jpg is no image we can use: not_an_image",
         ),
-        (("show", ".", "--out", "x.gif"), 2, "does not end in .png"),
+        (("show", ".", "--out", "x.gif"), 2, "x.gif does not end in .png"),
         (("show", "text.jpg", "--out", "x.png", "--samples", "3"), 2, "--samples is for a dataset"),
         (("show", ".", "--out", "x.png", "--scorer", "random"), 2, "--scorer is for an image file"),
         (("nonsense",), 2, "No such command"),

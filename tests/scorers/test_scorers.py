@@ -115,7 +115,7 @@ def test_a_scorer_can_be_made_again_from_its_parameters(name, square):
         ("pixel-blur", geometry(max_patch_size=16), "nothing to score; use scorer uniform"),
         (
             "pixel-blur",
-            geometry(4096, 4096, 1, 4096),
+            geometry(4096, 4096, 16, 4096),
             "cannot sum patches of 4096 pixels exactly",
         ),
     ],

@@ -6,8 +6,10 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
+import fsspec
 import numpy as np
 import pytest
 
@@ -179,8 +181,7 @@ def reseal(dataset: Path, name: str, data: bytes) -> None:
 
 
 def members_of(path: Path) -> dict[str, bytes]:
-    with path.open("rb") as file:
-        return {name: data for name, _, data in read_members(file, path.stat().st_size)}
+    return {name: bytes(data) for name, _, data in read_members(memoryview(path.read_bytes()))}
 
 
 def tar_of(members: list[tuple[str, bytes]]) -> bytes:
@@ -201,6 +202,8 @@ def swapped_steps(data: bytes) -> bytes:
         ("cls", lambda d: None, "has no member cls"),
         ("json", lambda d: b"{", "json: not JSON"),
         ("json", lambda d: b"[]", "json: not a JSON object"),
+        ("json", lambda d: d.replace(b'"path"', b'"pith"'), "json: has no path, or no box"),
+        ("json", lambda d: d.replace(b'"box":[', b'"box":[1e400,'), "json: has no path, or no box"),
         ("nodes.npy", swapped_steps, "nodes.npy: the split steps are not 0 to 27"),
         ("nodes.npy", lambda d: d[:-4], "nodes.npy: holds 2044 bytes of data, expected 2048"),
         ("tokens.npy", lambda d: npy_bytes(np.zeros((1, 16, 16, 3), "u1")), r"holds \|u1 \[1,"),
@@ -237,7 +240,7 @@ def test_double_keys_and_members_are_refused(dataset):
     with pytest.raises(ShardError, match="0000000000: two samples have this key"):
         list(quadpipe.Dataset(dataset).samples("val"))
     reseal(dataset, "val-000000.tar", tar_of([members[0], *members]))
-    with pytest.raises(ShardError, match="two members are called tokens.npy"):
+    with pytest.raises(ShardError, match="two members have one name"):
         list(quadpipe.Dataset(dataset).samples("val"))
 
 
@@ -270,13 +273,22 @@ def edit_manifest(dataset: Path, **changes: object) -> None:
         ({"format_version": "2.0"}, r"is written in format 2\.0; this quadpipe reads format 1\.0"),
         ({"format_version": 1}, "is written in format 1;"),
         ({"classes": None}, "'classes' is missing"),
-        ({"classes": [1, 2]}, "classes are not all names"),
+        ({"classes": [1, 2]}, "classes must be a list of names, not"),
         ({"tokenizer__tokens": 99}, "99 tokens cannot tile"),
-        ({"tokenizer__new_option": 1}, "unexpected keyword argument 'new_option'"),
+        ({"tokenizer__tokens": 100.0}, "tokens must be a whole number, not 100.0"),
+        ({"tokenizer__image_size": [2**20, 2**20]}, "has a side above 16,384"),
+        ({"tokenizer": 5}, "5 is not an object"),
+        ({"scorer": {}}, "scorer has no name, or does not say label_aware"),
+        ({"imaging_library": []}, "imaging_library has no name"),
+        ({"samples_per_shard": 10**10}, "samples_per_shard 10000000000 is out of range"),
+        ({"splits": {}}, "it has no splits"),
+        ({"splits": 5}, "it has no splits"),
+        ({"splits__train": [1]}, r"train: \[1\] is not an object"),
+        ({"name": "\ud800"}, "name must be text in UTF-8"),
         ({"codec__name": "exe"}, "codec 'exe' is not one of"),
         ({"splits__train__samples": 7}, "7 samples are not 2 views of 18 - 0 inputs"),
-        ({"splits__train__bytes": -1}, "bytes is -1, not a count"),
-        ({"splits__dev": {}}, "missing 8 required"),
+        ({"splits__train__bytes": -1}, "train: bytes -1 is below 0"),
+        ({"splits__dev": {}}, "split 'dev' is not one of train, val, test"),
     ],
 )
 def test_manifests_that_cannot_be_used_are_refused(dataset, changes, message):
@@ -286,33 +298,96 @@ def test_manifests_that_cannot_be_used_are_refused(dataset, changes, message):
 
 
 def test_a_later_minor_version_is_read(dataset):
-    edit_manifest(dataset, format_version="1.7", something_new={"x": 1})
-    assert quadpipe.Dataset(dataset).manifest.format_version == "1.7"
+    edit_manifest(dataset, format_version="1.7", something_new={"x": 1}, tokenizer__new_option=1)
+    edit_manifest(dataset, splits__train__new=2, codec__new=3, scorer__name="of-another-version")
+    opened = quadpipe.Dataset(dataset)
+    assert opened.manifest.format_version == "1.7"
+    assert len(list(opened.samples("train"))) == 36
+
+
+def test_a_manifest_of_endless_brackets_is_refused(dataset):
+    (dataset / "dataset.json").write_text("[" * 200_000)
+    with pytest.raises(ShardError, match="cannot be used"):
+        quadpipe.Dataset(dataset)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"bytes": None}, "bytes must be a whole number, not None"),
+        ({"name": 5}, "name must be text, not 5"),
+        ({"name": "val-" + "9" * 5000 + ".tar"}, "is no shard of view 0 of val"),
+        ({"name": "../evil-000000.tar"}, r"'\.\./evil-000000\.tar' is no shard of view 0 of val"),
+        ({"view": 2.5}, "view must be a whole number, not 2.5"),
+        ({"samples": 0}, "has no samples or no bytes"),
+        ({"sha256": None}, "sha256 must be text"),
+    ],
+)
+def test_lines_of_a_shard_list_are_checked(dataset, change, message):
+    rewrite_shard_list(dataset, lambda rows: rows[0].update(change))
+    with pytest.raises(ShardError, match=rf"val\.shards\.jsonl, line 1: .*{message}"):
+        quadpipe.Dataset(dataset).shards("val")
+    assert any("val.shards.jsonl, line 1" in line for line in findings(dataset))
+
+
+def test_a_shard_listed_twice_or_with_other_totals_is_refused(dataset):
+    rewrite_shard_list(dataset, lambda rows: rows.__setitem__(1, rows[0]), totals=True)
+    with pytest.raises(ShardError, match="names a shard twice"):
+        quadpipe.Dataset(dataset).shards("val")
+    rewrite_shard_list(dataset, lambda rows: rows.pop())
+    with pytest.raises(ShardError, match="holds 1 shards, 4 samples, .* says 2, 8"):
+        quadpipe.Dataset(dataset).shards("val")
+
+
+def rewrite_shard_list(dataset: Path, change: Callable, *, totals: bool = False) -> None:
+    """Change the rows of val's shard list and make its checksum fit."""
+    path = dataset / "val.shards.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    change(rows)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    edit_manifest(dataset, splits__val__shard_list_sha256=digest)
+    if totals:
+        samples = sum(row["samples"] for row in rows)
+        edit_manifest(
+            dataset,
+            splits__val__samples=samples,
+            splits__val__inputs=samples,
+            splits__val__bytes=sum(row["bytes"] for row in rows),
+        )
 
 
 @pytest.mark.parametrize("name", ["../outside.jsonl", "/etc/passwd", "a\\b", "x/../../y"])
 def test_names_that_lead_out_of_the_dataset_are_refused(dataset, name):
     edit_manifest(dataset, splits__val__shard_list=name)
+    with pytest.raises(ShardError, match="val: .* is not the name of its shard list"):
+        quadpipe.Dataset(dataset)
     with pytest.raises(ShardError, match="is not the name of a file in a dataset"):
-        quadpipe.Dataset(dataset).shards("val")
-
-
-def test_shard_lists_that_name_strangers_are_refused(dataset):
-    lines = (
-        (dataset / "val.shards.jsonl").read_text().replace("val-000001.tar", "../evil-000001.tar")
-    )
-    (dataset / "val.shards.jsonl").write_text(lines)
-    digest = hashlib.sha256(lines.encode()).hexdigest()
-    edit_manifest(dataset, splits__val__shard_list_sha256=digest)
-    with pytest.raises(ShardError, match=r"'\.\./evil-000001\.tar' is no shard of view 0 of val"):
-        quadpipe.Dataset(dataset).shards("val")
+        Folder(dataset).read(name)
 
 
 def test_a_folder_without_a_manifest_is_no_dataset(tmp_path):
     with pytest.raises(ShardError, match="is not a finished dataset: it has no dataset.json"):
         quadpipe.Dataset(tmp_path)
-    with pytest.raises(ConfigError, match="s3://bucket/x is a URL"):
-        quadpipe.Dataset("s3://bucket/x")
+    with pytest.raises(ConfigError, match="nosuch://x cannot be opened: Protocol not known"):
+        quadpipe.Dataset("nosuch://x")
+    with pytest.raises(ShardError, match="memory://nowhere is not a finished dataset"):
+        quadpipe.Dataset("memory://nowhere")
+    with pytest.raises(ConfigError, match="s3://bucket/x is a URL; this version writes to local"):
+        Folder("s3://bucket/x")
+
+
+def test_a_dataset_at_a_url_is_read_and_verified(finished):
+    remote = fsspec.filesystem("memory")
+    remote.put(str(finished), "/published", recursive=True)
+    dataset = quadpipe.Dataset("memory://published")
+    assert list(verify(dataset)) == []
+    local = quadpipe.Dataset(finished).samples("val")
+    for one, other in zip(dataset.samples("val"), local, strict=True):
+        assert one.info == other.info
+        np.testing.assert_array_equal(one.mosaic.tokens, other.mosaic.tokens)
+    remote.rm_file("/published/val-000000.tar")
+    assert list(verify(dataset)) == ["memory://published/val-000000.tar: missing"]
 
 
 @pytest.fixture

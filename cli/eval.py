@@ -1,0 +1,63 @@
+"""`quadpipe eval`: accuracy at several budgets."""
+
+import json
+
+import click
+
+from quadpipe.cli.text import count_text, table
+from quadpipe.loader import Loader
+from quadpipe.model.evaluate import check_fits, evaluate
+from quadpipe.model.run_folder import load_run, pick_device
+from quadpipe.shards.reader import Dataset
+
+
+@click.command("eval")
+@click.argument("run", type=click.Path())
+@click.argument("dataset", type=click.Path())
+@click.option("--split", default="val", show_default=True, help="The split to score.")
+@click.option(
+    "--tokens", "budgets", type=int, multiple=True, help="Budget; may be given several times."
+)
+@click.option("--batch-size", type=int, default=256, show_default=True, help="Images a step.")
+@click.option("--workers", type=int, default=2, show_default=True, help="Reading processes.")
+@click.option("--device", default="auto", type=click.Choice(["auto", "cpu", "cuda"]))
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def command(
+    run: str,
+    dataset: str,
+    split: str,
+    budgets: tuple[int, ...],
+    batch_size: int,
+    workers: int,
+    device: str,
+    as_json: bool,
+) -> None:
+    """Score the model of a RUN on a DATASET, at one or more budgets."""
+    folder, config = load_run(run)
+    where = pick_device(device)
+    model = folder.model(where)
+    opened = Dataset(dataset)
+    check_fits(model, opened.manifest, config.classes, dataset)
+    trained = config.train.tokens or config.tokenizer.tokens
+    loaders = [
+        Loader(opened, split, batch_size=batch_size, tokens=tokens, shuffle=False, workers=workers)
+        for tokens in budgets or (trained,)
+    ]
+    scores = [evaluate(model, loader, where) for loader in loaders]
+    if as_json:
+        click.echo(json.dumps([score.as_json() for score in scores], indent=2))
+        return
+    rows = [
+        (
+            f"{score.tokens}",
+            f"{score.samples:,}",
+            f"{score.top1:.2%}",
+            f"{score.top5:.2%}",
+            f"{score.loss:.4f}",
+            count_text(score.multiply_adds),
+            f"{score.images_per_second:,.0f}",
+        )
+        for score in scores
+    ]
+    header = ("tokens", "samples", "top-1", "top-5", "loss", "multiply-adds", "images/s")
+    click.echo(table(header, rows))

@@ -1,0 +1,47 @@
+"""`quadpipe predict`: the classes of images."""
+
+import json
+from pathlib import Path
+
+import click
+
+from quadpipe.cli.pictures import check_png, write_picture
+from quadpipe.model.predict import Predictor
+from quadpipe.model.run_folder import RunFolder, pick_device
+
+
+@click.command("predict")
+@click.argument("run", type=click.Path())
+@click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--tokens", type=int, help="Budget; by default the one of the training.")
+@click.option("--top", type=click.IntRange(1), default=5, show_default=True, help="Classes named.")
+@click.option("--show", type=click.Path(path_type=Path), help="Draw what the model saw, a .png.")
+@click.option("--device", default="auto", type=click.Choice(["auto", "cpu", "cuda"]))
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def command(
+    run: str,
+    images: tuple[Path, ...],
+    tokens: int | None,
+    top: int,
+    show: Path | None,
+    device: str,
+    as_json: bool,
+) -> None:
+    """Classify IMAGES with the model of a RUN, through the tokenizer it was trained with."""
+    if show:
+        check_png(show)
+    predictor = Predictor(RunFolder(run), pick_device(device), tokens)
+    predictions = [predictor(path, top=top) for path in images]
+    if as_json:
+        rows = [
+            {"path": str(p.path), "classes": [{"class": c, "probability": s} for c, s in p.classes]}
+            for p in predictions
+        ]
+        click.echo(json.dumps(rows, indent=2))
+    else:
+        for prediction in predictions:
+            click.echo(prediction.path)
+            for name, share in prediction.classes:
+                click.echo(f"  {share:6.1%}  {name}")
+    if show:
+        write_picture([p.exhibit for p in predictions], [predictor.tokens], show)

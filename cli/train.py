@@ -1,0 +1,68 @@
+"""`quadpipe train`: the trainer."""
+
+from typing import Any
+
+import click
+
+from quadpipe.cli.options import options_of
+from quadpipe.cli.text import count_text, duration_text
+from quadpipe.model.config import TrainConfig
+from quadpipe.model.evaluate import Score
+from quadpipe.model.train import StepReport, Trainer, TrainProgress, train
+
+
+class _TerminalProgress(TrainProgress):
+    """One line an interval, on standard output."""
+
+    def started(self, trainer: Trainer) -> None:
+        config, model = trainer.config, trainer.model.config
+        parameters = sum(parameter.numel() for parameter in trainer.model.parameters())
+        lines = [
+            f"model    {config.model}, {parameters:,} parameters, {model.classes:,} classes, "
+            f"{count_text(model.multiply_adds(trainer.loader.tokens))} multiply-adds an image at "
+            f"{trainer.loader.tokens} tokens",
+            f"data     {trainer.samples:,} samples an epoch, {trainer.loader.steps:,} steps of "
+            f"{config.batch_size}, view 0 of {trainer.loader.split.views}",
+            f"device   {trainer.device}, {trainer.world.size} "
+            f"{'process' if trainer.world.size == 1 else 'processes'}",
+        ]
+        if trainer.loaded:
+            lines += [f"init     {name} {how}" for name, how in trainer.loaded.changed.items()]
+            lines += [f"init     {name} is new" for name in trainer.loaded.fresh]
+        if trainer.step:
+            lines.append(f"resumed  at step {trainer.step:,} of {trainer.steps:,}")
+        click.echo("\n".join(lines))
+
+    def warn(self, message: str) -> None:
+        click.echo(f"note     {message}", err=True)
+
+    def interval(self, report: StepReport) -> None:
+        click.echo(
+            f"epoch {report.epoch} step {report.step}/{report.steps}  loss {report.loss:.4f}  "
+            f"accuracy {report.accuracy:.1%}  lr {report.lr:.2e}  "
+            f"{report.images_per_second:,.0f} img/s  {report.waiting:.1%} waiting for data  "
+            f"{duration_text(report.seconds_left)} left"
+        )
+
+    def evaluated(self, epoch: int, score: Score) -> None:
+        click.echo(
+            f"epoch {epoch} done  val top-1 {score.top1:.1%}  top-5 {score.top5:.1%}  "
+            f"loss {score.loss:.4f}"
+        )
+
+
+@click.command("train")
+@click.argument("dataset", type=click.Path())
+@click.option("--out", required=True, type=click.Path(), help="The folder of the run.")
+@click.option("--resume", is_flag=True, help="Go on with the run in --out where it stopped.")
+@click.option("--init", type=click.Path(), help="timm ViT weights to begin with.")
+@options_of(TrainConfig)
+def command(dataset: str, out: str, resume: bool, init: str | None, **options: Any) -> None:
+    """Train a Quadformer on a DATASET: a folder or any fsspec URL.
+
+    On several GPUs, or several processes of a CPU:
+
+    torchrun --nproc-per-node K -m quadpipe.cli train DATASET --out RUN
+    """
+    run = train(dataset, out, resume=resume, init=init, progress=_TerminalProgress(), **options)
+    click.echo(f"done; quadpipe eval {run} {dataset}")

@@ -1,0 +1,87 @@
+"""Accuracy of a model at a budget."""
+
+import time
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812  its usual name
+
+from quadpipe.errors import ConfigError
+from quadpipe.loader import Loader
+from quadpipe.model.distributed import World
+from quadpipe.model.quadformer import Quadformer
+from quadpipe.shards.manifest import Manifest
+
+
+@dataclass(frozen=True, kw_only=True)
+class Score:
+    """Of one split at one budget. top1, top5: shares of the samples. loss: mean cross entropy."""
+
+    split: str
+    tokens: int
+    samples: int
+    top1: float
+    top5: float
+    loss: float
+    multiply_adds: int
+    images_per_second: float
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@torch.inference_mode()
+def evaluate(
+    model: Quadformer, loader: Loader, device: torch.device, world: World | None = None
+) -> Score:
+    """Score the loader's split; with a world, each process its slice of every batch."""
+    world = world or World()
+    started = time.perf_counter()
+    top1 = top5 = loss = 0.0
+    was_training = model.training
+    model.eval()
+    for batch in loader.epoch(0):
+        label = batch.label.to(device, non_blocking=True)
+        weight = batch.weight.to(device, non_blocking=True)
+        logits, _ = model(batch.tokens.to(device, non_blocking=True), batch.boxes.to(device))
+        best = logits.topk(min(5, logits.shape[1])).indices == label[:, None]
+        top1 += float((best[:, 0] * weight).sum())
+        top5 += float((best.any(dim=1) * weight).sum())
+        loss += float((F.cross_entropy(logits.float(), label, reduction="none") * weight).sum())
+    model.train(was_training)
+    top1, top5, loss = world.total(top1, top5, loss)
+    seconds = time.perf_counter() - started
+    return Score(
+        split=loader.name,
+        tokens=loader.tokens,
+        samples=loader.samples,
+        top1=top1 / loader.samples,
+        top5=top5 / loader.samples,
+        loss=loss / loader.samples,
+        multiply_adds=model.config.multiply_adds(loader.tokens),
+        images_per_second=loader.samples / seconds,
+    )
+
+
+def check_fits(model: Quadformer, manifest: Manifest, classes: list[str], where: str) -> None:
+    """Raise ConfigError unless a dataset has the model's geometry and classes."""
+    config, geometry = model.config, manifest.geometry
+    if manifest.classes is None:
+        raise ConfigError(f"{where} has no labels; a classifier needs some: tokenize with classes")
+    if geometry.patch_size != config.patch_size or geometry.max_scale > config.max_scale:
+        raise ConfigError(
+            f"{where} has patches of {geometry.patch_size} to {geometry.max_patch_size} pixels, "
+            f"the model was made for {config.patch_size} to "
+            f"{config.patch_size << config.max_scale}; tokenize with those"
+        )
+    if config.positions == "learned" and geometry.grid(0) != config.grid:
+        raise ConfigError(
+            f"{where} has {geometry.grid(0)} patches, the model's learned positions are for "
+            f"{config.grid}; tokenize with that image size"
+        )
+    if manifest.classes != classes:
+        raise ConfigError(
+            f"{where} has {len(manifest.classes)} classes that are not the run's {len(classes)}; "
+            f"use a dataset with the same classes in the same order"
+        )

@@ -1,0 +1,65 @@
+"""What moves the weights: parameter groups, learning rate, moving average."""
+
+import math
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from quadpipe.model.config import TrainConfig
+from quadpipe.model.quadformer import Quadformer
+
+_NO_DECAY = ("cls_token", "pos_embed", "scale_embed")
+
+
+def make_optimizer(model: Quadformer, config: TrainConfig) -> torch.optim.AdamW:
+    """AdamW without decay on biases, norms and positions; `lr_scale` of a group is its layer's."""
+    groups: dict[tuple[float, float], list[Tensor]] = {}
+    depth = len(model.blocks) + 1
+    for name, parameter in model.named_parameters():
+        decay = 0.0 if parameter.ndim < 2 or name in _NO_DECAY else config.weight_decay
+        scale = config.layer_decay ** (depth - _layer(name, depth))
+        groups.setdefault((decay, scale), []).append(parameter)
+    return torch.optim.AdamW(
+        [
+            {"params": parameters, "weight_decay": decay, "lr_scale": scale}
+            for (decay, scale), parameters in groups.items()
+        ],
+        lr=config.lr,
+    )
+
+
+def _layer(name: str, depth: int) -> int:
+    """0 for the embeddings, 1.. for the blocks, `depth` for the last norm and the head."""
+    if name.startswith("blocks."):
+        return int(name.split(".")[1]) + 1
+    return depth if name.startswith(("norm.", "head.")) else 0
+
+
+def learning_rate(config: TrainConfig, seen: int, samples: int) -> float:
+    """Of the step that ends at `seen` samples, `samples` an epoch: linear warm-up, then cosine."""
+    warmup, total = config.warmup_epochs * samples, config.epochs * samples
+    if seen < warmup:
+        return config.lr * seen / warmup
+    share = min((seen - warmup) / max(total - warmup, 1), 1.0)
+    return config.min_lr + (config.lr - config.min_lr) * (1 + math.cos(math.pi * share)) / 2
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group["lr_scale"]
+
+
+class MovingAverage:
+    """Exponential moving average of a model's weights, with its own warm-up: at step t the decay is
+    at most (1 + t) / (10 + t), so that early weights are forgotten."""
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self.decay = decay
+        self.weights = {k: v.detach().clone() for k, v in model.state_dict().items()}
+
+    @torch.no_grad()
+    def update(self, model: nn.Module, step: int) -> None:
+        decay = min(self.decay, (1 + step) / (10 + step))
+        current: Iterable[Tensor] = model.state_dict().values()
+        torch._foreach_lerp_(list(self.weights.values()), list(current), 1 - decay)

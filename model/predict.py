@@ -1,0 +1,62 @@
+"""The classes of an image, through the tokenizer that the run's dataset was made with."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from quadpipe.errors import ConfigError, RejectError, SourceError
+from quadpipe.model.quadformer import Quadformer
+from quadpipe.model.run_folder import RunConfig, RunFolder
+from quadpipe.render import Exhibit
+from quadpipe.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prediction:
+    """classes: the most likely ones with their probabilities. exhibit: what the model saw."""
+
+    path: Path
+    classes: list[tuple[str, float]]
+    exhibit: Exhibit
+
+
+class Predictor:
+    """A trained model with its tokenizer; ConfigError when its scorer needs labels."""
+
+    def __init__(self, run: RunFolder, device: torch.device, tokens: int | None = None) -> None:
+        config: RunConfig = run.config()
+        if config.label_aware:
+            raise ConfigError(
+                f"{run} was trained on shards whose scorer looks at labels, which images to be "
+                f"classified do not have; train on shards of another scorer"
+            )
+        self.tokens = tokens or config.train.tokens or config.tokenizer.tokens
+        self._tokenizer = Tokenizer(replace(config.tokenizer, tokens=self.tokens))
+        self._classes = config.classes
+        self._device = device
+        self._model: Quadformer = run.model(device)
+
+    @torch.inference_mode()
+    def __call__(self, path: Path, *, top: int = 5) -> Prediction:
+        """The `top` classes of an image file; SourceError when it cannot be read."""
+        try:
+            image = self._tokenizer.prepare_file(path.read_bytes())
+        except OSError as error:
+            raise SourceError(f"cannot read {path}: {error.strerror}") from error
+        except RejectError as error:
+            raise SourceError(f"{path} is no image we can use: {error}") from error
+        mosaic = self._tokenizer.tokenize(image[None])[0]
+        leaves = mosaic.leaves()
+        tokens = torch.from_numpy(leaves.tokens)[None].to(self._device)
+        boxes = torch.from_numpy(leaves.boxes)[None].to(self._device)
+        logits, _ = self._model(tokens, boxes)
+        best = logits[0].float().softmax(dim=0).topk(min(top, len(self._classes)))
+        return Prediction(
+            path=path,
+            classes=[
+                (self._classes[index], share)
+                for share, index in zip(best.values.tolist(), best.indices.tolist(), strict=True)
+            ],
+            exhibit=Exhibit(mosaic=mosaic, title=str(path), image=image),
+        )

@@ -1,0 +1,259 @@
+"""The Quadformer: a Vision Transformer over patches of any scale.
+
+A pre-norm ViT (Dosovitskiy et al., arXiv 2010.11929) as timm builds it, with one linear embedding
+for the tokens of all scales, since each has the same number of pixels, and positions from the
+patches' centres (Ronen et al., arXiv 2304.00287).
+
+Letters: B batch; N tokens; P patch size; D width; C classes; S largest scale; G rows and columns of
+scale-0 patches.
+"""
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812  its usual name
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from quadpipe.errors import ConfigError
+
+PRESETS: dict[str, dict[str, int]] = {
+    "nano": {"width": 96, "depth": 4, "heads": 3},
+    "tiny": {"width": 192, "depth": 12, "heads": 3},
+    "small": {"width": 384, "depth": 12, "heads": 6},
+    "base": {"width": 768, "depth": 12, "heads": 12},
+    "large": {"width": 1024, "depth": 24, "heads": 16},
+}
+POSITIONS = ("sinusoidal", "learned")
+POOLS = ("cls", "area")
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+_PERIOD = 10_000.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuadformerConfig:
+    """Shape of a model; raises ConfigError when it cannot be built.
+
+    grid: rows and columns of scale-0 patches; needed for learned positions.
+    mean, std: per channel, of pixels in 0..1.
+    """
+
+    classes: int
+    patch_size: int
+    grid: tuple[int, int]
+    max_scale: int
+    width: int
+    depth: int
+    heads: int
+    mlp_ratio: float = 4.0
+    positions: str = "sinusoidal"
+    scale_embedding: bool = False
+    pool: str = "cls"
+    drop_path: float = 0.0
+    gradient_checkpointing: bool = False
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[float, float, float] = IMAGENET_STD
+
+    def __post_init__(self) -> None:
+        for name in ("grid", "mean", "std"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        if self.width % self.heads or self.width % 4:
+            raise ConfigError(
+                f"width {self.width} is not a multiple of 4 and of {self.heads} heads"
+            )
+        for name, allowed in (("positions", POSITIONS), ("pool", POOLS)):
+            if getattr(self, name) not in allowed:
+                raise ConfigError(
+                    f"{name} {getattr(self, name)!r} is not one of {', '.join(allowed)}"
+                )
+        if not 0 <= self.drop_path < 1:
+            raise ConfigError(f"drop_path {self.drop_path:g} is not from 0 to below 1")
+        if self.classes < 1:
+            raise ConfigError(f"{self.classes} classes are too few; a classifier needs 1 or more")
+
+    def as_json(self) -> dict[str, Any]:
+        """As JSON can hold it; `QuadformerConfig(**config.as_json())` is equal."""
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+
+    def multiply_adds(self, tokens: int) -> int:
+        """Multiply-adds of one image at a budget: matrix products only, CLS token included."""
+        n, d = tokens + 1, self.width
+        projections = n * d * (4 * d + 2 * int(d * self.mlp_ratio))
+        attention = 2 * n * n * d
+        embedding = tokens * self.patch_size**2 * 3 * d
+        return embedding + self.depth * (projections + attention) + d * self.classes
+
+
+def patch_centres(boxes: Tensor) -> Tensor:
+    """Centres (x, y) of integer boxes `[.., 3]`, float32 `[.., 2]` in units of P."""
+    return boxes[..., :2].float() + torch.exp2(boxes[..., 2:].float()) / 2
+
+
+def sinusoidal(positions: Tensor, width: int) -> Tensor:
+    """Sines, then cosines, `[.., width]`, of positions `[..]` at width / 2 frequencies.
+
+    The frequencies fall geometrically from 1 to 1 / 10000 (Vaswani et al., arXiv 1706.03762, as
+    the paper's code has them).
+    """
+    half = width // 2
+    steps = torch.arange(half, dtype=torch.float64, device="cpu") / max(half - 1, 1)
+    frequencies = torch.exp(-math.log(_PERIOD) * steps).to(positions.device, torch.float32)
+    angles = positions[..., None] * frequencies
+    return torch.cat([angles.sin(), angles.cos()], dim=-1)
+
+
+def sinusoidal_2d(centres: Tensor, width: int) -> Tensor:
+    """`[.., width]` of centres `[.., 2]`: x in the first half, y in the second."""
+    return torch.cat([sinusoidal(centres[..., axis], width // 2) for axis in (0, 1)], dim=-1)
+
+
+class PatchEmbedding(nn.Module):
+    """One linear map for the pixels of tokens of all scales."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, config: QuadformerConfig) -> None:
+        super().__init__()
+        self.proj = nn.Linear(config.patch_size**2 * 3, config.width)
+        self.register_buffer("mean", torch.tensor(config.mean) * 255.0, persistent=False)
+        self.register_buffer("std", torch.tensor(config.std) * 255.0, persistent=False)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """`[B, N, P, P, 3]`, uint8 or float in 0..255 -> `[B, N, D]`."""
+        normalised = (tokens.float() - self.mean) / self.std
+        embedded: Tensor = self.proj(normalised.flatten(2))  # from [B, N, P * P * 3]
+        return embedded
+
+
+class Attention(nn.Module):
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(width, 3 * width)
+        self.proj = nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, n, d = x.shape
+        qkv = self.qkv(x).view(b, n, 3, self.heads, d // self.heads)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each [B, heads, N, D / heads]
+        mixed = F.scaled_dot_product_attention(q, k, v)
+        projected: Tensor = self.proj(mixed.transpose(1, 2).reshape(b, n, d))
+        return projected
+
+
+class Mlp(nn.Module):
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(width, hidden)
+        self.fc2 = nn.Linear(hidden, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        mapped: Tensor = self.fc2(F.gelu(self.fc1(x)))
+        return mapped
+
+
+class Block(nn.Module):
+    def __init__(self, config: QuadformerConfig, drop_path: float) -> None:
+        super().__init__()
+        self.drop_path = drop_path
+        self.norm1 = nn.LayerNorm(config.width, eps=1e-6)
+        self.attn = Attention(config.width, config.heads)
+        self.norm2 = nn.LayerNorm(config.width, eps=1e-6)
+        self.mlp = Mlp(config.width, int(config.width * config.mlp_ratio))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self._dropped(self.attn(self.norm1(x)))
+        return x + self._dropped(self.mlp(self.norm2(x)))
+
+    def _dropped(self, branch: Tensor) -> Tensor:
+        """Stochastic depth (Huang et al., arXiv 1603.09382): drop the branch of whole samples."""
+        if not self.training or not self.drop_path:
+            return branch
+        keep = 1 - self.drop_path
+        mask = branch.new_empty(branch.shape[0], 1, 1).bernoulli_(keep)
+        return branch * (mask / keep)
+
+
+class Quadformer(nn.Module):
+    """Classifies images from the tokens and boxes of their leaves.
+
+    On the leaves of `uniform` shards it is a plain ViT. The names of its parameters are timm's.
+    """
+
+    def __init__(self, config: QuadformerConfig) -> None:
+        super().__init__()
+        self.config = config
+        d = config.width
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, d))
+        self.patch_embed = PatchEmbedding(config)
+        if config.positions == "learned":
+            rows, columns = config.grid
+            self.pos_embed = nn.Parameter(torch.zeros(1, 1 + rows * columns, d))
+        if config.scale_embedding:
+            self.scale_embed = nn.Parameter(torch.zeros(config.max_scale + 1, d))
+        drops = torch.linspace(0, config.drop_path, config.depth).tolist()
+        self.blocks = nn.ModuleList(Block(config, drop) for drop in drops)
+        self.norm = nn.LayerNorm(d, eps=1e-6)
+        self.head = nn.Linear(d, config.classes)
+        self.apply(_initialize)
+        for name in ("cls_token", "pos_embed"):
+            if hasattr(self, name):
+                nn.init.trunc_normal_(getattr(self, name), std=0.02)
+
+    def forward(self, tokens: Tensor, boxes: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Logits `[B, C]`, and the named steps on the way to them.
+
+        tokens: `[B, N, P, P, 3]`, uint8 or float in 0..255, RGB. boxes: integers `[B, N, 3]`, x, y,
+        scale. The steps are `embedded` `[B, 1 + N, D]`, and after the last norm `tokens`
+        `[B, N, D]`, `cls` `[B, D]` and `pooled` `[B, D]`.
+        """
+        out: dict[str, Tensor] = {}
+        x = self.patch_embed(tokens)
+        x = x + self._positions(boxes).to(x.dtype)
+        if self.config.scale_embedding:
+            x = x + self.scale_embed[boxes[..., 2].long()].to(x.dtype)
+        cls: Tensor = self.cls_token
+        if self.config.positions == "learned":
+            cls = cls + self.pos_embed[:, :1]
+        x = torch.cat([cls.to(x.dtype).expand(len(x), -1, -1), x], dim=1)  # [B, 1 + N, D]
+        out["embedded"] = x
+        for block in self.blocks:
+            if self.config.gradient_checkpointing and self.training:
+                x = checkpoint(block, x, use_reentrant=False)
+            else:
+                x = block(x)
+        x = self.norm(x)
+        out["cls"], out["tokens"] = x[:, 0], x[:, 1:]
+        out["pooled"] = self._pooled(out, boxes)
+        return self.head(out["pooled"]), out
+
+    def _positions(self, boxes: Tensor) -> Tensor:
+        """`[B, N, D]`."""
+        centres = patch_centres(boxes)
+        if self.config.positions == "sinusoidal":
+            return sinusoidal_2d(centres, self.config.width)
+        rows, columns = self.config.grid
+        grid = self.pos_embed[:, 1:].reshape(1, rows, columns, -1).permute(0, 3, 1, 2)
+        extent = centres.new_tensor([columns, rows])
+        where = centres.flatten(0, 1)[None, None] / extent * 2 - 1  # [1, 1, B * N, 2] in -1..1
+        sampled = F.grid_sample(
+            grid.float(), where, mode="bilinear", padding_mode="border", align_corners=False
+        )
+        return sampled[0, :, 0].T.reshape(*boxes.shape[:2], -1)
+
+    def _pooled(self, out: dict[str, Tensor], boxes: Tensor) -> Tensor:
+        if self.config.pool == "cls":
+            return out["cls"]
+        areas = torch.exp2(2 * boxes[..., 2:].float())  # [B, N, 1]
+        weights = areas / areas.sum(dim=1, keepdim=True)
+        return (out["tokens"] * weights.to(out["tokens"].dtype)).sum(dim=1)
+
+
+def _initialize(module: nn.Module) -> None:
+    if isinstance(module, nn.Linear):
+        nn.init.trunc_normal_(module.weight, std=0.02)
+        nn.init.zeros_(module.bias)

@@ -1,0 +1,431 @@
+"""The training loop: shards in, a run folder out."""
+
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from os import PathLike
+from types import FrameType
+from typing import Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812  its usual name
+from torch import Tensor, nn
+
+from quadpipe.errors import ConfigError, QuadpipeError
+from quadpipe.loader import Batch, Loader
+from quadpipe.model.config import TrainConfig
+from quadpipe.model.distributed import World, join_world
+from quadpipe.model.evaluate import Score, check_fits, evaluate
+from quadpipe.model.optimize import (
+    MovingAverage,
+    learning_rate,
+    make_optimizer,
+    set_learning_rate,
+)
+from quadpipe.model.pretrained import Loaded, load_pretrained
+from quadpipe.model.quadformer import Quadformer
+from quadpipe.model.run_folder import BEST, LAST, RunConfig, RunFolder, pick_device
+from quadpipe.seeds import random_bits
+from quadpipe.shards.reader import Dataset
+
+
+class NonFiniteLossError(QuadpipeError):
+    """The loss or its gradient is no number; the weights are as before the step."""
+
+
+class InterruptedTrainingError(QuadpipeError):
+    """Stopped by a signal, after a checkpoint."""
+
+    exit_code = 130
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepReport:
+    """An interval of training. waiting: share of the time spent waiting for data."""
+
+    epoch: int
+    step: int
+    steps: int
+    loss: float
+    accuracy: float
+    lr: float
+    images_per_second: float
+    waiting: float
+    seconds_left: float
+
+
+class TrainProgress:
+    """Told how training goes on; this one says nothing."""
+
+    def started(self, trainer: "Trainer") -> None:
+        """All is checked and loaded."""
+
+    def warn(self, message: str) -> None:
+        """Something a person should know."""
+
+    def interval(self, report: StepReport) -> None:
+        """Some steps are done."""
+
+    def evaluated(self, epoch: int, score: Score) -> None:
+        """An epoch is done and scored."""
+
+
+def train(
+    dataset: str | PathLike[str],
+    out: str | PathLike[str],
+    *,
+    resume: bool = False,
+    init: str | PathLike[str] | None = None,
+    progress: TrainProgress | None = None,
+    **options: Any,
+) -> RunFolder:
+    """Train a Quadformer on the split `train` of a dataset.
+
+        run = quadpipe.model.train("shards/", "run/", model="small", tokens=100, epochs=100)
+
+    options: fields of TrainConfig. resume: go on with the run in `out`, exactly; its options must
+    be those of before. init: timm ViT weights to begin with. Under torchrun each process calls
+    this. Raises ConfigError on what cannot work, NonFiniteLossError, InterruptedTrainingError.
+    """
+    config = TrainConfig(**options)
+    device = pick_device(config.device)
+    with join_world(device) as world:
+        trainer = Trainer(Dataset(dataset), RunFolder(out), config, device, world, progress)
+        trainer.prepare(resume=resume, init=init)
+        trainer.fit()
+        return trainer.run
+
+
+class Trainer:
+    """One process of a training run."""
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        run: RunFolder,
+        config: TrainConfig,
+        device: torch.device,
+        world: World,
+        progress: TrainProgress | None = None,
+    ) -> None:
+        self.dataset, self.run, self.config = dataset, run, config
+        self.device, self.world = device, world
+        self.progress = progress if progress and world.first else TrainProgress()
+        manifest = dataset.manifest
+        if manifest.classes is None:
+            raise ConfigError(f"{dataset.folder} has no labels, so there is nothing to learn")
+        self.loader = self._loader("train", shuffle=True)
+        self.validation = self._loader("val", shuffle=False) if self._has_samples("val") else None
+        self.run_config = RunConfig.of(config, manifest)
+        torch.manual_seed(config.seed)
+        self.model = Quadformer(self.run_config.model).to(device)
+        self.optimizer = make_optimizer(self.model, config)
+        self.average: MovingAverage | None = None
+        self.loaded: Loaded | None = None
+        self.step, self.epoch, self.consumed, self.best = 0, 0, 0, -1.0
+        self._stop = False
+
+    def prepare(self, *, resume: bool, init: str | PathLike[str] | None) -> None:
+        """Begin a new run, or load the checkpoint of one; all checks are made here."""
+        if resume and init:
+            raise ConfigError("--resume goes on with a run's own weights; leave out --init")
+        if resume and self.run.started:
+            self._check_same_run()
+            self._load_checkpoint()
+        elif resume:
+            raise ConfigError(f"{self.run} holds no run to resume; leave out --resume")
+        else:
+            if init:
+                from pathlib import Path
+
+                self.loaded = load_pretrained(self.model, Path(init))
+            self.world.wait()
+            if self.world.first:
+                self.run.start(self.run_config)
+            self.world.wait()
+            if self.config.ema:
+                self.average = MovingAverage(self.model, self.config.ema)
+        if self.dataset.manifest.scorer["label_aware"]:
+            self.progress.warn(
+                "the scorer of these shards looked at the labels: accuracies mean nothing for "
+                "images without labels"
+            )
+        if self.validation is None:
+            self.progress.warn("no split val: no accuracy on unseen images, and no best checkpoint")
+
+    @property
+    def samples(self) -> int:
+        """Samples that an epoch trains on."""
+        return min(self.loader.samples, self.loader.steps * self.loader.batch_size)
+
+    @property
+    def steps(self) -> int:
+        return self.loader.steps * self.config.epochs
+
+    def fit(self) -> None:
+        """Train to the end; on SIGTERM or Ctrl-C save and raise InterruptedTrainingError."""
+        self.progress.started(self)
+        step_model = self._wrapped()
+        with self._watching_signals():
+            while self.epoch < self.config.epochs:
+                self._train_epoch(step_model)
+                self._finish_epoch()
+
+    def _train_epoch(self, step_model: nn.Module) -> None:
+        self.model.train()
+        batches = self.loader.epoch(self.epoch, consumed=self.consumed)
+        interval = _Interval(self)
+        for batch in interval.timed(batches):
+            loss, correct = self._train_step(step_model, batch)
+            self.consumed = min(self.consumed + self.loader.batch_size, self.samples)
+            interval.add(loss, correct, batch.total)
+            stop = self.world.total(float(self._stop))[0] > 0
+            last = self.consumed == self.samples
+            if interval.steps == self.config.log_interval or stop or last:
+                interval.report()
+            if stop:
+                self._save()
+                raise InterruptedTrainingError(
+                    f"stopped at step {self.step} and saved; go on with --resume"
+                )
+            if self.step % self.config.checkpoint_interval == 0 and not last:
+                self._save()
+
+    def _train_step(self, step_model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+        """One update; sums of loss and correct answers of this process's slice."""
+        seen = self.epoch * self.samples + self.consumed + batch.total
+        set_learning_rate(self.optimizer, learning_rate(self.config, seen, self.samples))
+        generator = self._seed_step()
+        parts = min(self.config.grad_accum_steps, len(batch.label))
+        loss = correct = torch.zeros((), device=self.device)
+        losses = []
+        for number, part in enumerate(torch.arange(len(batch.label)).tensor_split(parts), start=1):
+            tokens, boxes = self.config.augmentation(
+                batch.tokens[part].to(self.device, non_blocking=True),
+                batch.boxes[part].to(self.device, non_blocking=True),
+                self.dataset.manifest.geometry.grid(0)[1],
+                generator,
+            )
+            label = batch.label[part].to(self.device, non_blocking=True)
+            weight = batch.weight[part].to(self.device, non_blocking=True)
+            with self._exchanging(step_model, last=number == parts):
+                with self._autocast():
+                    logits, _ = step_model(tokens, boxes)
+                each = weight * F.cross_entropy(
+                    logits.float(), label, reduction="none", label_smoothing=self.config.smoothing
+                )
+                # DDP takes the mean over processes; the sum over the global batch is wanted.
+                torch.autograd.backward(each.sum() * (self.world.size / batch.total))
+            losses.append(each.detach())
+            loss = loss + each.detach().sum()
+            correct = correct + ((logits.detach().argmax(dim=1) == label) * weight).sum()
+        norm = nn.utils.clip_grad_norm_(
+            self.model.parameters(), self.config.clip_grad or float("inf")
+        )
+        if not torch.isfinite(norm) or not torch.isfinite(loss):
+            raise self._not_finite(batch, torch.cat(losses))
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.step += 1
+        if self.average:
+            self.average.update(self.model, self.step)
+        return loss, correct
+
+    def _seed_step(self) -> torch.Generator:
+        """Random numbers of a step depend on seed, step and rank, so there is none to save."""
+        bits = random_bits(2, "model/step", self.config.seed, self.step, self.world.rank)
+        torch.manual_seed(int(bits[0] >> 1))
+        return torch.Generator().manual_seed(int(bits[1] >> 1))
+
+    def _not_finite(self, batch: Batch, losses: Tensor) -> NonFiniteLossError:
+        finite = torch.isfinite(losses).tolist()
+        bad = [key for key, fine in zip(batch.keys, finite, strict=True) if not fine]
+        return NonFiniteLossError(
+            f"loss or gradient is not finite at step {self.step} of epoch {self.epoch}; the "
+            f"weights are as before it. Samples: {', '.join((bad or batch.keys)[:8])}. Try a "
+            f"smaller --lr, more --warmup-epochs, or --amp off"
+        )
+
+    def _finish_epoch(self) -> None:
+        self.epoch, self.consumed = self.epoch + 1, 0
+        if self.validation is not None:
+            score = self._validate(self.validation)
+            if self.world.first:
+                row = {"event": "eval", "epoch": self.epoch, "step": self.step, **score.as_json()}
+                self.run.append_metrics(row)
+            self.progress.evaluated(self.epoch, score)
+            if score.top1 > self.best:
+                self.best = score.top1
+                self._save(BEST)
+        self._save()
+
+    def _validate(self, loader: Loader) -> Score:
+        if self.average is None:
+            return evaluate(self.model, loader, self.device, self.world)
+        averaged = Quadformer(self.run_config.model).to(self.device)
+        averaged.load_state_dict(self.average.weights)
+        return evaluate(averaged, loader, self.device, self.world)
+
+    def _save(self, name: str = LAST) -> None:
+        if self.world.first:
+            state = {
+                "optimizer": self.optimizer.state_dict(),
+                "epoch": self.epoch,
+                "consumed": self.consumed,
+                "step": self.step,
+                "best": self.best,
+            }
+            average = self.average.weights if self.average else None
+            kept = state if name == LAST else None
+            self.run.save(name, self.model.state_dict(), average, kept, self.step)
+        self.world.wait()
+
+    def _load_checkpoint(self) -> None:
+        weights, average, metadata = self.run.weights(LAST)
+        state = self.run.state(metadata)
+        self.model.load_state_dict(weights)
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.step, self.epoch = int(state["step"]), int(state["epoch"])
+        self.consumed, self.best = int(state["consumed"]), float(state["best"])
+        if self.config.ema:
+            self.average = MovingAverage(self.model, self.config.ema)
+            self.average.weights = {k: v.to(self.device) for k, v in (average or weights).items()}
+        if self.world.first:
+            self.run.cut_metrics(self.step)
+        self.world.wait()
+
+    def _check_same_run(self) -> None:
+        """Raise ConfigError when options that decide the result are not those of the run."""
+        check_fits(
+            self.model, self.dataset.manifest, self.run.config().classes, str(self.dataset.folder)
+        )
+        before, now = self.run.config().to_json(), self.run_config.to_json()
+        free = {
+            "workers",
+            "device",
+            "log_interval",
+            "checkpoint_interval",
+            "tensorboard",
+            "compile",
+        }
+        differences = [
+            f"{part}.{name} was {before[part].get(name)}, now {value}"
+            for part in ("train", "tokenizer", "splits")
+            for name, value in now[part].items()
+            if name not in free and before[part].get(name) != value
+        ]
+        if differences:
+            raise ConfigError(
+                f"{self.run} was started differently: {'; '.join(differences[:8])}; resume with "
+                f"the options and the dataset of before, or begin another run"
+            )
+
+    def _wrapped(self) -> nn.Module:
+        """The model as the training step calls it."""
+        wrapped: nn.Module = self.model
+        if self.config.compile:
+            wrapped = torch.compile(wrapped)  # type: ignore[assignment]
+        if self.world.size > 1:
+            wrapped = nn.parallel.DistributedDataParallel(wrapped, broadcast_buffers=False)
+        return wrapped
+
+    def _exchanging(self, step_model: nn.Module, *, last: bool) -> AbstractContextManager[None]:
+        """Processes exchange gradients with the last part of a batch only."""
+        if isinstance(step_model, nn.parallel.DistributedDataParallel) and not last:
+            context: AbstractContextManager[None] = step_model.no_sync()
+            return context
+        return nullcontext()
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        bf16 = self.config.amp == "bf16" or (
+            self.config.amp == "auto"
+            and self.device.type == "cuda"
+            and torch.cuda.is_bf16_supported()
+        )
+        return torch.autocast(self.device.type, torch.bfloat16) if bf16 else nullcontext()
+
+    def _loader(self, split: str, *, shuffle: bool) -> Loader:
+        return Loader(
+            self.dataset,
+            split,
+            batch_size=self.config.batch_size,
+            tokens=self.config.tokens,
+            shuffle=shuffle,
+            seed=self.config.seed,
+            rank=self.world.rank,
+            world_size=self.world.size,
+            workers=self.config.workers,
+            pin_memory=self.device.type == "cuda",
+        )
+
+    def _has_samples(self, split: str) -> bool:
+        info = self.dataset.manifest.splits.get(split)
+        return info is not None and info.samples > 0
+
+    @contextmanager
+    def _watching_signals(self) -> Iterator[None]:
+        def stop(number: int, frame: FrameType | None) -> None:
+            if self._stop:
+                raise KeyboardInterrupt
+            self._stop = True
+
+        before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+class _Interval:
+    """What happened since the last line of progress."""
+
+    def __init__(self, trainer: Trainer) -> None:
+        self._trainer = trainer
+        self._begin()
+
+    def _begin(self) -> None:
+        self.steps = self.samples = 0
+        self.loss = self.correct = torch.zeros((), device=self._trainer.device)
+        self.waited = 0.0
+        self.started = time.perf_counter()
+
+    def timed(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """The batches; notes how long each was waited for."""
+        while True:
+            before = time.perf_counter()
+            batch = next(batches, None)
+            self.waited += time.perf_counter() - before
+            if batch is None:
+                return
+            yield batch
+
+    def add(self, loss: Tensor, correct: Tensor, samples: int) -> None:
+        self.steps += 1
+        self.samples += samples
+        self.loss = self.loss + loss
+        self.correct = self.correct + correct
+
+    def report(self) -> None:
+        trainer = self._trainer
+        loss, correct = trainer.world.total(float(self.loss), float(self.correct))
+        seconds = time.perf_counter() - self.started
+        rate = self.samples / seconds
+        seen = trainer.epoch * trainer.samples + trainer.consumed
+        report = StepReport(
+            epoch=trainer.epoch,
+            step=trainer.step,
+            steps=trainer.steps,
+            loss=loss / self.samples,
+            accuracy=correct / self.samples,
+            lr=max(group["lr"] for group in trainer.optimizer.param_groups),
+            images_per_second=rate,
+            waiting=self.waited / seconds,
+            seconds_left=(trainer.config.epochs * trainer.samples - seen) / rate,
+        )
+        if trainer.world.first:
+            trainer.run.append_metrics({"event": "train", **vars(report)})
+        trainer.progress.interval(report)
+        self._begin()

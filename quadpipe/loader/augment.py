@@ -1,0 +1,95 @@
+"""Augmentation of batches of tokens, on their device, from a generator of random numbers.
+
+What needs the pixels between tokens (crops, rotations, blur) cannot be done here: tokenize several
+`--views` for that.
+
+Letters: b batch; N tokens; P patch size.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from quadpipe.errors import ConfigError
+
+# ITU-R BT.601 luma, as PIL and torchvision use it for saturation and contrast.
+_LUMA = (0.299, 0.587, 0.114)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Augmentation:
+    """What is done to training batches; nothing by default but the flip.
+
+    flip: probability of mirroring an image. colour_jitter: largest relative change of brightness,
+    contrast and saturation. token_dropout: share of tokens left out of every image.
+    """
+
+    flip: float = 0.5
+    colour_jitter: float = 0.0
+    token_dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("flip", "colour_jitter"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigError(f"{name} {getattr(self, name):g} is not from 0 to 1")
+        if not 0 <= self.token_dropout < 1:
+            raise ConfigError(f"token_dropout {self.token_dropout:g} is not from 0 to below 1")
+
+    def __call__(
+        self, tokens: Tensor, boxes: Tensor, columns: int, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
+        """Augmented (tokens, boxes) of `[b, N, P, P, 3]` uint8 and `[b, N, 3]` integers.
+
+        columns: width of the image in units of P. generator: of the CPU, so that the draws are
+        the same on every device. Tokens become float32 in 0..255 when colours change.
+        """
+        if self.flip:
+            chosen = torch.rand(len(tokens), generator=generator) < self.flip
+            tokens, boxes = flip(tokens, boxes, chosen.to(tokens.device), columns)
+        if self.colour_jitter:
+            low, high = 1 - self.colour_jitter, 1 + self.colour_jitter
+            factors = torch.rand(3, len(tokens), generator=generator) * (high - low) + low
+            tokens = jitter_colours(tokens, boxes, *factors.to(tokens.device))
+        if self.token_dropout:
+            keep = max(1, round(tokens.shape[1] * (1 - self.token_dropout)))
+            draws = torch.rand(tokens.shape[:2], generator=generator)
+            kept = draws.argsort(dim=1)[:, :keep].sort(dim=1).values.to(tokens.device)
+            rows = torch.arange(len(tokens), device=tokens.device)[:, None]
+            tokens, boxes = tokens[rows, kept], boxes[rows, kept]
+        return tokens, boxes
+
+
+def flip(tokens: Tensor, boxes: Tensor, chosen: Tensor, columns: int) -> tuple[Tensor, Tensor]:
+    """Mirror the images where the bool `[b]` is true, exactly: pixels and left edges."""
+    mirrored = boxes.clone()
+    mirrored[..., 0] = columns - boxes[..., 0] - (1 << boxes[..., 2].int()).to(boxes.dtype)
+    return (
+        torch.where(chosen[:, None, None, None, None], tokens.flip(3), tokens),
+        torch.where(chosen[:, None, None], mirrored, boxes),
+    )
+
+
+def jitter_colours(
+    tokens: Tensor, boxes: Tensor, brightness: Tensor, contrast: Tensor, saturation: Tensor
+) -> Tensor:
+    """Scale brightness, then contrast, then saturation by a factor for each image `[b]`.
+
+    As torchvision's ColorJitter in that order, clamped to 0..255 after each, float32. Contrast
+    turns about the mean luma of the image, in which a token counts by the area it stands for.
+    """
+
+    def per_image(factor: Tensor) -> Tensor:
+        return factor.view(-1, 1, 1, 1, 1)
+
+    luma = tokens.new_tensor(_LUMA, dtype=torch.float32)
+    pixels = (tokens.float() * per_image(brightness)).clamp(0, 255)
+    areas = torch.exp2(2 * boxes[..., 2].float())
+    token_means = (pixels @ luma).mean(dim=(2, 3))  # [b, N]
+    mean = (token_means * areas).sum(dim=1) / areas.sum(dim=1)
+    pixels = _blend(pixels, per_image(mean), per_image(contrast))
+    return _blend(pixels, (pixels @ luma)[..., None], per_image(saturation))
+
+
+def _blend(pixels: Tensor, towards: Tensor, factor: Tensor) -> Tensor:
+    return (pixels * factor + towards * (1 - factor)).clamp(0, 255)

@@ -1,0 +1,97 @@
+"""The order of an epoch: a pure function of seed, epoch and the shards' counts.
+
+Shards are permuted and dealt to a fixed number of lanes. A lane goes through its shards in windows
+of a few and shuffles the samples of a window. The lanes are merged evenly: sample i of a lane of n
+samples stands at (2 i + 1) / (2 n) of the epoch, so that all lanes end together. No rank and no
+worker appears here, and any position can be reached without walking to it.
+
+Letters: N samples of the epoch; L lanes; n_l samples of lane l.
+"""
+
+from bisect import bisect_right
+from functools import lru_cache
+
+import numpy as np
+
+from quadpipe.seeds import permutation
+
+LANES = 16
+WINDOW = 4
+# Positions are merged in blocks of about so many samples.
+_BLOCK = 4096
+
+
+class EpochOrder:
+    """Where the sample at each position of one epoch lies.
+
+    counts: samples of each shard, in the order of the shard list. shuffle: without it, that order.
+    """
+
+    def __init__(self, counts: list[int], *, seed: int, epoch: int, shuffle: bool = True) -> None:
+        self._words = (seed, epoch)
+        self._counts = np.asarray(counts, np.int64)
+        self.samples = int(self._counts.sum())
+        lanes = min(LANES, max(len(counts), 1)) if shuffle else 1
+        self._shuffle = shuffle
+        shards = permutation(len(counts), "loader/shards", *self._words)
+        if not shuffle:
+            shards = np.arange(len(counts))
+        self._lanes = [shards[lane::lanes] for lane in range(lanes)]
+        self._starts = [np.concatenate([[0], np.cumsum(self._counts[s])]) for s in self._lanes]
+        self._lengths = np.array([starts[-1] for starts in self._starts], np.int64)
+        self._blocks = max(1, self.samples // _BLOCK)
+        self._window = lru_cache(maxsize=4 * lanes)(self._shuffled_window)
+        self._block = lru_cache(maxsize=4)(self._merged_block)
+
+    def locate(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
+        """Shard and number inside it, int64 `[stop - start]` each, of a range of positions."""
+        shards, numbers = [], []
+        position = start
+        while position < stop:
+            block = self._block_of(position)
+            first, lane, index = self._block(block)
+            part = slice(position - first, min(stop - first, len(lane)))
+            for one_lane, one_index in zip(lane[part].tolist(), index[part].tolist(), strict=True):
+                shard, number = self._in_lane(one_lane, one_index)
+                shards.append(shard)
+                numbers.append(number)
+            position = first + part.stop
+        return np.array(shards, np.int64), np.array(numbers, np.int64)
+
+    def _before(self, block: int) -> np.ndarray:
+        """int64 `[L]`: samples of each lane before a block: those with (2i+1)/2n < block/blocks."""
+        doubled = 2 * block * self._lengths - self._blocks
+        return -(-doubled // (2 * self._blocks))
+
+    def _block_of(self, position: int) -> int:
+        found = bisect_right(
+            range(self._blocks), position, key=lambda b: int(self._before(b).sum())
+        )
+        return found - 1
+
+    def _merged_block(self, block: int) -> tuple[int, np.ndarray, np.ndarray]:
+        """First position of a block; lane and index in the lane of each of its samples."""
+        low, high = self._before(block), self._before(block + 1)
+        counts = high - low
+        lane = np.repeat(np.arange(len(counts)), counts)
+        index = np.arange(len(lane)) - np.repeat(np.cumsum(counts) - counts, counts) + low[lane]
+        place = (2 * index + 1) / (2 * self._lengths[lane])
+        order = np.lexsort((lane, place))
+        return int(low.sum()), lane[order], index[order]
+
+    def _in_lane(self, lane: int, index: int) -> tuple[int, int]:
+        starts = self._starts[lane]
+        slot = int(np.searchsorted(starts, index, side="right")) - 1
+        if self._shuffle:
+            window = slot // WINDOW
+            first = int(starts[window * WINDOW])
+            index = first + int(self._window(lane, window)[index - first])
+            slot = int(np.searchsorted(starts, index, side="right")) - 1
+        return int(self._lanes[lane][slot]), index - int(starts[slot])
+
+    def _shuffled_window(self, lane: int, window: int) -> np.ndarray:
+        starts = self._starts[lane]
+        first, last = window * WINDOW, min((window + 1) * WINDOW, len(starts) - 1)
+        return permutation(
+            int(starts[last] - starts[first]), "loader/window", *self._words, lane, window
+        )

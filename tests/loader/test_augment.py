@@ -1,0 +1,98 @@
+import numpy as np
+import pytest
+import torch
+
+import quadpipe
+from quadpipe.errors import ConfigError
+from quadpipe.loader.augment import Augmentation, flip, jitter_colours
+
+LUMA = np.array([0.299, 0.587, 0.114])
+
+
+@pytest.fixture(scope="module")
+def mosaics(square) -> list[quadpipe.Mosaic]:
+    return quadpipe.Tokenizer(tokens=100).tokenize(square)
+
+
+@pytest.fixture
+def batch(mosaics) -> tuple[torch.Tensor, torch.Tensor]:
+    leaves = [mosaic.leaves() for mosaic in mosaics]
+    tokens = torch.from_numpy(np.stack([leaf.tokens for leaf in leaves]))
+    return tokens, torch.from_numpy(np.stack([leaf.boxes for leaf in leaves]).astype(np.int16))
+
+
+def by_box(tokens: torch.Tensor, boxes: torch.Tensor) -> dict[tuple, np.ndarray]:
+    return {tuple(b): t.numpy() for t, b in zip(tokens, boxes.tolist(), strict=True)}
+
+
+def test_flipping_tokens_is_flipping_the_image(batch, mosaics):
+    chosen = torch.tensor([True, False, True, False])
+    tokens, boxes = flip(*batch, chosen, 16)
+    for row, mosaic in enumerate(mosaics):
+        expected = (mosaic.flip() if chosen[row] else mosaic).leaves()
+        found = by_box(tokens[row], boxes[row])
+        assert len(found) == 100
+        for box, token in zip(expected.boxes.tolist(), expected.tokens, strict=True):
+            np.testing.assert_array_equal(found[tuple(box)], token)
+
+
+def test_colours_change_as_they_would_in_the_whole_picture(batch):
+    tokens, boxes = batch
+    factors = np.array([[1.3, 0.7, 1.0, 1.1], [0.6, 1.4, 1.2, 1.0], [1.5, 0.5, 0.0, 1.0]])
+    found = jitter_colours(tokens, boxes, *torch.tensor(factors, dtype=torch.float32))
+    for row in range(4):
+        brightness, contrast, saturation = factors[:, row]
+        pixels = np.clip(tokens[row].numpy().astype(float) * brightness, 0, 255)
+        areas = 4.0 ** boxes[row, :, 2].numpy()
+        # The mean of the picture, each token spread over its area.
+        mean = np.average((pixels @ LUMA).mean(axis=(1, 2)), weights=areas)
+        pixels = np.clip(pixels * contrast + mean * (1 - contrast), 0, 255)
+        grey = (pixels @ LUMA)[..., None]
+        pixels = np.clip(pixels * saturation + grey * (1 - saturation), 0, 255)
+        np.testing.assert_allclose(found[row].numpy(), pixels, atol=1e-2)
+
+
+def test_factors_of_one_change_nothing(batch):
+    ones = torch.ones(4)
+    found = jitter_colours(*batch, ones, ones, ones)
+    assert torch.allclose(found, batch[0].float(), atol=1e-3)
+
+
+def test_dropout_leaves_out_tokens_with_their_boxes(batch):
+    tokens, boxes = batch
+    kept, where = Augmentation(flip=0, token_dropout=0.3)(
+        tokens, boxes, 16, torch.Generator().manual_seed(0)
+    )
+    assert kept.shape[1] == where.shape[1] == 70
+    for row in range(4):
+        before = by_box(tokens[row], boxes[row])
+        after = by_box(kept[row], where[row])
+        assert len(after) == 70
+        assert all(np.array_equal(before[box], token) for box, token in after.items())
+    assert not torch.equal(where[0], where[1])
+
+
+def test_nothing_asked_is_nothing_done(batch):
+    tokens, boxes = Augmentation(flip=0)(*batch, 16, torch.Generator())
+    assert tokens is batch[0]
+    assert boxes is batch[1]
+
+
+def test_draws_come_from_the_generator(batch):
+    augment = Augmentation(colour_jitter=0.4, token_dropout=0.1)
+    runs = [augment(*batch, 16, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2)]
+    assert torch.equal(runs[0][0], runs[1][0])
+    assert not torch.equal(runs[0][0], runs[2][0])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"flip": 1.5}, "flip 1.5 is not from 0 to 1"),
+        ({"colour_jitter": -0.1}, "colour_jitter -0.1 is not from 0 to 1"),
+        ({"token_dropout": 1.0}, "token_dropout 1 is not from 0 to below 1"),
+    ],
+)
+def test_augmentation_that_cannot_work_is_refused(options, message):
+    with pytest.raises(ConfigError, match=message):
+        Augmentation(**options)
