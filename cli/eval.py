@@ -37,7 +37,7 @@ def command(
     where = pick_device(device)
     model = folder.model(where)
     opened = Dataset(dataset)
-    check_fits(model, opened.manifest, config.classes, dataset)
+    check_fits(config.model, opened.manifest, config.classes, dataset)
     trained = config.train.tokens or config.tokenizer.tokens
     loaders = [
         Loader(opened, split, batch_size=batch_size, tokens=tokens, shuffle=False, workers=workers)

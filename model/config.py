@@ -4,6 +4,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from quadpipe.errors import ConfigError
+from quadpipe.fields import check_types
 from quadpipe.loader.augment import Augmentation
 from quadpipe.model.quadformer import (
     IMAGENET_MEAN,
@@ -105,8 +106,7 @@ class TrainConfig:
     )
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "mean", tuple(self.mean))
-        object.__setattr__(self, "std", tuple(self.std))
+        check_types(self)
         if self.model not in PRESETS:
             raise ConfigError(f"model {self.model!r} is not one of {', '.join(PRESETS)}")
         for name in (
@@ -130,10 +130,10 @@ class TrainConfig:
                 raise ConfigError(f"{name} {getattr(self, name):g} is not from 0 to below 1")
         if min(self.std) <= 0:
             raise ConfigError(f"std {self.std} is not above 0")
-        self.augmentation  # noqa: B018  raises when it cannot work
+        self.make_augmentation()
 
-    @property
-    def augmentation(self) -> Augmentation:
+    def make_augmentation(self) -> Augmentation:
+        """ConfigError when it cannot work."""
         return Augmentation(**{f.name: getattr(self, f.name) for f in fields(Augmentation)})
 
     def quadformer(self, manifest: Manifest) -> QuadformerConfig:

@@ -10,7 +10,7 @@ import torch.nn.functional as F  # noqa: N812  its usual name
 from quadpipe.errors import ConfigError
 from quadpipe.loader import Loader
 from quadpipe.model.distributed import World
-from quadpipe.model.quadformer import Quadformer
+from quadpipe.model.quadformer import Quadformer, QuadformerConfig
 from quadpipe.shards.manifest import Manifest
 
 
@@ -64,9 +64,11 @@ def evaluate(
     )
 
 
-def check_fits(model: Quadformer, manifest: Manifest, classes: list[str], where: str) -> None:
-    """Raise ConfigError unless a dataset has the model's geometry and classes."""
-    config, geometry = model.config, manifest.geometry
+def check_fits(
+    config: QuadformerConfig, manifest: Manifest, classes: list[str], where: str
+) -> None:
+    """Raise ConfigError unless a dataset has a model's geometry and classes."""
+    geometry = manifest.geometry
     if manifest.classes is None:
         raise ConfigError(f"{where} has no labels; a classifier needs some: tokenize with classes")
     if geometry.patch_size != config.patch_size or geometry.max_scale > config.max_scale:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from quadpipe.errors import ConfigError
+from quadpipe.fields import check_types
 
 PRESETS: dict[str, dict[str, int]] = {
     "nano": {"width": 96, "depth": 4, "heads": 3},
@@ -58,8 +59,7 @@ class QuadformerConfig:
     std: tuple[float, float, float] = IMAGENET_STD
 
     def __post_init__(self) -> None:
-        for name in ("grid", "mean", "std"):
-            object.__setattr__(self, name, tuple(getattr(self, name)))
+        check_types(self)
         if self.width % self.heads or self.width % 4:
             raise ConfigError(
                 f"width {self.width} is not a multiple of 4 and of {self.heads} heads"

@@ -124,8 +124,9 @@ class Trainer:
         self.optimizer = make_optimizer(self.model, config)
         self.average: MovingAverage | None = None
         self.loaded: Loaded | None = None
+        self._augment = config.make_augmentation()
         self.step, self.epoch, self.consumed, self.best = 0, 0, 0, -1.0
-        self.events = _event_writer(run) if config.tensorboard and world.first else None
+        self.events: Any = None
         self._stop = False
 
     def prepare(self, *, resume: bool, init: str | PathLike[str] | None) -> None:
@@ -153,6 +154,8 @@ class Trainer:
                 "the scorer of these shards looked at the labels: accuracies mean nothing for "
                 "images without labels"
             )
+        if self.config.tensorboard and self.world.first:
+            self.events = _event_writer(self.run)
         if self.validation is None:
             self.progress.warn("no split val: no accuracy on unseen images, and no best checkpoint")
 
@@ -203,7 +206,7 @@ class Trainer:
         loss = correct = torch.zeros((), device=self.device)
         losses = []
         for number, part in enumerate(torch.arange(len(batch.label)).tensor_split(parts), start=1):
-            tokens, boxes = self.config.augmentation(
+            tokens, boxes = self._augment(
                 batch.tokens[part].to(self.device, non_blocking=True),
                 batch.boxes[part].to(self.device, non_blocking=True),
                 self.dataset.manifest.geometry.grid(0)[1],
@@ -308,10 +311,9 @@ class Trainer:
 
     def _check_same_run(self) -> None:
         """Raise ConfigError when options that decide the result are not those of the run."""
-        check_fits(
-            self.model, self.dataset.manifest, self.run.config().classes, str(self.dataset.folder)
-        )
-        before, now = self.run.config().to_json(), self.run_config.to_json()
+        stored = self.run.config()
+        check_fits(stored.model, self.dataset.manifest, stored.classes, str(self.dataset.folder))
+        before, now = stored.to_json(), self.run_config.to_json()
         free = {
             "workers",
             "device",

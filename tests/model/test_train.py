@@ -1,0 +1,358 @@
+"""Training as people run it: it learns, stops, resumes exactly, and says what is wrong."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import quadpipe
+from quadpipe.errors import ConfigError, OutputError, ShardError
+from quadpipe.model import TrainConfig, train
+from quadpipe.model.config import PRESETS
+from quadpipe.model.optimize import MovingAverage, learning_rate, make_optimizer
+from quadpipe.model.quadformer import Quadformer
+from quadpipe.model.run_folder import RunFolder
+from quadpipe.model.train import NonFiniteLossError, TrainProgress
+
+SMALL = {
+    "model": "nano",
+    "tokens": 16,
+    "epochs": 3,
+    "batch_size": 8,
+    "warmup_epochs": 1.0,
+    "workers": 0,
+    "log_interval": 1,
+    "device": "cpu",
+}
+
+
+@pytest.fixture(scope="module")
+def shards(photographs, tmp_path_factory) -> Path:
+    """70 crops of two photographs of 64 pixels, to tell which photograph; 59 to train on."""
+    root = tmp_path_factory.mktemp("train")
+    chance = random.Random(0)
+    for number in range(70):
+        photograph = photographs[number % 2]
+        y, x = chance.randrange(427 - 96), chance.randrange(640 - 96)
+        folder = root / "images" / ("temple", "flower")[number % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(photograph[y : y + 96, x : x + 96]).save(folder / f"{number}.png")
+    quadpipe.tokenize(
+        root / "images", root / "shards", image_size=64, patch_size=8, max_patch_size=32, tokens=40,
+        val_share=0.16, samples_per_shard=16, views=2, in_process=True,
+    )  # fmt: skip
+    return root / "shards"
+
+
+def losses(run: Path) -> list[tuple[int, float]]:
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [(row["step"], row["loss"]) for row in rows if row["event"] == "train"]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(shards, tmp_path_factory) -> Path:
+    run = tmp_path_factory.mktemp("undisturbed") / "run"
+    train(shards, run, **SMALL)
+    return run
+
+
+class Heard(TrainProgress):
+    def __init__(self) -> None:
+        self.warnings, self.scores = [], []
+
+    def warn(self, message):
+        self.warnings.append(message)
+
+    def evaluated(self, epoch, score):
+        self.scores.append(score)
+
+
+def test_it_learns_what_it_has_not_seen(shards, tmp_path):
+    heard = Heard()
+    train(shards, tmp_path / "run", **SMALL | {"epochs": 12, "ema": 0.9}, progress=heard)
+    assert heard.scores[-1].top1 > 0.8
+    assert heard.scores[-1].samples == 11
+    first, last = losses(tmp_path / "run")[0], losses(tmp_path / "run")[-1]
+    assert last[1] < first[1]
+
+
+def test_every_loss_of_a_run_repeats(shards, undisturbed, tmp_path):
+    train(shards, tmp_path / "run", **SMALL | {"workers": 2})
+    assert losses(tmp_path / "run") == losses(undisturbed)
+    assert [step for step, _ in losses(undisturbed)] == list(range(1, 25))
+
+
+def command(shards: Path, run: Path, *options: str) -> list[str]:
+    given = [
+        word
+        for name, value in SMALL.items()
+        for word in (f"--{name.replace('_', '-')}", str(value))
+    ]
+    return [sys.executable, "-m", "quadpipe.cli", "train", str(shards), "--out", str(run), *given,
+            *options]  # fmt: skip
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+def test_a_stopped_run_goes_on_to_the_same_losses(shards, undisturbed, tmp_path, number):
+    run = tmp_path / "run"
+    slow = ("--checkpoint-interval", "3")
+    with subprocess.Popen(
+        command(shards, run, *slow), stderr=subprocess.PIPE, text=True
+    ) as process:
+        deadline = time.monotonic() + 60
+        while not ((run / "metrics.jsonl").exists() and len(losses_so_far(run)) >= 6):
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.002)
+        process.send_signal(number)
+        _, errors = process.communicate(timeout=60)
+    if process.returncode == 0:
+        pytest.skip("the run ended before the signal came")
+    if number != signal.SIGKILL:
+        assert process.returncode == 130
+        assert "and saved; go on with --resume" in errors
+    assert len(losses_so_far(run)) < 24
+    done = subprocess.run(command(shards, run, "--resume"), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "resumed  at step" in done.stdout
+    assert losses(run) == losses(undisturbed)
+
+
+def losses_so_far(run: Path) -> list[str]:
+    return [line for line in (run / "metrics.jsonl").read_text().splitlines() if '"train"' in line]
+
+
+def test_two_processes_give_the_losses_of_one(shards, undisturbed, tmp_path):
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    torchrun = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+    ]
+    # Without the flip, whose draws belong to a process.
+    given = command(shards, tmp_path / "two", "--flip", "0", "--epochs", "2")
+    done = subprocess.run(
+        [*torchrun, *given[1:]], capture_output=True, text=True, env=environment, timeout=240
+    )
+    assert done.returncode == 0, done.stderr
+    train(shards, tmp_path / "one", **SMALL | {"flip": 0.0, "epochs": 2})
+    one, two = losses(tmp_path / "one"), losses(tmp_path / "two")
+    assert len(one) == 16
+    assert [step for step, _ in one] == [step for step, _ in two]
+    np.testing.assert_allclose([x for _, x in two], [x for _, x in one], rtol=1e-4)
+
+
+def test_accumulating_gradients_changes_nothing(shards, tmp_path):
+    options = SMALL | {"flip": 0.0, "epochs": 1}
+    train(shards, tmp_path / "whole", **options)
+    train(shards, tmp_path / "parts", **options | {"grad_accum_steps": 3})
+    whole, parts = losses(tmp_path / "whole"), losses(tmp_path / "parts")
+    np.testing.assert_allclose([x for _, x in whole], [x for _, x in parts], rtol=1e-4)
+
+
+def test_a_loss_that_is_no_number_stops_before_the_update(shards, tmp_path):
+    options = SMALL | {"lr": 1e30, "clip_grad": None, "warmup_epochs": 0.0}
+    with pytest.raises(NonFiniteLossError, match=r"not finite at step \d+ .*Samples: 00000.*--lr"):
+        train(shards, tmp_path / "run", **options)
+
+
+def test_bf16_and_other_options_train(shards, tmp_path):
+    options = SMALL | {
+        "epochs": 1, "amp": "bf16", "positions": "learned", "pool": "area", "scale_embedding": True,
+        "drop_path": 0.1, "layer_decay": 0.8, "gradient_checkpointing": True, "colour_jitter": 0.3,
+        "token_dropout": 0.2, "ema": 0.99, "tensorboard": False,
+    }  # fmt: skip
+    run = train(shards, tmp_path / "run", **options)
+    _, average, _ = run.weights("last.safetensors")
+    assert average is not None
+    assert all(np.isfinite(loss) for _, loss in losses(tmp_path / "run"))
+
+
+def test_a_dataset_without_val_trains_and_says_so(image_folder, tmp_path):
+    quadpipe.tokenize(image_folder, tmp_path / "shards", in_process=True)
+    heard = Heard()
+    train(tmp_path / "shards", tmp_path / "run", **SMALL | {"epochs": 1}, progress=heard)
+    assert any("no split val" in warning for warning in heard.warnings)
+    assert not (tmp_path / "run" / "best.safetensors").exists()
+
+
+def test_label_aware_shards_warn(shards, tmp_path):
+    copy = Path(shutil.copytree(shards, tmp_path / "shards"))
+    manifest = json.loads((copy / "dataset.json").read_text())
+    manifest["scorer"]["label_aware"] = True
+    (copy / "dataset.json").write_text(json.dumps(manifest))
+    heard = Heard()
+    train(copy, tmp_path / "run", **SMALL | {"epochs": 1}, progress=heard)
+    assert any("looked at the labels" in warning for warning in heard.warnings)
+
+
+def test_what_cannot_be_trained_is_refused_before_any_work(shards, image_folder, tmp_path):
+    quadpipe.tokenize(image_folder, tmp_path / "bare", use_labels=False, in_process=True, limit=4)
+    with pytest.raises(ConfigError, match="has no labels, so there is nothing to learn"):
+        train(tmp_path / "bare", tmp_path / "run", **SMALL)
+    with pytest.raises(ConfigError, match="holds 40 tokens, not 64"):
+        train(shards, tmp_path / "run", **SMALL | {"tokens": 64})
+    with pytest.raises(ConfigError, match="holds no run to resume"):
+        train(shards, tmp_path / "run", **SMALL, resume=True)
+    with pytest.raises(ConfigError, match="own weights; leave out --init"):
+        train(shards, tmp_path / "run", **SMALL, resume=True, init="x.pth")
+    assert not (tmp_path / "run").exists()
+    if not torch.cuda.is_available():
+        with pytest.raises(ConfigError, match="torch sees no GPU here; use --device cpu"):
+            train(shards, tmp_path / "run", **SMALL | {"device": "cuda"})
+
+
+def test_another_run_or_dataset_is_not_resumed(shards, undisturbed, image_folder, tmp_path):
+    with pytest.raises(OutputError, match=r"is not empty \(.*\); choose another --out, or give"):
+        train(shards, undisturbed, **SMALL)
+    with pytest.raises(ConfigError, match=r"train\.lr was 0\.001, now 0\.5"):
+        train(shards, undisturbed, **SMALL | {"lr": 0.5}, resume=True)
+    quadpipe.tokenize(image_folder, tmp_path / "other", in_process=True)
+    with pytest.raises(
+        ConfigError, match="has patches of 16 to 64 pixels, the model was made for 8"
+    ):
+        train(tmp_path / "other", undisturbed, **SMALL, resume=True)
+
+
+def test_a_finished_run_is_done_when_resumed(shards, undisturbed, tmp_path):
+    copy = Path(shutil.copytree(undisturbed, tmp_path / "run"))
+    train(shards, copy, **SMALL, resume=True)
+    assert losses(copy) == losses(undisturbed)
+
+
+def test_damaged_checkpoints_are_refused(shards, undisturbed, tmp_path):
+    copy = Path(shutil.copytree(undisturbed, tmp_path / "run"))
+    state = next(copy.glob("state-*.pt"))
+    state.write_bytes(state.read_bytes()[:100])
+    with pytest.raises(ShardError, match=r"state-.*\.pt cannot be loaded"):
+        train(shards, copy, **SMALL, resume=True)
+    (copy / "last.safetensors").write_bytes(b"\xff" * 100)
+    with pytest.raises(ShardError, match=r"last\.safetensors is damaged"):
+        train(shards, copy, **SMALL, resume=True)
+    (copy / "last.safetensors").unlink()
+    with pytest.raises(ShardError, match=r"has no last\.safetensors yet"):
+        train(shards, copy, **SMALL, resume=True)
+    (copy / "config.json").write_text("{}")
+    with pytest.raises(ShardError, match=r"config\.json cannot be used"):
+        RunFolder(copy).config()
+    with pytest.raises(ShardError, match="holds no training run"):
+        RunFolder(tmp_path).config()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"model": "huge"}, "model 'huge' is not one of nano, tiny"),
+        ({"epochs": 0}, "epochs 0 is not above 0"),
+        ({"lr": 0.0}, "lr 0 is not a number above 0"),
+        ({"weight_decay": -1.0}, "weight_decay -1 is below 0"),
+        ({"smoothing": 1.0}, "smoothing 1 is not from 0 to below 1"),
+        ({"std": (1.0, 0.0, 1.0)}, "std .* is not above 0"),
+        ({"flip": 2.0}, "flip 2 is not from 0 to 1"),
+        ({"batch_size": "8"}, "batch_size must be a whole number, not '8'"),
+    ],
+)
+def test_options_that_cannot_work_are_refused(options, message):
+    with pytest.raises(ConfigError, match=message):
+        TrainConfig(**options)
+
+
+def test_the_learning_rate_warms_up_in_samples_and_falls_to_its_minimum():
+    config = TrainConfig(epochs=10, warmup_epochs=2.0, lr=1.0, min_lr=0.1)
+    rates = [learning_rate(config, seen, 100) for seen in (0, 50, 100, 200, 600, 1000)]
+    assert rates == pytest.approx([0, 0.25, 0.5, 1.0, 0.55, 0.1])
+
+
+def test_decay_spares_biases_norms_and_positions_and_lower_layers_learn_slower(shards):
+    config = TrainConfig(model="nano", layer_decay=0.5, positions="learned")
+    model = Quadformer(config.quadformer(quadpipe.Dataset(shards).manifest))
+    groups = {}
+    for group in make_optimizer(model, config).param_groups:
+        for parameter in group["params"]:
+            groups[id(parameter)] = (group["weight_decay"], group["lr_scale"])
+    found = {name: groups[id(p)] for name, p in model.named_parameters()}
+    assert len(found) == len(groups)
+    assert found["head.weight"] == (0.05, 1.0)
+    assert found["head.bias"] == (0.0, 1.0)
+    assert found["blocks.3.mlp.fc1.weight"] == (0.05, 0.5)
+    assert found["blocks.0.norm1.weight"] == (0.0, 0.0625)
+    assert found["patch_embed.proj.weight"] == (0.05, 0.03125)
+    assert found["pos_embed"] == (0.0, 0.03125)
+    assert PRESETS["nano"]["depth"] == 4
+
+
+def test_the_moving_average_follows_the_weights():
+    layer = torch.nn.Linear(1, 1, bias=False)
+    torch.nn.init.constant_(layer.weight, 0.0)
+    average = MovingAverage(layer, 0.9)
+    torch.nn.init.constant_(layer.weight, 1.0)
+    average.update(layer, step=1000)
+    assert average.weights["weight"].item() == pytest.approx(0.1)
+
+
+def run_cli(*arguments: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "quadpipe.cli", *map(str, arguments)], capture_output=True, text=True
+    )
+
+
+def test_eval_scores_several_budgets(shards, undisturbed):
+    done = run_cli("eval", undisturbed, shards, "--tokens", 16, "--tokens", 40, "--workers", 0)
+    assert done.returncode == 0, done.stderr
+    assert [line.split()[0] for line in done.stdout.splitlines()] == ["tokens", "16", "40"]
+    as_json = run_cli("eval", undisturbed, shards, "--json", "--workers", 0)
+    (score,) = json.loads(as_json.stdout)
+    rows = [json.loads(line) for line in (undisturbed / "metrics.jsonl").read_text().splitlines()]
+    best = max(row["top1"] for row in rows if row["event"] == "eval")
+    assert score["top1"] == pytest.approx(best)
+    assert score["tokens"] == 16
+
+
+def test_predict_names_classes_and_draws_what_it_saw(shards, undisturbed, photographs, tmp_path):
+    Image.fromarray(photographs[0][:200, :200]).save(tmp_path / "x.jpg")
+    shown = tmp_path / "x.png"
+    done = run_cli("predict", undisturbed, tmp_path / "x.jpg", "--show", shown, "--tokens", 40)
+    assert done.returncode == 0, done.stderr
+    assert "temple" in done.stdout
+    assert "flower" in done.stdout
+    with Image.open(shown) as picture:
+        assert picture.width > 1000
+    as_json = run_cli("predict", undisturbed, tmp_path / "x.jpg", "--json", "--top", 1)
+    ((best,),) = ([c for c in row["classes"]] for row in json.loads(as_json.stdout))
+    assert 0.5 <= best["probability"] <= 1
+
+
+def test_predict_refuses_label_aware_runs_and_what_is_no_image(undisturbed, tmp_path):
+    (tmp_path / "x.jpg").write_text("hello")
+    done = run_cli("predict", undisturbed, tmp_path / "x.jpg")
+    assert done.returncode == 1
+    assert "x.jpg is no image we can use" in done.stderr
+    copy = Path(shutil.copytree(undisturbed, tmp_path / "run"))
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps(config | {"label_aware": True}))
+    done = run_cli("predict", copy, tmp_path / "x.jpg")
+    assert done.returncode == 2
+    assert "whose scorer looks at labels" in done.stderr
+
+
+def test_eval_refuses_other_classes(undisturbed, image_folder, tmp_path):
+    quadpipe.tokenize(
+        image_folder, tmp_path / "other", image_size=64, patch_size=8, max_patch_size=32, tokens=40,
+        in_process=True, split="val",
+    )  # fmt: skip
+    done = run_cli("eval", undisturbed, tmp_path / "other")
+    assert done.returncode == 2
+    assert "has 3 classes that are not the run's 2" in done.stderr
