@@ -1,4 +1,4 @@
-"""`make demo`: tokenize real photographs, look at the dataset, draw it.
+"""`make demo`: tokenize real photographs, look at the dataset, train on it, use the model.
 
     python docs/demo.py PHOTOGRAPHS OUT
 
@@ -38,8 +38,14 @@ def main(photographs: Path, out: Path) -> None:
     budgets = [option for n in (64, 100, 196) for option in ("--tokens", n)]
     quadpipe("show", photographs / "coffee.png", *budgets, "--out", picture)
     quadpipe("show", shards, "--in", images, "--samples", 4, "--tokens", 100, "--out", gallery)
+    run, seen = out / "run", out / "seen.png"
+    quadpipe("train", shards, "--out", run, "--model", "nano", "--tokens", 100, "--epochs", 15,
+             "--batch-size", 32, "--warmup-epochs", 2, "--workers", 1)  # fmt: skip
+    quadpipe("eval", run, shards, "--split", "val", "--tokens", 64, "--tokens", 100)
+    quadpipe("predict", run, photographs / "chelsea.png", "--top", 3, "--show", seen)
     print(f"\nOpen these:\n  {picture}  a photograph, its quadtrees and mosaics at three budgets")
     print(f"  {gallery}  samples of the dataset\n  {shards / 'README.md'}  its card")
+    print(f"  {seen}  what the model saw of the photograph that it classified")
 
 
 def make_images(photographs: Path, images: Path) -> None:

@@ -12,6 +12,7 @@ from PIL import Image
 
 REPOSITORY = Path(__file__).parents[1]
 README = (REPOSITORY / "README.md").read_text()
+TRAINING = (REPOSITORY / "docs" / "training.md").read_text()
 
 
 def blocks(text: str, kind: str) -> list[str]:
@@ -35,7 +36,9 @@ def folder(image_folder, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("readme")
     (folder / "imagenet").symlink_to(image_folder)
     (folder / "cat.jpg").write_bytes(next(image_folder.rglob("*.jpg")).read_bytes())
-    for line in "".join(blocks(README, "console")).splitlines():
+    # Of the commands that stand in both, those of the README are run.
+    commands = dict.fromkeys("".join(blocks(README + TRAINING, "console")).splitlines())
+    for line in commands:
         command = line.removeprefix("$ quadpipe ")
         assert command != line, f"not a quadpipe command: {line}"
         done = subprocess.run(
@@ -49,12 +52,28 @@ def folder(image_folder, tmp_path_factory) -> Path:
 
 
 def test_the_commands_leave_what_the_readme_says(folder):
-    tree = blocks(README, "")[-2]
-    assert tree.startswith("shards/")
+    tree = next(block for block in blocks(README, "") if block.startswith("shards/"))
     for line in tree.splitlines()[1:]:
         assert (folder / "shards" / line.split()[0]).exists(), line
     with Image.open(folder / "mosaics.png") as picture:
         assert picture.width > 1500
+
+
+def test_a_run_leaves_what_the_training_page_says(folder):
+    tree = next(block for block in blocks(TRAINING, "") if block.startswith("run/"))
+    named = {line.split()[0] for line in tree.splitlines()[1:]}
+    found = {path.name for path in (folder / "run").iterdir() if path.name[0] != "."}
+    assert {name.partition("-")[0] for name in named} == {n.partition("-")[0] for n in found}
+    assert (folder / "seen.png").exists()
+
+
+def test_the_training_example_runs(folder):
+    (example,) = blocks(TRAINING, "python")
+    done = subprocess.run(
+        [sys.executable, "-c", example], cwd=folder, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert "torch.Size([8, 100, 16, 16, 3])" in done.stdout
 
 
 def test_the_python_examples_run(folder):

@@ -331,7 +331,7 @@ def test_predict_names_classes_and_draws_what_it_saw(shards, undisturbed, photog
     with Image.open(shown) as picture:
         assert picture.width > 1000
     as_json = run_cli("predict", undisturbed, tmp_path / "x.jpg", "--json", "--top", 1)
-    ((best,),) = ([c for c in row["classes"]] for row in json.loads(as_json.stdout))
+    ((best,),) = (row["classes"] for row in json.loads(as_json.stdout))
     assert 0.5 <= best["probability"] <= 1
 
 
