@@ -4,6 +4,7 @@ import ast
 import shutil
 import subprocess
 import sys
+import time
 import zipfile
 from pathlib import Path
 
@@ -104,6 +105,16 @@ def test_importing_is_light():
     assert not loaded_by("import quadpipe; quadpipe.Tokenizer; quadpipe.Dataset") & heavy
     assert not loaded_by("import quadpipe.cli.tokenize, quadpipe.cli.info") & heavy
     assert not loaded_by("import quadpipe.cli") & {"numpy", "PIL", *heavy}
+
+
+def test_help_comes_at_once():
+    """Half a second is promised; the fastest of three, since machines are busy."""
+    seconds = []
+    for _ in range(3):
+        started = time.perf_counter()
+        subprocess.run([sys.executable, "-m", "quadpipe.cli", "--help"], capture_output=True)
+        seconds.append(time.perf_counter() - started)
+    assert min(seconds) < 0.5
 
 
 def test_public_names_are_there():

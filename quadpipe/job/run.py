@@ -167,8 +167,9 @@ class Job:
 
 
 def tokenize(
-    source: str | os.PathLike[str],
+    inputs: str | os.PathLike[str],
     out: str | os.PathLike[str],
+    /,
     *,
     labels: str | os.PathLike[str] | None = None,
     use_labels: bool = True,
@@ -179,7 +180,7 @@ def tokenize(
 
         dataset = quadpipe.tokenize("imagenet/", "shards/", tokens=196, workers=8)
 
-    source: a folder, a .tar, or a .csv of paths. labels: a `path,label` file for a folder.
+    inputs: a folder, a .tar, or a .csv of paths. labels: a `path,label` file for a folder.
     options: the fields of TokenizerConfig, DatasetConfig and RunConfig. Running again with the
     same options resumes.
 
@@ -189,7 +190,7 @@ def tokenize(
     when what is stored in `out` is damaged.
     """
     config = JobConfig.from_options(**options)
-    return Job(source, out, config, labels=labels, use_labels=use_labels).run(progress)
+    return Job(inputs, out, config, labels=labels, use_labels=use_labels).run(progress)
 
 
 def _check_apart(source: Path, out: Path) -> None:

@@ -205,3 +205,64 @@ def test_lying_dimensions_are_refused_before_memory_is_taken(side):
 
 def test_messages_are_one_line(picture):
     assert "\n" not in rejected(encoded(picture, "JPEG")[:300]).message
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP", "JPEG"])
+def test_exif_that_cannot_be_read_spoils_no_pixels(kind, picture):
+    if kind == "WEBP" and not features.check("webp"):
+        pytest.skip("this imaging library was built without WebP")
+    data = encoded(picture, kind, exif=b"Exif\0\0junkjunkjunk")
+    assert pixels(data).shape == (120, 160, 3)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_transparent_colour_of_16_bits_is_white(channels):
+    values = np.random.default_rng(3).integers(0, 65536, (30, 40, channels))
+    values[5, 5] = values[7, 7] = [1000, 2000, 3000][:channels]
+    data = png_16(values)
+    chunk = b"tRNS" + np.array([1000, 2000, 3000][:channels], ">u2").tobytes()
+    inserted = struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk))
+    at = data.index(b"IDAT") - 4
+    found = pixels(data[:at] + inserted + data[at:])
+    assert (found[[5, 7], [5, 7]] == 255).all()
+    expected = np.broadcast_to(np.round(values / 257), found.shape)
+    others = np.ones((30, 40), bool)
+    others[[5, 7], [5, 7]] = False
+    np.testing.assert_array_equal(found[others], expected[others])
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("channels", [3, 4])
+def test_16_bit_colour_tiffs_are_rounded(channels, order):
+    values = np.random.default_rng(4).integers(0, 65536, (20, 24, channels)).astype(np.uint16)
+    if channels == 4:
+        values[..., 3] = 65535
+    found = pixels(tiff_16(values, order))
+    np.testing.assert_array_equal(found, np.round(values[..., :3] / 257))
+
+
+def tiff_16(values: np.ndarray, order: str) -> bytes:
+    """An uncompressed 16-bit colour TIFF, which PIL cannot write."""
+    height, width, channels = values.shape
+    data = values.astype(f"{order}u2").tobytes()
+    bits = struct.pack(f"{order}{channels}H", *[16] * channels)
+    tags = [
+        (256, 3, 1, width),
+        (257, 3, 1, height),
+        (258, 3, channels, 8 + len(data)),
+        (259, 3, 1, 1),
+        (262, 3, 1, 2),
+        (273, 4, 1, 8),
+        (277, 3, 1, channels),
+        (278, 3, 1, height),
+        (279, 4, 1, len(data)),
+        *([(338, 3, 1, 2)] if channels == 4 else []),
+    ]
+    at = 8 + len(data) + len(bits)
+    header = (b"II" if order == "<" else b"MM") + struct.pack(f"{order}HI", 42, at)
+    directory = struct.pack(f"{order}H", len(tags))
+    for tag, kind, count, value in tags:
+        short = kind == 3 and count == 1
+        packed = struct.pack(f"{order}HH", value, 0) if short else struct.pack(f"{order}I", value)
+        directory += struct.pack(f"{order}HHI", tag, kind, count) + packed
+    return header + data + bits + directory + bytes(4)

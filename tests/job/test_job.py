@@ -403,3 +403,103 @@ def test_tars_of_images_keep_their_order(image_folder, tmp_path, jpeg):
     paths = [s.info["path"] for s in samples]
     assert paths == [f"{t}.tar/s{n}.jpg" for t in range(2) for n in range(3)]
     assert [s.label for s in samples] == [0, 1, 2, 0, 1, 2]
+
+
+def test_the_same_output_path_twice_in_one_process_is_two_jobs(image_folder, tmp_path, files_of):
+    tokenize(image_folder, tmp_path / "out", seed=0)
+    shutil.rmtree(tmp_path / "out")
+    tokenize(image_folder, tmp_path / "out", seed=5)
+    tokenize(image_folder, tmp_path / "fresh", seed=5)
+    assert files_of(tmp_path / "out") == files_of(tmp_path / "fresh")
+
+
+def test_a_changed_listing_is_refused(image_folder, tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        tokenize(image_folder, tmp_path / "out", progress=StopAfter(1))
+    listing = tmp_path / "out" / ".quadpipe" / "listing" / "train" / "0000" / "000000.jsonl"
+    listing.write_bytes(listing.read_bytes().replace(b"zebra", b"horse"))
+    with pytest.raises(JobError, match=r"000000\.jsonl was changed: its checksum is not the one"):
+        tokenize(image_folder, tmp_path / "out")
+
+
+def test_a_listing_without_its_plan_is_written_anew(image_folder, tmp_path, files_of):
+    tokenize(image_folder, tmp_path / "whole")
+    tokenize(image_folder, tmp_path / "out", val_share=0.3, limit=4)
+    shutil.copytree(tmp_path / "out" / ".quadpipe", tmp_path / "cut" / ".quadpipe")
+    (tmp_path / "cut" / ".quadpipe" / "plan.json").unlink()
+    (tmp_path / "cut" / ".quadpipe" / "rejected.jsonl").unlink()
+    tokenize(image_folder, tmp_path / "cut")
+    assert files_of(tmp_path / "cut") == files_of(tmp_path / "whole")
+
+
+def test_a_lost_shard_list_is_made_again(image_folder, tmp_path, files_of):
+    tokenize(image_folder, tmp_path / "out")
+    before = files_of(tmp_path / "out")
+    (tmp_path / "out" / "train.shards.jsonl").unlink()
+    tokenize(image_folder, tmp_path / "out")
+    assert files_of(tmp_path / "out") == before
+
+
+def test_an_output_inside_the_input_is_refused(image_folder):
+    with pytest.raises(ConfigError, match="lies in --in .*; choose a folder beside it"):
+        tokenize(image_folder, image_folder / "shards")
+    assert not (image_folder / "shards").exists()
+
+
+def test_squashing_shows_the_whole_of_every_image(image_folder, tmp_path):
+    dataset = tokenize(image_folder, tmp_path / "out", resize="squash", limit=3)
+    for sample in dataset.samples("train"):
+        assert sample.info["box"] == [0, 0, 200, 150]
+        path = image_folder / sample.info["path"]
+        whole = Image.open(path).resize((256, 256), Image.Resampling.BICUBIC)
+        image = quadpipe.Tokenizer(crop_pct=1.0)(np.asarray(whole))
+        np.testing.assert_array_equal(sample.mosaic.tokens, image.tokens)
+
+
+def test_large_jpegs_are_decoded_at_a_reduced_size(jpeg, tmp_path, monkeypatch):
+    (tmp_path / "images").mkdir()
+    large = Image.open(io.BytesIO(jpeg(0, (400, 300)))).resize((2400, 1800))
+    large.save(tmp_path / "images" / "large.jpg")
+    asked = []
+    real = shard_module.EncodedImage.decode
+
+    def decode(self, reduction: int = 1) -> Image.Image:
+        asked.append(reduction)
+        return real(self, reduction)
+
+    monkeypatch.setattr(shard_module.EncodedImage, "decode", decode)
+    tokenize(tmp_path / "images", tmp_path / "out")
+    assert asked == [2]
+
+
+def test_the_seed_changes_views_and_the_val_share(image_folder, tmp_path):
+    def drawn(seed: int) -> tuple[set, dict]:
+        options = {"seed": seed, "views": 2, "val_share": 0.3}
+        dataset = tokenize(image_folder, tmp_path / str(seed), **options)
+        boxes = {s.info["path"]: tuple(s.info["box"]) for s in dataset.samples("train", view=1)}
+        return {s.info["path"] for s in dataset.samples("val")}, boxes
+
+    (val, boxes), (other_val, other_boxes) = drawn(0), drawn(1)
+    assert val != other_val
+    shared = boxes.keys() & other_boxes.keys()
+    assert sum(boxes[path] != other_boxes[path] for path in shared) > len(shared) / 2
+
+
+def test_views_without_a_training_split_are_refused(image_folder, tmp_path):
+    with pytest.raises(ConfigError, match="--views is for a split train, there is only test"):
+        tokenize(image_folder, tmp_path / "out", views=2, split="test")
+
+
+def test_a_lack_of_memory_is_a_shard_that_failed(image_folder, tmp_path, monkeypatch):
+    def fail(self, images):
+        raise MemoryError
+
+    monkeypatch.setattr(quadpipe.Tokenizer, "tokenize", fail)
+    with pytest.raises(JobError, match="6 of 6 shards could not be made.*\n.*out of memory"):
+        tokenize(image_folder, tmp_path / "out")
+
+
+def test_a_log_that_cannot_be_written_stops_nothing(image_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr("quadpipe.job.run.time.strftime", lambda *a: "no/such/folder")
+    tokenize(image_folder, tmp_path / "out")
+    assert (tmp_path / "out" / "dataset.json").exists()

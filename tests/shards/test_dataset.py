@@ -430,14 +430,3 @@ def test_splits_before_their_patch_or_of_the_smallest_scale_are_refused(nodes):
     array[[2, 5], 3] = -1, 2
     with pytest.raises(ShardError, match="smallest scale is split"):
         check_nodes(array, one_root, 3)
-
-
-def test_folder_files_appear_whole_or_not_at_all(tmp_path):
-    folder = Folder(tmp_path / "new")
-    with pytest.raises(ZeroDivisionError), folder.staged("a/b.bin") as file:
-        file.write(b"half")
-        raise ZeroDivisionError
-    assert not folder.exists("a/b.bin")
-    assert list((tmp_path / "new").rglob("*.bin*")) == []
-    folder.write("a/b.bin", b"whole")
-    assert folder.read("a/b.bin") == b"whole"

@@ -315,3 +315,78 @@ def test_a_file_too_large_for_an_image_is_a_reject(tmp_path):
         file.truncate(1 << 31)
     with pytest.raises(RejectError, match="too_many_bytes: 2,147,483,648 bytes"):
         read_input(tmp_path, Input("huge.jpg", None))
+
+
+def damaged(tar: Path, change) -> Path:
+    data = bytearray(tar.read_bytes())
+    tar.write_bytes(bytes(change(data) or data))
+    return tar
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda data: data.__setitem__(1024 * 3 + 5, 255),  # a byte of a header in the middle
+        lambda data: data[: 1024 * 3],  # cut between members
+        lambda data: data[: 1024 * 3 + 100],  # cut in a header
+        lambda data: data[: 1024 * 3 + 700],  # cut in a member
+    ],
+)
+def test_damaged_tars_lose_nothing_silently(tmp_path, change):
+    members = [(f"{n}.jpg", b"x" * 512) for n in range(6)]
+    damaged(make_tar(tmp_path / "x.tar", *members), change)
+    with pytest.raises(SourceError, match=r"cannot read .*x\.tar: .*; fetch it again"):
+        list_inputs(tmp_path)
+
+
+def test_a_second_image_of_a_sample_is_counted(tmp_path):
+    make_tar(tmp_path / "x.tar", ("a.jpg", b"A"), ("a.png", b"B"), ("a.seg.png", b"C"))
+    inputs = list_inputs(tmp_path)
+    assert rows(inputs) == [("x.tar/a.jpg", None)]
+    assert inputs.skipped == {"another image of a sample": 1}
+
+
+def test_labels_of_split_folders_go_by_any_of_their_paths(tmp_path):
+    images = write(tmp_path / "images", "train/a/1.jpg", "val/a/1.jpg", "val/b/2.jpg")
+    labels = tmp_path / "labels.csv"
+    labels.write_text("train/a/1.jpg,x\na/1.jpg,y\n2.jpg,z\n", "utf-8-sig")
+    inputs = list_inputs(images, labels=labels)
+    assert inputs.classes == ["x", "y", "z"]
+    assert rows(inputs) == [("train/a/1.jpg", 0)]
+    assert rows(inputs, "val") == [("val/a/1.jpg", 1), ("val/b/2.jpg", 2)]
+
+
+def test_numbers_in_a_csv_are_indices(tmp_path):
+    write(tmp_path, "1.jpg", "2.jpg")
+    (tmp_path / "list.csv").write_text("1.jpg,3\n2.jpg,0\n")
+    inputs = list_inputs(tmp_path / "list.csv")
+    assert inputs.classes == ["0", "1", "2", "3"]
+    assert rows(inputs) == [("1.jpg", 3), ("2.jpg", 0)]
+
+
+def test_labels_may_hold_any_bytes(tmp_path):
+    images = write(tmp_path / "images", "1.jpg")
+    (tmp_path / "labels.csv").write_bytes(b"1.jpg,\xff\n")
+    assert list_inputs(images, labels=tmp_path / "labels.csv").classes == ["%FF"]
+
+
+def test_a_csv_with_an_open_quote_is_refused(tmp_path):
+    (tmp_path / "list.csv").write_text('"' + "x" * 200_000 + "\n")
+    with pytest.raises(SourceError, match="is no CSV: .*; check its quotes"):
+        list_inputs(tmp_path / "list.csv")
+
+
+def test_a_path_through_a_link_means_what_the_system_says(tmp_path):
+    write(tmp_path, "real/sub/x.jpg", data=b"sub")
+    write(tmp_path, "real/p.jpg", data=b"real")
+    write(tmp_path, "p.jpg", data=b"top")
+    (tmp_path / "l").symlink_to(tmp_path / "real" / "sub")
+    (tmp_path / "list.csv").write_text("l/../p.jpg\n")
+    listing = list_inputs(tmp_path / "list.csv").splits["train"]
+    assert read_input(tmp_path, listing[0]) == b"real"
+
+
+def test_a_link_to_itself_is_counted(tmp_path):
+    write(tmp_path, "a/1.jpg")
+    (tmp_path / "a" / "self.jpg").symlink_to(tmp_path / "a" / "self.jpg")
+    assert list_inputs(tmp_path).skipped == {"a broken link or no plain file": 1}

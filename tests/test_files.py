@@ -1,0 +1,72 @@
+import errno
+import os
+
+import pytest
+
+from quadpipe.errors import OutputError, ShardError
+from quadpipe.files import Folder, open_folder
+
+
+def test_files_appear_whole_or_not_at_all(tmp_path):
+    folder = Folder(tmp_path / "new")
+    with pytest.raises(ZeroDivisionError), folder.staged("a/b.bin") as file:
+        file.write(b"half")
+        raise ZeroDivisionError
+    assert not folder.exists("a/b.bin")
+    assert [path for path in (tmp_path / "new").rglob("*") if path.is_file()] == []
+    folder.write("a/b.bin", b"whole")
+    assert folder.read("a/b.bin") == b"whole"
+    assert bytes(folder.map("a/b.bin")) == b"whole"
+    assert [bytes(part) for part in folder.read_ranges("a/b.bin", [(1, 3), (0, 1)])] == [
+        b"ho",
+        b"w",
+    ]
+
+
+def test_a_write_that_fails_is_named_with_the_next_step(tmp_path, monkeypatch):
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OutputError, match="cannot write .*x: No space left on device; free some"):
+        Folder(tmp_path).write("x", b"data")
+    assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize("name", ["../x", "/x", "a/../../x", "a\\b", "a\0b", ""])
+def test_names_that_lead_out_are_refused(tmp_path, name):
+    for folder in (Folder(tmp_path), open_folder("memory://data")):
+        with pytest.raises(ShardError, match="is not the name of a file in a dataset"):
+            folder.read(name)
+
+
+def test_what_is_not_there_is_named(tmp_path):
+    for folder in (Folder(tmp_path), open_folder("memory://data")):
+        assert not folder.exists("gone.tar")
+        for read in (folder.read, folder.map, folder.sha256):
+            with pytest.raises(ShardError, match="cannot read .*gone.tar"):
+                read("gone.tar")
+
+
+def test_a_lock_is_freed_with_its_holder_and_refused_where_there_are_none(tmp_path, monkeypatch):
+    folder = Folder(tmp_path)
+    with folder.lock("lock"), pytest.raises(OutputError, match="another quadpipe is writing to"):
+        with folder.lock("lock"):
+            pass
+    with folder.lock("lock"):
+        pass
+
+    def none(*arguments: object) -> None:
+        raise OSError(errno.EOPNOTSUPP, "Operation not supported")
+
+    monkeypatch.setattr("quadpipe.files.fcntl.flock", none)
+    with pytest.raises(OutputError, match="cannot be locked .*choose an --out on a file system"):
+        with folder.lock("lock"):
+            pass
+
+
+def test_hidden_files_at_the_top_are_not_the_datasets(tmp_path):
+    folder = Folder(tmp_path)
+    for name in (".quadpipe/plan.json", ".git/x", "a.tar", "data/.b"):
+        folder.write(name, b"x")
+    assert folder.names() == ["a.tar", "data/.b"]
