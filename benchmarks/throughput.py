@@ -135,7 +135,11 @@ def watched_memory() -> Iterator[list[int]]:
         while not stop.wait(0.2):
             try:
                 below = me.children(recursive=True)
-                workers = [p for p in below if any("ray::" in word for word in p.cmdline())]
+                workers = [
+                    p
+                    for p in below
+                    if "".join(p.cmdline()[:1]).startswith(("ray::make_shard", "ray::IDLE"))
+                ]
                 peak[0] = max([peak[0], *(p.memory_full_info().uss for p in workers or [me])])
             except psutil.Error:
                 continue

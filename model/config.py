@@ -1,6 +1,7 @@
 """How a model is trained: every option of `quadpipe train` but its shards."""
 
 from dataclasses import asdict, dataclass, field, fields
+from math import isfinite
 from typing import Any
 
 from quadpipe.errors import ConfigError
@@ -16,6 +17,7 @@ from quadpipe.model.quadformer import (
 )
 from quadpipe.shards.manifest import Manifest
 
+_LARGEST_RATE = 1e6
 AMP = ("auto", "bf16", "off")
 DEVICES = ("auto", "cpu", "cuda")
 
@@ -59,8 +61,13 @@ class TrainConfig:
         default=5.0, metadata={"help": "Epochs in which the learning rate rises from 0."}
     )
     smoothing: float = field(default=0.1, metadata={"help": "Label smoothing."})
+    drop_last: bool = field(
+        default=False, metadata={"help": "Leave out the last batch of an epoch when it is short."}
+    )
     drop_path: float = field(default=0.0, metadata={"help": "Stochastic depth of the last block."})
-    clip_grad: float | None = field(default=1.0, metadata={"help": "Largest norm of the gradient."})
+    clip_grad: float = field(
+        default=1.0, metadata={"help": "Largest norm of the gradient; 0 for any."}
+    )
     layer_decay: float = field(
         default=1.0, metadata={"help": "Factor of the learning rate from a layer to the one below."}
     )
@@ -118,18 +125,21 @@ class TrainConfig:
         ):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} {getattr(self, name)} is not above 0")
-        for name in ("lr", "clip_grad", "layer_decay"):
-            value = getattr(self, name)
-            if value is not None and not 0 < value < float("inf"):
-                raise ConfigError(f"{name} {value:g} is not a number above 0")
-        for name in ("min_lr", "weight_decay", "warmup_epochs", "workers"):
+        for name in ("lr", "layer_decay"):
+            if not 0 < getattr(self, name) <= _LARGEST_RATE:
+                raise ConfigError(
+                    f"{name} {getattr(self, name):g} is not above 0 and at most {_LARGEST_RATE:g}"
+                )
+        for name in ("min_lr", "weight_decay", "warmup_epochs", "workers", "clip_grad"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise ConfigError(f"{name} {getattr(self, name):g} is below 0")
         for name in ("smoothing", "ema"):
             if not 0 <= getattr(self, name) < 1:
                 raise ConfigError(f"{name} {getattr(self, name):g} is not from 0 to below 1")
-        if min(self.std) <= 0:
-            raise ConfigError(f"std {self.std} is not above 0")
+        if not all(map(isfinite, (*self.mean, *self.std))) or min(self.std) <= 0:
+            raise ConfigError(f"mean {self.mean} or std {self.std}: not finite, or std not above 0")
+        if not 0 <= self.seed < 2**63:
+            raise ConfigError(f"seed {self.seed} is not from 0 to 2^63 - 1")
         self.make_augmentation()
 
     def make_augmentation(self) -> Augmentation:

@@ -8,6 +8,12 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 
+from quadpipe.errors import ConfigError, QuadpipeError
+
+
+class ProcessGroupError(QuadpipeError):
+    """The other processes of a training run are gone."""
+
 
 @dataclass(frozen=True)
 class World:
@@ -26,7 +32,12 @@ class World:
         if self.size == 1:
             return list(values)
         tensor = torch.tensor(values, dtype=torch.float64)
-        dist.all_reduce(tensor, group=_control_group())
+        try:
+            dist.all_reduce(tensor, group=_control_group())
+        except RuntimeError as error:
+            raise ProcessGroupError(
+                "another process of the run has ended; see its message"
+            ) from error
         return [float(value) for value in tensor]
 
     def wait(self) -> None:
@@ -53,7 +64,12 @@ def join_world(device: torch.device) -> Iterator[World]:
         return
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    try:
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    except (ValueError, RuntimeError) as error:
+        raise ConfigError(
+            f"WORLD_SIZE is set, but the processes cannot meet ({error}); start them with torchrun"
+        ) from error
     try:
         yield World(dist.get_rank(), dist.get_world_size())
     finally:

@@ -1,7 +1,6 @@
 """What moves the weights: parameter groups, learning rate, moving average."""
 
 import math
-from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
@@ -58,8 +57,15 @@ class MovingAverage:
         self.decay = decay
         self.weights = {k: v.detach().clone() for k, v in model.state_dict().items()}
 
+    def load(self, weights: dict[str, Tensor]) -> None:
+        """Go on from other weights; KeyError when one is missing."""
+        for name, value in self.weights.items():
+            value.copy_(weights[name])
+
     @torch.no_grad()
     def update(self, model: nn.Module, step: int) -> None:
         decay = min(self.decay, (1 + step) / (10 + step))
-        current: Iterable[Tensor] = model.state_dict().values()
-        torch._foreach_lerp_(list(self.weights.values()), list(current), 1 - decay)
+        current = model.state_dict()
+        torch._foreach_lerp_(
+            list(self.weights.values()), [current[name] for name in self.weights], 1 - decay
+        )

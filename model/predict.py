@@ -31,7 +31,8 @@ class Predictor:
                 f"{run} was trained on shards whose scorer looks at labels, which images to be "
                 f"classified do not have; train on shards of another scorer"
             )
-        self.tokens = tokens or config.train.tokens or config.tokenizer.tokens
+        trained = config.train.tokens or config.tokenizer.tokens
+        self.tokens = trained if tokens is None else tokens
         self._tokenizer = Tokenizer(replace(config.tokenizer, tokens=self.tokens))
         self._classes = config.classes
         self._device = device

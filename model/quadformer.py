@@ -32,6 +32,14 @@ POOLS = ("cls", "area")
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 _PERIOD = 10_000.0
+_BOUNDS = (
+    ("classes", 1, 10_000_000),
+    ("patch_size", 1, 256),
+    ("max_scale", 0, 10),
+    ("width", 4, 16_384),
+    ("depth", 1, 1_000),
+    ("heads", 1, 1_024),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,10 +68,17 @@ class QuadformerConfig:
 
     def __post_init__(self) -> None:
         check_types(self)
+        for name, lowest, highest in _BOUNDS:
+            if not lowest <= getattr(self, name) <= highest:
+                raise ConfigError(
+                    f"{name} {getattr(self, name)} is not from {lowest:,} to {highest:,}"
+                )
         if self.width % self.heads or self.width % 4:
             raise ConfigError(
                 f"width {self.width} is not a multiple of 4 and of {self.heads} heads"
             )
+        if min(self.grid) < 1 or self.grid[0] * self.grid[1] > 2**20 or min(self.std) <= 0:
+            raise ConfigError(f"grid {self.grid} or std {self.std} cannot be used")
         for name, allowed in (("positions", POSITIONS), ("pool", POOLS)):
             if getattr(self, name) not in allowed:
                 raise ConfigError(
@@ -71,8 +86,6 @@ class QuadformerConfig:
                 )
         if not 0 <= self.drop_path < 1:
             raise ConfigError(f"drop_path {self.drop_path:g} is not from 0 to below 1")
-        if self.classes < 1:
-            raise ConfigError(f"{self.classes} classes are too few; a classifier needs 1 or more")
 
     def as_json(self) -> dict[str, Any]:
         """As JSON can hold it; `QuadformerConfig(**config.as_json())` is equal."""

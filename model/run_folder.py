@@ -12,6 +12,8 @@
 import json
 import os
 import pickle
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,7 @@ import torch
 from torch import Tensor
 
 from quadpipe.errors import ConfigError, OutputError, ShardError
+from quadpipe.fields import check_types
 from quadpipe.files import Folder
 from quadpipe.model.config import TrainConfig
 from quadpipe.model.quadformer import Quadformer, QuadformerConfig
@@ -29,19 +32,31 @@ from quadpipe.tokenizer import TokenizerConfig
 
 CONFIG, METRICS = "config.json", "metrics.jsonl"
 LAST, BEST = "last.safetensors", "best.safetensors"
+LOCK = ".quadpipe/lock"
 _EMA = "ema."
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """What a run is: enough to resume it, to evaluate it and to predict with it."""
+    """What a run is: enough to resume it, to evaluate it and to predict with it.
+
+    shard_lists: their sha256 by split, which name the very shards.
+    """
 
     train: TrainConfig
     model: QuadformerConfig
     tokenizer: TokenizerConfig
     classes: list[str]
     label_aware: bool
-    splits: dict[str, int]
+    shard_lists: dict[str, str]
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        geometry = self.tokenizer.geometry
+        if len(self.classes) != self.model.classes:
+            raise ConfigError(f"{len(self.classes)} classes for a head of {self.model.classes}")
+        if geometry.patch_size != self.model.patch_size or geometry.grid(0) != self.model.grid:
+            raise ConfigError("the tokenizer's patches are not the model's")
 
     @classmethod
     def of(cls, config: TrainConfig, manifest: Manifest) -> "RunConfig":
@@ -51,7 +66,7 @@ class RunConfig:
             tokenizer=manifest.tokenizer,
             classes=list(manifest.classes or ()),
             label_aware=bool(manifest.scorer["label_aware"]),
-            splits={name: split.samples for name, split in manifest.splits.items()},
+            shard_lists={n: split.shard_list_sha256 for n, split in manifest.splits.items()},
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -61,7 +76,7 @@ class RunConfig:
             "tokenizer": self.tokenizer.as_json(),
             "classes": self.classes,
             "label_aware": self.label_aware,
-            "splits": self.splits,
+            "shard_lists": self.shard_lists,
         }
 
     @classmethod
@@ -70,9 +85,9 @@ class RunConfig:
             train=TrainConfig(**document["train"]),
             model=QuadformerConfig(**document["model"]),
             tokenizer=TokenizerConfig(**document["tokenizer"]),
-            classes=list(document["classes"]),
-            label_aware=bool(document["label_aware"]),
-            splits=dict(document["splits"]),
+            classes=document["classes"],
+            label_aware=document["label_aware"],
+            shard_lists=dict(document["shard_lists"]),
         )
 
 
@@ -89,14 +104,24 @@ class RunFolder:
     def started(self) -> bool:
         return self.folder.exists(CONFIG)
 
-    def start(self, config: RunConfig) -> None:
-        """Make a new run; OutputError when the folder holds something already."""
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Be the only one that trains into the folder, and remove what was left half written."""
+        with self.folder.lock(LOCK):
+            self.folder.clear_staging()
+            yield
+
+    def check_empty(self) -> None:
+        """OutputError when the folder holds something already."""
         strangers = self.folder.names()
         if strangers:
             raise OutputError(
                 f"{self.folder} is not empty ({strangers[0]}); choose another --out, or give "
                 f"--resume to go on with the run in it"
             )
+
+    def start(self, config: RunConfig) -> None:
+        """Write the configuration of a run that begins."""
         self.folder.write(CONFIG, json_bytes(config.to_json(), indent=2))
 
     def config(self) -> RunConfig:
@@ -105,7 +130,7 @@ class RunFolder:
             raise ShardError(f"{self.folder} holds no training run: it has no {CONFIG}")
         try:
             return RunConfig.from_json(json.loads(self.folder.read(CONFIG)))
-        except (ValueError, TypeError, KeyError, ConfigError) as error:
+        except (ValueError, TypeError, KeyError, RecursionError, ConfigError) as error:
             raise ShardError(f"{self.folder.where(CONFIG)} cannot be used: {error}") from error
 
     def save(
@@ -141,7 +166,7 @@ class RunFolder:
 
         path = self.folder.path(name)
         if not self.folder.exists(name):
-            raise ShardError(f"{self.folder} has no {name} yet; train at least until a checkpoint")
+            raise ShardError(f"{self.folder} has no {name}; it is no whole training run")
         try:
             with safe_open(path, "pt") as file:
                 tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
@@ -157,9 +182,12 @@ class RunFolder:
         name = metadata.get("state", "")
         path = self.folder.path(name) if name else self.folder.root
         try:
-            state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+            state = torch.load(path, map_location="cpu", weights_only=True)
         except (OSError, RuntimeError, pickle.UnpicklingError, EOFError) as error:
-            raise ShardError(f"{path} cannot be loaded: {error}") from error
+            first = str(error).strip().splitlines()[:1]
+            raise ShardError(f"{path} cannot be loaded: {''.join(first)}") from error
+        if not isinstance(state, dict):
+            raise ShardError(f"{path} cannot be loaded: it holds no state")
         return state
 
     def model(self, device: torch.device, name: str | None = None) -> Quadformer:

@@ -3,20 +3,23 @@
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
+from math import isfinite
 from os import PathLike
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812  its usual name
 from torch import Tensor, nn
 
-from quadpipe.errors import ConfigError, QuadpipeError
+from quadpipe.errors import ConfigError, QuadpipeError, ShardError
 from quadpipe.loader import Batch, Loader
 from quadpipe.model.config import TrainConfig
-from quadpipe.model.distributed import World, join_world
+from quadpipe.model.distributed import ProcessGroupError, World, join_world
 from quadpipe.model.evaluate import Score, check_fits, evaluate
 from quadpipe.model.optimize import (
     MovingAverage,
@@ -29,6 +32,13 @@ from quadpipe.model.quadformer import Quadformer
 from quadpipe.model.run_folder import BEST, LAST, RunConfig, RunFolder, pick_device
 from quadpipe.seeds import random_bits
 from quadpipe.shards.reader import Dataset
+
+# What may differ when a run is resumed: without a trace, or changing how it goes on.
+_FREE = {"workers", "device", "log_interval", "checkpoint_interval", "tensorboard", "compile"}
+_CHANGEABLE = {"lr", "min_lr", "warmup_epochs", "clip_grad", "amp"}
+
+# A launcher may pass on a signal that has come already; later ones mean it.
+_SECONDS_TO_SAVE = 2.0
 
 
 class NonFiniteLossError(QuadpipeError):
@@ -91,9 +101,9 @@ def train(
     """
     config = TrainConfig(**options)
     device = pick_device(config.device)
-    with join_world(device) as world:
+    with join_world(device) as world, ExitStack() as held:
         trainer = Trainer(Dataset(dataset), RunFolder(out), config, device, world, progress)
-        trainer.prepare(resume=resume, init=init)
+        trainer.prepare(held, resume=resume, init=init)
         trainer.fit()
         return trainer.run
 
@@ -127,28 +137,35 @@ class Trainer:
         self._augment = config.make_augmentation()
         self.step, self.epoch, self.consumed, self.best = 0, 0, 0, -1.0
         self.events: Any = None
+        self._interval = _Interval(self)
         self._stop = False
 
-    def prepare(self, *, resume: bool, init: str | PathLike[str] | None) -> None:
-        """Begin a new run, or load the checkpoint of one; all checks are made here."""
+    def prepare(self, held: ExitStack, *, resume: bool, init: str | PathLike[str] | None) -> None:
+        """Begin a new run, or load the checkpoint of one; all checks are made here.
+
+        The run's lock is entered into `held`.
+        """
         if resume and init:
             raise ConfigError("--resume goes on with a run's own weights; leave out --init")
-        if resume and self.run.started:
-            self._check_same_run()
-            self._load_checkpoint()
-        elif resume:
+        if resume and not self.run.started:
             raise ConfigError(f"{self.run} holds no run to resume; leave out --resume")
-        else:
-            if init:
-                from pathlib import Path
-
-                self.loaded = load_pretrained(self.model, Path(init))
-            self.world.wait()
-            if self.world.first:
+        if init:
+            self.loaded = load_pretrained(self.model, Path(init))
+        if self.config.ema:
+            self.average = MovingAverage(self.model, self.config.ema)
+        if resume:
+            self._check_same_run()
+        with self._only_first() as first:
+            if first and not resume:
+                self.run.check_empty()
+            if first:
+                held.enter_context(self.run.lock())
+            if first and not resume:
                 self.run.start(self.run_config)
-            self.world.wait()
-            if self.config.ema:
-                self.average = MovingAverage(self.model, self.config.ema)
+        if resume:
+            self._load_checkpoint()
+        else:
+            self._save()  # from here on there is something to resume
         if self.dataset.manifest.scorer["label_aware"]:
             self.progress.warn(
                 "the scorer of these shards looked at the labels: accuracies mean nothing for "
@@ -158,6 +175,18 @@ class Trainer:
             self.events = _event_writer(self.run)
         if self.validation is None:
             self.progress.warn("no split val: no accuracy on unseen images, and no best checkpoint")
+
+    @contextmanager
+    def _only_first(self) -> Iterator[bool]:
+        """True in the process that writes; what fails there ends the others quietly."""
+        failed = 1.0
+        try:
+            yield self.world.first
+            failed = 0.0
+        finally:
+            anywhere = self.world.total(failed)[0]
+        if anywhere:
+            raise ProcessGroupError("another process of the run has failed; see its message")
 
     @property
     def samples(self) -> int:
@@ -180,15 +209,15 @@ class Trainer:
     def _train_epoch(self, step_model: nn.Module) -> None:
         self.model.train()
         batches = self.loader.epoch(self.epoch, consumed=self.consumed)
-        interval = _Interval(self)
-        for batch in interval.timed(batches):
+        self._interval.restart_clock()
+        for batch in self._interval.timed(batches):
             loss, correct = self._train_step(step_model, batch)
             self.consumed = min(self.consumed + self.loader.batch_size, self.samples)
-            interval.add(loss, correct, batch.total)
+            self._interval.add(loss, correct, batch.total)
             stop = self.world.total(float(self._stop))[0] > 0
             last = self.consumed == self.samples
-            if interval.steps == self.config.log_interval or stop or last:
-                interval.report()
+            if self._interval.steps == self.config.log_interval or last:
+                self._interval.report()
             if stop:
                 self._save()
                 raise InterruptedTrainingError(
@@ -201,22 +230,24 @@ class Trainer:
         """One update; sums of loss and correct answers of this process's slice."""
         seen = self.epoch * self.samples + self.consumed + batch.total
         set_learning_rate(self.optimizer, learning_rate(self.config, seen, self.samples))
-        generator = self._seed_step()
-        parts = min(self.config.grad_accum_steps, len(batch.label))
+        tokens, boxes = self._augment(
+            batch.tokens.to(self.device, non_blocking=True),
+            batch.boxes.to(self.device, non_blocking=True),
+            self.dataset.manifest.geometry.grid(0)[1],
+            self._seed_step(),
+            total=batch.total,
+            first=batch.first,
+        )
+        labels = batch.label.to(self.device, non_blocking=True)
+        weights = batch.weight.to(self.device, non_blocking=True)
+        parts = min(self.config.grad_accum_steps, len(labels))
         loss = correct = torch.zeros((), device=self.device)
         losses = []
-        for number, part in enumerate(torch.arange(len(batch.label)).tensor_split(parts), start=1):
-            tokens, boxes = self._augment(
-                batch.tokens[part].to(self.device, non_blocking=True),
-                batch.boxes[part].to(self.device, non_blocking=True),
-                self.dataset.manifest.geometry.grid(0)[1],
-                generator,
-            )
-            label = batch.label[part].to(self.device, non_blocking=True)
-            weight = batch.weight[part].to(self.device, non_blocking=True)
+        splits = (values.tensor_split(parts) for values in (tokens, boxes, labels, weights))
+        for number, (token, box, label, weight) in enumerate(zip(*splits, strict=True), start=1):
             with self._exchanging(step_model, last=number == parts):
                 with self._autocast():
-                    logits, _ = step_model(tokens, boxes)
+                    logits, _ = step_model(token, box)
                 each = weight * F.cross_entropy(
                     logits.float(), label, reduction="none", label_smoothing=self.config.smoothing
                 )
@@ -228,7 +259,10 @@ class Trainer:
         norm = nn.utils.clip_grad_norm_(
             self.model.parameters(), self.config.clip_grad or float("inf")
         )
-        if not torch.isfinite(norm) or not torch.isfinite(loss):
+        finite = bool(torch.isfinite(norm)) and bool(torch.isfinite(loss))
+        if self.world.total(float(not finite))[0]:
+            self.optimizer.zero_grad(set_to_none=True)
+            self._save()
             raise self._not_finite(batch, torch.cat(losses))
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
@@ -238,18 +272,22 @@ class Trainer:
         return loss, correct
 
     def _seed_step(self) -> torch.Generator:
-        """Random numbers of a step depend on seed, step and rank, so there is none to save."""
-        bits = random_bits(2, "model/step", self.config.seed, self.step, self.world.rank)
-        torch.manual_seed(int(bits[0] >> 1))
-        return torch.Generator().manual_seed(int(bits[1] >> 1))
+        """Random numbers of a step depend on seed and step alone, so there is none to save.
+
+        Those of the model, for dropping paths, also on the rank; those of the augmentation not.
+        """
+        words = ("model/step", self.config.seed, self.step)
+        own = random_bits(1, *words, self.world.rank)
+        torch.manual_seed(int(own[0] >> np.uint64(1)))
+        return torch.Generator().manual_seed(int(random_bits(1, *words)[0] >> np.uint64(1)))
 
     def _not_finite(self, batch: Batch, losses: Tensor) -> NonFiniteLossError:
         finite = torch.isfinite(losses).tolist()
         bad = [key for key, fine in zip(batch.keys, finite, strict=True) if not fine]
         return NonFiniteLossError(
             f"loss or gradient is not finite at step {self.step} of epoch {self.epoch}; the "
-            f"weights are as before it. Samples: {', '.join((bad or batch.keys)[:8])}. Try a "
-            f"smaller --lr, more --warmup-epochs, or --amp off"
+            f"weights are saved as before it. Samples: {', '.join((bad or batch.keys)[:8])}. Try "
+            f"a smaller --lr, more --warmup-epochs, or --amp off, with --resume"
         )
 
     def record(self, row: dict[str, Any]) -> None:
@@ -265,6 +303,12 @@ class Trainer:
         self.epoch, self.consumed = self.epoch + 1, 0
         if self.validation is not None:
             score = self._validate(self.validation)
+            if not isfinite(score.loss):
+                self._save()
+                raise NonFiniteLossError(
+                    f"the model's loss on val is not finite after epoch {self.epoch}; begin again "
+                    f"with a smaller --lr or more --warmup-epochs"
+                )
             if self.world.first:
                 row = {"event": "eval", "epoch": self.epoch, "step": self.step, **score.as_json()}
                 self.record(row)
@@ -282,6 +326,7 @@ class Trainer:
         return evaluate(averaged, loader, self.device, self.world)
 
     def _save(self, name: str = LAST) -> None:
+        interval = self._interval.state()
         if self.world.first:
             state = {
                 "optimizer": self.optimizer.state_dict(),
@@ -289,6 +334,7 @@ class Trainer:
                 "consumed": self.consumed,
                 "step": self.step,
                 "best": self.best,
+                "interval": interval,
             }
             average = self.average.weights if self.average else None
             kept = state if name == LAST else None
@@ -298,13 +344,21 @@ class Trainer:
     def _load_checkpoint(self) -> None:
         weights, average, metadata = self.run.weights(LAST)
         state = self.run.state(metadata)
-        self.model.load_state_dict(weights)
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.step, self.epoch = int(state["step"]), int(state["epoch"])
-        self.consumed, self.best = int(state["consumed"]), float(state["best"])
-        if self.config.ema:
-            self.average = MovingAverage(self.model, self.config.ema)
-            self.average.weights = {k: v.to(self.device) for k, v in (average or weights).items()}
+        try:
+            self.model.load_state_dict(weights)
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.step, self.epoch = int(state["step"]), int(state["epoch"])
+            self.consumed, self.best = int(state["consumed"]), float(state["best"])
+            self._interval.restore(state["interval"])
+            if self.average:
+                self.average.load(average or weights)
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            first = "".join(str(error).strip().splitlines()[:1])
+            raise ShardError(f"the checkpoint in {self.run} does not fit: {first}") from error
+        whole = self.consumed % self.config.batch_size == 0 or self.consumed == self.samples
+        inside = 0 <= self.epoch <= self.config.epochs and 0 <= self.consumed <= self.samples
+        if not (whole and inside):
+            raise ShardError(f"the checkpoint in {self.run} is at no step of this run")
         if self.world.first:
             self.run.cut_metrics(self.step)
         self.world.wait()
@@ -314,20 +368,16 @@ class Trainer:
         stored = self.run.config()
         check_fits(stored.model, self.dataset.manifest, stored.classes, str(self.dataset.folder))
         before, now = stored.to_json(), self.run_config.to_json()
-        free = {
-            "workers",
-            "device",
-            "log_interval",
-            "checkpoint_interval",
-            "tensorboard",
-            "compile",
-        }
-        differences = [
-            f"{part}.{name} was {before[part].get(name)}, now {value}"
-            for part in ("train", "tokenizer", "splits")
-            for name, value in now[part].items()
-            if name not in free and before[part].get(name) != value
-        ]
+        differences: list[str] = []
+        changes: list[str] = []
+        for part in ("train", "tokenizer", "shard_lists"):
+            for name in sorted(before[part].keys() | now[part].keys()):
+                was, value = before[part].get(name), now[part].get(name)
+                if was != value and name not in _FREE:
+                    found = changes if name in _CHANGEABLE else differences
+                    found.append(f"{part}.{name} was {was}, now {value}")
+        if changes:
+            self.progress.warn(f"resumed with other options: {'; '.join(changes)}")
         if differences:
             raise ConfigError(
                 f"{self.run} was started differently: {'; '.join(differences[:8])}; resume with "
@@ -365,6 +415,7 @@ class Trainer:
             batch_size=self.config.batch_size,
             tokens=self.config.tokens,
             shuffle=shuffle,
+            drop_last=self.config.drop_last and shuffle,
             seed=self.config.seed,
             rank=self.world.rank,
             world_size=self.world.size,
@@ -378,10 +429,17 @@ class Trainer:
 
     @contextmanager
     def _watching_signals(self) -> Iterator[None]:
+        """The first signal stops after the step; one that comes much later stops at once."""
+        came: list[float] = []
+
         def stop(number: int, frame: FrameType | None) -> None:
-            if self._stop:
-                raise KeyboardInterrupt
+            came.append(time.monotonic())
             self._stop = True
+            if came[-1] - came[0] > _SECONDS_TO_SAVE:
+                raise InterruptedTrainingError(
+                    f"stopped at step {self.step} without saving; go on from the last checkpoint "
+                    f"with --resume"
+                )
 
         before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
@@ -403,24 +461,40 @@ def _event_writer(run: RunFolder) -> Any:
 
 
 class _Interval:
-    """What happened since the last line of progress."""
+    """What happened since the last line of progress; a part of the checkpoint."""
 
     def __init__(self, trainer: Trainer) -> None:
         self._trainer = trainer
-        self._begin()
+        self._clear()
 
-    def _begin(self) -> None:
+    def _clear(self) -> None:
         self.steps = self.samples = 0
         self.loss = self.correct = torch.zeros((), device=self._trainer.device)
-        self.waited = 0.0
-        self.started = time.perf_counter()
+        self.restart_clock()
+
+    def restart_clock(self) -> None:
+        """Rates count from here."""
+        self._waited, self._timed = 0.0, 0
+        self._started = time.perf_counter()
+
+    def state(self) -> dict[str, float]:
+        """The sums over all processes."""
+        loss, correct = self._trainer.world.total(float(self.loss), float(self.correct))
+        return {"steps": self.steps, "samples": self.samples, "loss": loss, "correct": correct}
+
+    def restore(self, state: dict[str, float]) -> None:
+        """Go on from `state`; one process holds the sums."""
+        self.steps, self.samples = int(state["steps"]), int(state["samples"])
+        share = 1.0 if self._trainer.world.first else 0.0
+        self.loss = self.loss + state["loss"] * share
+        self.correct = self.correct + state["correct"] * share
 
     def timed(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         """The batches; notes how long each was waited for."""
         while True:
             before = time.perf_counter()
             batch = next(batches, None)
-            self.waited += time.perf_counter() - before
+            self._waited += time.perf_counter() - before
             if batch is None:
                 return
             yield batch
@@ -428,27 +502,28 @@ class _Interval:
     def add(self, loss: Tensor, correct: Tensor, samples: int) -> None:
         self.steps += 1
         self.samples += samples
+        self._timed += samples
         self.loss = self.loss + loss
         self.correct = self.correct + correct
 
     def report(self) -> None:
         trainer = self._trainer
-        loss, correct = trainer.world.total(float(self.loss), float(self.correct))
-        seconds = time.perf_counter() - self.started
-        rate = self.samples / seconds
+        sums = self.state()
+        seconds = time.perf_counter() - self._started
+        rate = self._timed / seconds
         seen = trainer.epoch * trainer.samples + trainer.consumed
         report = StepReport(
             epoch=trainer.epoch,
             step=trainer.step,
             steps=trainer.steps,
-            loss=loss / self.samples,
-            accuracy=correct / self.samples,
+            loss=sums["loss"] / self.samples,
+            accuracy=sums["correct"] / self.samples,
             lr=max(group["lr"] for group in trainer.optimizer.param_groups),
             images_per_second=rate,
-            waiting=self.waited / seconds,
+            waiting=self._waited / seconds,
             seconds_left=(trainer.config.epochs * trainer.samples - seen) / rate,
         )
         if trainer.world.first:
             trainer.record({"event": "train", **vars(report)})
         trainer.progress.interval(report)
-        self._begin()
+        self._clear()

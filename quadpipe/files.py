@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from io import BufferedReader
 from pathlib import Path, PurePosixPath
-from typing import IO
+from typing import IO, Any
 from uuid import uuid4
 
 from quadpipe.errors import ConfigError, OutputError, ShardError
@@ -78,13 +78,30 @@ class RemoteFolder(ReadableFolder):
     """A dataset at a URL, through fsspec. Reading only."""
 
     def __init__(self, url: str) -> None:
+        self.url = url.rstrip("/")
+        self._opened: tuple[int, Any, str] | None = None
+        self._open()
+
+    def _open(self) -> tuple[Any, str]:
+        """The file system and the root in it; made anew in a forked process, which must not share
+        connections with its parent."""
         import fsspec
 
-        self.url = url.rstrip("/")
-        try:
-            self._system, self._root = fsspec.core.url_to_fs(self.url)
-        except (ValueError, ImportError) as error:
-            raise ConfigError(f"{url} cannot be opened: {error}") from error
+        if self._opened is None or self._opened[0] != os.getpid():
+            try:
+                system, root = fsspec.core.url_to_fs(self.url)
+            except (ValueError, ImportError) as error:
+                raise ConfigError(f"{self.url} cannot be opened: {error}") from error
+            self._opened = os.getpid(), system, root
+        return self._opened[1:]
+
+    @property
+    def _system(self) -> Any:
+        return self._open()[0]
+
+    @property
+    def _root(self) -> str:
+        return self._open()[1]
 
     def __str__(self) -> str:
         return self.url

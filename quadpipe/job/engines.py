@@ -86,7 +86,7 @@ def _outcome(ray: Any, reference: Any) -> Report | QuadpipeError:
         return unexpected
     except ray.exceptions.RayError as error:
         lines = str(error).strip().splitlines() or [type(error).__name__]
-        return JobError(f"its worker was lost {_RETRIES + 1} times: {lines[0]}")
+        return JobError(f"its worker was lost and could not be replaced: {lines[0]}")
 
 
 def _reach(address: str) -> None:

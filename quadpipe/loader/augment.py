@@ -37,23 +37,34 @@ class Augmentation:
             raise ConfigError(f"token_dropout {self.token_dropout:g} is not from 0 to below 1")
 
     def __call__(
-        self, tokens: Tensor, boxes: Tensor, columns: int, generator: torch.Generator
+        self,
+        tokens: Tensor,
+        boxes: Tensor,
+        columns: int,
+        generator: torch.Generator,
+        *,
+        total: int | None = None,
+        first: int = 0,
     ) -> tuple[Tensor, Tensor]:
         """Augmented (tokens, boxes) of `[b, N, P, P, 3]` uint8 and `[b, N, 3]` integers.
 
         columns: width of the image in units of P. generator: of the CPU, so that the draws are
-        the same on every device. Tokens become float32 in 0..255 when colours change.
+        the same on every device; numbers are drawn for `total` images, of which these are those
+        from `first` on, so that a batch is augmented alike in any number of slices. Tokens become
+        float32 in 0..255 when colours change.
         """
+        total = len(tokens) if total is None else total
+        mine = slice(first, first + len(tokens))
         if self.flip:
-            chosen = torch.rand(len(tokens), generator=generator) < self.flip
+            chosen = torch.rand(total, generator=generator)[mine] < self.flip
             tokens, boxes = flip(tokens, boxes, chosen.to(tokens.device), columns)
         if self.colour_jitter:
             low, high = 1 - self.colour_jitter, 1 + self.colour_jitter
-            factors = torch.rand(3, len(tokens), generator=generator) * (high - low) + low
+            factors = torch.rand(3, total, generator=generator)[:, mine] * (high - low) + low
             tokens = jitter_colours(tokens, boxes, *factors.to(tokens.device))
         if self.token_dropout:
             keep = max(1, round(tokens.shape[1] * (1 - self.token_dropout)))
-            draws = torch.rand(tokens.shape[:2], generator=generator)
+            draws = torch.rand(total, tokens.shape[1], generator=generator)[mine]
             kept = draws.argsort(dim=1)[:, :keep].sort(dim=1).values.to(tokens.device)
             rows = torch.arange(len(tokens), device=tokens.device)[:, None]
             tokens, boxes = tokens[rows, kept], boxes[rows, kept]

@@ -4,6 +4,7 @@ Letters: B batch of all ranks; b of one rank; N tokens; P patch size.
 """
 
 import logging
+import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
 from os import PathLike
@@ -14,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
-from quadpipe.errors import ConfigError
+from quadpipe.errors import ConfigError, LoaderError, QuadpipeError
 from quadpipe.loader.order import EpochOrder
 from quadpipe.loader.samples import SampleReader
 from quadpipe.shards.reader import Dataset
@@ -28,7 +29,8 @@ class Batch:
 
     tokens: uint8 `[b, N, P, P, 3]`. boxes: int16 `[b, N, 3]`: x, y, scale. label: int64 `[b]`, -1
     without labels. weight: float32 `[b]`: 1, or 0 for the sample that stands in for an empty
-    slice. keys: of the samples. total: samples of the global batch, over all ranks.
+    slice. keys: of the samples. total: samples of the global batch, over all ranks. first: how
+    many of them come before this slice.
     """
 
     tokens: Tensor
@@ -37,6 +39,7 @@ class Batch:
     weight: Tensor
     keys: list[str]
     total: int
+    first: int
 
     def pin_memory(self) -> "Batch":
         return Batch(
@@ -46,6 +49,7 @@ class Batch:
             weight=self.weight.pin_memory(),
             keys=self.keys,
             total=self.total,
+            first=self.first,
         )
 
 
@@ -106,10 +110,11 @@ class Loader:
                 f"{split} of {self.dataset.folder} has {self.samples} samples, too few for a batch "
                 f"of {batch_size}; use a smaller batch_size"
             )
-        if self.samples < world_size:
+        smallest = min(batch_size, self.samples)
+        if smallest < world_size and rank == 0:
             _log.warning(
-                "%d samples for %d ranks: the others compute samples of weight zero",
-                self.samples,
+                "batches of %d samples for %d ranks: the others compute samples of weight zero",
+                smallest,
                 world_size,
             )
 
@@ -128,15 +133,27 @@ class Loader:
                 f"resume with the batch size of before"
             )
         first = -(-consumed // self.batch_size)
-        steps = _Steps(self, epoch)
-        yield from DataLoader(
-            steps,
+        batches = DataLoader(
+            _Steps(self, epoch),
             batch_size=None,
             sampler=range(first, self.steps),
             num_workers=self.workers,
             pin_memory=self.pin_memory,
             prefetch_factor=4 if self.workers else None,
+            worker_init_fn=_ignore_signals if self.workers else None,
         )
+        try:
+            for batch in batches:
+                if isinstance(batch, QuadpipeError):
+                    raise batch
+                yield batch
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error):
+                raise
+            raise LoaderError(
+                f"a process that reads ahead died ({str(error).splitlines()[0]}); it may have run "
+                f"out of memory or of shared memory: use fewer --workers"
+            ) from error
 
     def slice_of(self, step: int) -> tuple[int, int, int]:
         """First and last position of this rank's slice of a global batch, and that batch's size."""
@@ -146,14 +163,29 @@ class Loader:
         return start + low, start + high, total
 
 
-class _Steps(TorchDataset[Batch]):
-    """The batches of one epoch by step; what a worker process holds."""
+def _ignore_signals(worker: int) -> None:
+    """The training process decides what a signal to the whole group means; workers end with it."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+
+
+class _Steps(TorchDataset[Batch | QuadpipeError]):
+    """The batches of one epoch by step; what a worker process holds.
+
+    An error is returned, not raised, so that it comes out of a worker in one line.
+    """
 
     def __init__(self, loader: Loader, epoch: int) -> None:
         self._loader = loader
         self._epoch = epoch
 
-    def __getitem__(self, step: int) -> Batch:
+    def __getitem__(self, step: int) -> Batch | QuadpipeError:
+        try:
+            return self._batch(step)
+        except QuadpipeError as error:
+            return error
+
+    def _batch(self, step: int) -> Batch:
         loader = self._loader
         start, stop, total = loader.slice_of(step)
         weight = 1.0
@@ -162,7 +194,8 @@ class _Steps(TorchDataset[Batch]):
             start, stop, weight = position, position + 1, 0.0
         reader, order = self._opened()
         shards, numbers = order.locate(start, stop)
-        return _gather(loader, reader, shards, numbers, weight, total)
+        first = min(start - step * loader.batch_size, total - 1)
+        return _gather(loader, reader, shards, numbers, weight, total, first)
 
     def _opened(self) -> tuple[SampleReader, EpochOrder]:
         # Made where it is used: maps of files do not cross processes.
@@ -183,6 +216,7 @@ def _gather(
     numbers: np.ndarray,
     weight: float,
     total: int,
+    first: int,
 ) -> Batch:
     side = loader.dataset.manifest.tokenizer.patch_size
     size = len(shards)
@@ -206,4 +240,5 @@ def _gather(
         weight=torch.full((size,), weight),
         keys=keys,
         total=total,
+        first=first,
     )

@@ -45,6 +45,7 @@ class EpochOrder:
 
     def locate(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
         """Shard and number inside it, int64 `[stop - start]` each, of a range of positions."""
+        assert 0 <= start <= stop <= self.samples
         shards, numbers = [], []
         position = start
         while position < stop:

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from functools import lru_cache
 from itertools import groupby
 
+import numpy as np
+
 from quadpipe.errors import ShardError
 from quadpipe.files import RemoteFolder
 from quadpipe.shards.format import marker_name
@@ -17,7 +19,7 @@ from quadpipe.shards.reader import Dataset, Sample
 from quadpipe.shards.tar import read_members
 
 OPEN_SHARDS = 128
-"""So many local shards are mapped at once; a map keeps no file open."""
+"""So many shards are known at once: their offsets, and local ones mapped without an open file."""
 
 
 class SampleReader:
@@ -28,13 +30,13 @@ class SampleReader:
         self._split = split
         self.shards = [shard for shard in dataset.shards(split) if shard.view == view]
         self._contents = lru_cache(maxsize=OPEN_SHARDS)(self._map)
-        self._offsets = lru_cache(maxsize=None)(self._find_offsets)
+        self._offsets = lru_cache(maxsize=OPEN_SHARDS)(self._find_offsets)
 
     def read(self, shard: int, numbers: Sequence[int]) -> list[Sample]:
         """Samples of one shard by number; ShardError names shard and key of what is wrong."""
         info = self.shards[shard]
         offsets = self._offsets(shard)
-        ranges = [(offsets[number], offsets[number + 1]) for number in numbers]
+        ranges = [(int(offsets[number]), int(offsets[number + 1])) for number in numbers]
         folder = self._dataset.folder
         if isinstance(folder, RemoteFolder):
             parts = folder.read_ranges(info.name, ranges)
@@ -49,8 +51,8 @@ class SampleReader:
     def _map(self, shard: int) -> memoryview:
         return self._dataset.folder.map(self.shards[shard].name)
 
-    def _find_offsets(self, shard: int) -> list[int]:
-        """Where each sample begins, and where the last one ends."""
+    def _find_offsets(self, shard: int) -> np.ndarray:
+        """Where each sample begins, and where the last one ends, int64."""
         info = self.shards[shard]
         stored = self._stored_offsets(info)
         if stored is None:
@@ -59,7 +61,7 @@ class SampleReader:
                 stored = _scan_offsets(folder.map(info.name), info)
             except ShardError as error:
                 raise ShardError(f"{folder.where(info.name)}: {error}") from error
-        return [*stored, info.bytes]
+        return np.array([*stored, info.bytes], np.int64)
 
     def _stored_offsets(self, info: ShardInfo) -> list[int] | None:
         """Those of the done-marker; whether they fit the tar shows when a sample is parsed."""

@@ -175,6 +175,13 @@ def read_shard_list(folder: ReadableFolder, split: str, info: SplitInfo) -> list
             f"{where} holds {totals[0]} shards, {totals[1]} samples, {totals[2]} bytes; "
             f"{MANIFEST} says {info.shards}, {info.samples}, {info.bytes}; fetch both again"
         )
+    per_view = dict.fromkeys(range(info.views), 0)
+    for shard in shards:
+        per_view[shard.view] = per_view.get(shard.view, 0) + shard.samples
+    if set(per_view.values()) != {info.inputs - info.rejected} or len(per_view) != info.views:
+        raise ShardError(
+            f"{where}: the views have {per_view} samples, not the same; fetch it again"
+        )
     if len({shard.name for shard in shards}) != len(shards):
         raise ShardError(f"{where} names a shard twice; fetch it again")
     return shards

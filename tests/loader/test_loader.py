@@ -1,8 +1,10 @@
+import hashlib
 import json
 import shutil
 from pathlib import Path
 
 import fsspec
+import fsspec.asyn
 import numpy as np
 import pytest
 import torch
@@ -163,3 +165,50 @@ def test_a_plain_webdataset_pipeline_gives_the_same_leaves(shards):
         np.testing.assert_array_equal(samples[key]["tokens"], batch.tokens[row])
         np.testing.assert_array_equal(samples[key]["boxes"], batch.boxes[row])
         assert samples[key]["label"] == batch.label[row]
+
+
+class AsyncFiles(fsspec.asyn.AsyncFileSystem):
+    """As s3fs and the others are made: connections of an event loop that must not be forked."""
+
+    protocol = "asyncfiles"
+
+    async def _info(self, path: str, **options: object) -> dict:
+        if not Path(path).exists():
+            raise FileNotFoundError(path)
+        return {"name": path, "size": Path(path).stat().st_size, "type": "file"}
+
+    async def _cat_file(self, path: str, start=None, end=None, **options: object) -> bytes:
+        return Path(path).read_bytes()[start:end]
+
+    def _open(self, path: str, mode: str = "rb", **options: object):
+        return open(path, mode)
+
+
+def test_remote_shards_are_read_by_worker_processes(shards):
+    fsspec.register_implementation("asyncfiles", AsyncFiles, clobber=True)
+    expected = list(Loader(shards, "train", batch_size=5).epoch(0))
+    remote = Loader(f"asyncfiles://{shards}", "train", batch_size=5, workers=2)
+    for one, other in zip(expected, remote.epoch(0), strict=True):
+        assert one.keys == other.keys
+        assert torch.equal(one.tokens, other.tokens)
+
+
+def test_views_of_unequal_counts_are_refused(shards, tmp_path):
+    copy = Path(shutil.copytree(shards, tmp_path / "copy"))
+    path = copy / "train.shards.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    for row in rows[:2]:
+        row["view"], row["name"] = 1, f"train-v01-{90 + rows.index(row):06d}.tar"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    manifest = json.loads((copy / "dataset.json").read_text())
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    manifest["splits"]["train"]["shard_list_sha256"] = digest
+    (copy / "dataset.json").write_text(json.dumps(manifest))
+    with pytest.raises(ShardError, match="the views have "):
+        list(Loader(copy, "train", batch_size=5).epoch(0))
+
+
+def test_idle_ranks_are_mentioned_once(shards, caplog):
+    for rank in range(3):
+        Loader(shards, "train", batch_size=2, rank=rank, world_size=3)
+    assert caplog.text.count("batches of 2 samples for 3 ranks") == 1

@@ -256,11 +256,15 @@ def test_a_hostile_pickle_is_refused_and_does_not_run(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"heads": 0}, "heads 0 is not from 1 to 1,024"),
+        ({"width": 3 * 2**40}, "is not from 4 to 16,384"),
+        ({"max_scale": -5}, "max_scale -5 is not from 0"),
+        ({"std": (1.0, 0.0, 1.0)}, "cannot be used"),
         ({"heads": 5}, "width 48 is not a multiple of 4 and of 5 heads"),
         ({"positions": "magic"}, "positions 'magic' is not one of sinusoidal, learned"),
         ({"pool": "max"}, "pool 'max' is not one of cls, area"),
         ({"drop_path": 1.0}, "drop_path 1 is not from 0 to below 1"),
-        ({"classes": 0}, "0 classes are too few"),
+        ({"classes": 0}, "classes 0 is not from 1 to"),
     ],
 )
 def test_models_that_cannot_be_built_are_refused(options, message):

@@ -1,5 +1,7 @@
 """Training as people run it: it learns, stops, resumes exactly, and says what is wrong."""
 
+import contextlib
+import hashlib
 import json
 import os
 import random
@@ -8,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +25,14 @@ from quadpipe.model.config import PRESETS
 from quadpipe.model.optimize import MovingAverage, learning_rate, make_optimizer
 from quadpipe.model.quadformer import Quadformer
 from quadpipe.model.run_folder import RunFolder
-from quadpipe.model.train import NonFiniteLossError, TrainProgress
+from quadpipe.model.train import (
+    InterruptedTrainingError,
+    NonFiniteLossError,
+    Trainer,
+    TrainProgress,
+)
+
+train_module = sys.modules["quadpipe.model.train"]
 
 SMALL = {
     "model": "nano",
@@ -102,19 +112,21 @@ def command(shards: Path, run: Path, *options: str) -> list[str]:
             *options]  # fmt: skip
 
 
+@pytest.mark.parametrize("workers", ["0", "2"])
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
-def test_a_stopped_run_goes_on_to_the_same_losses(shards, undisturbed, tmp_path, number):
+def test_a_stopped_run_goes_on_to_the_same_losses(shards, undisturbed, tmp_path, number, workers):
     run = tmp_path / "run"
-    slow = ("--checkpoint-interval", "3")
+    slow = ("--checkpoint-interval", "3", "--workers", workers)
     with subprocess.Popen(
-        command(shards, run, *slow), stderr=subprocess.PIPE, text=True
+        command(shards, run, *slow), stderr=subprocess.PIPE, text=True, start_new_session=True
     ) as process:
         deadline = time.monotonic() + 60
         while not ((run / "metrics.jsonl").exists() and len(losses_so_far(run)) >= 6):
             assert process.poll() is None
             assert time.monotonic() < deadline
             time.sleep(0.002)
-        process.send_signal(number)
+        # As launchers do: to the process and all that it has started.
+        os.killpg(process.pid, number)
         _, errors = process.communicate(timeout=60)
     if process.returncode == 0:
         pytest.skip("the run ended before the signal came")
@@ -126,6 +138,98 @@ def test_a_stopped_run_goes_on_to_the_same_losses(shards, undisturbed, tmp_path,
     assert done.returncode == 0, done.stderr
     assert "resumed  at step" in done.stdout
     assert losses(run) == losses(undisturbed)
+
+
+def test_resuming_repeats_averages_and_longer_intervals(shards, tmp_path, monkeypatch):
+    options = SMALL | {"ema": 0.9, "log_interval": 3, "drop_path": 0.1}
+    train(shards, tmp_path / "whole", **options)
+    real, calls = Trainer._train_step, []
+
+    def stopping(self, step_model, batch):
+        calls.append(1)
+        self._stop = len(calls) == 10
+        return real(self, step_model, batch)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Trainer, "_train_step", stopping)
+        with pytest.raises(InterruptedTrainingError, match="stopped at step 10 and saved"):
+            train(shards, tmp_path / "run", **options)
+    train(shards, tmp_path / "run", **options, resume=True)
+    assert losses(tmp_path / "run") == losses(tmp_path / "whole")
+    runs = [RunFolder(tmp_path / name).weights("last.safetensors") for name in ("whole", "run")]
+    for one, other in zip(runs[0][:2], runs[1][:2], strict=True):
+        assert one.keys() == other.keys()
+        assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_a_run_that_has_just_begun_can_be_resumed(shards, undisturbed, tmp_path, monkeypatch):
+    def fail(*arguments):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Trainer, "_train_step", fail)
+        with pytest.raises(KeyboardInterrupt):
+            train(shards, tmp_path / "run", **SMALL)
+    leftover = tmp_path / "run" / ".quadpipe" / "tmp" / "last.safetensors.1-abc"
+    leftover.parent.mkdir(exist_ok=True)
+    leftover.write_bytes(b"half")
+    train(shards, tmp_path / "run", **SMALL, resume=True)
+    assert losses(tmp_path / "run") == losses(undisturbed)
+    assert not leftover.exists()
+
+
+def test_a_second_signal_much_later_stops_at_once(shards, tmp_path, monkeypatch):
+    monkeypatch.setattr(train_module, "_SECONDS_TO_SAVE", 0.0)
+
+    def signalled(*arguments):
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.01)
+
+    monkeypatch.setattr(Trainer, "_train_step", signalled)
+    with pytest.raises(InterruptedTrainingError, match="stopped at step 0 without saving"):
+        train(shards, tmp_path / "run", **SMALL)
+
+
+def test_two_trainers_do_not_share_a_run(shards, undisturbed, tmp_path):
+    copy = Path(shutil.copytree(undisturbed, tmp_path / "run"))
+    with RunFolder(copy).lock(), pytest.raises(OutputError, match="another quadpipe is writing to"):
+        train(shards, copy, **SMALL, resume=True)
+
+
+def test_the_short_last_batch_can_be_left_out(shards, tmp_path):
+    train(shards, tmp_path / "run", **SMALL | {"drop_last": True, "epochs": 2})
+    assert [step for step, _ in losses(tmp_path / "run")] == list(range(1, 15))
+
+
+def test_a_bad_shard_is_one_line_from_any_worker(shards, tmp_path):
+    copy = Path(shutil.copytree(shards, tmp_path / "shards"))
+    shutil.rmtree(copy / ".quadpipe")
+    tar = copy / "train-000001.tar"
+    data = bytearray(tar.read_bytes())
+    data[5] ^= 0xFF
+    tar.write_bytes(bytes(data))
+    done = subprocess.run(
+        command(copy, tmp_path / "run", "--workers", "2"), capture_output=True, text=True
+    )
+    assert done.returncode == 1
+    assert "train-000001.tar: damaged header at byte 0" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_an_error_of_one_process_is_said_once(shards, undisturbed):
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    given = command(shards, undisturbed)
+    done = subprocess.run(
+        [*torchrun, "--nproc-per-node", "2", *given[1:]],
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode == 1
+    assert done.stderr.count("is not empty") == 1
+    # torchrun reports failed processes with a traceback of its own.
+    assert done.stderr.count("quadpipe/") == 0
 
 
 def losses_so_far(run: Path) -> list[str]:
@@ -142,13 +246,12 @@ def test_two_processes_give_the_losses_of_one(shards, undisturbed, tmp_path):
         "--nproc-per-node",
         "2",
     ]
-    # Without the flip, whose draws belong to a process.
-    given = command(shards, tmp_path / "two", "--flip", "0", "--epochs", "2")
+    given = command(shards, tmp_path / "two", "--epochs", "2", "--token-dropout", "0.2")
     done = subprocess.run(
         [*torchrun, *given[1:]], capture_output=True, text=True, env=environment, timeout=240
     )
     assert done.returncode == 0, done.stderr
-    train(shards, tmp_path / "one", **SMALL | {"flip": 0.0, "epochs": 2})
+    train(shards, tmp_path / "one", **SMALL | {"epochs": 2, "token_dropout": 0.2})
     one, two = losses(tmp_path / "one"), losses(tmp_path / "two")
     assert len(one) == 16
     assert [step for step, _ in one] == [step for step, _ in two]
@@ -156,7 +259,7 @@ def test_two_processes_give_the_losses_of_one(shards, undisturbed, tmp_path):
 
 
 def test_accumulating_gradients_changes_nothing(shards, tmp_path):
-    options = SMALL | {"flip": 0.0, "epochs": 1}
+    options = SMALL | {"epochs": 1}
     train(shards, tmp_path / "whole", **options)
     train(shards, tmp_path / "parts", **options | {"grad_accum_steps": 3})
     whole, parts = losses(tmp_path / "whole"), losses(tmp_path / "parts")
@@ -164,9 +267,26 @@ def test_accumulating_gradients_changes_nothing(shards, tmp_path):
 
 
 def test_a_loss_that_is_no_number_stops_before_the_update(shards, tmp_path):
-    options = SMALL | {"lr": 1e30, "clip_grad": None, "warmup_epochs": 0.0}
+    options = SMALL | {"clip_grad": 0.0, "warmup_epochs": 0.0, "lr": 1e6}
     with pytest.raises(NonFiniteLossError, match=r"not finite at step \d+ .*Samples: 00000.*--lr"):
         train(shards, tmp_path / "run", **options)
+    weights, _, _ = RunFolder(tmp_path / "run").weights("last.safetensors")
+    assert all(torch.isfinite(weight).all() for weight in weights.values())
+    heard = Heard()
+    calm = options | {"lr": 1e-4, "clip_grad": 1.0, "epochs": 3}
+    with contextlib.suppress(NonFiniteLossError):  # the weights may be beyond help, the run is not
+        train(shards, tmp_path / "run", **calm, resume=True, progress=heard)
+    assert any("train.lr was 1000000.0, now 0.0001" in warning for warning in heard.warnings)
+
+
+def test_a_validation_that_is_no_number_is_said_after_saving(shards, tmp_path, monkeypatch):
+    real = train_module.evaluate
+    broken = lambda *arguments: replace(real(*arguments), loss=float("nan"))  # noqa: E731
+    monkeypatch.setattr(train_module, "evaluate", broken)
+    with pytest.raises(NonFiniteLossError, match="loss on val is not finite after epoch 1"):
+        train(shards, tmp_path / "run", **SMALL)
+    _, _, metadata = RunFolder(tmp_path / "run").weights("last.safetensors")
+    assert metadata["step"] == "8"
 
 
 def test_bf16_and_other_options_train(shards, tmp_path):
@@ -218,8 +338,18 @@ def test_what_cannot_be_trained_is_refused_before_any_work(shards, image_folder,
 def test_another_run_or_dataset_is_not_resumed(shards, undisturbed, image_folder, tmp_path):
     with pytest.raises(OutputError, match=r"is not empty \(.*\); choose another --out, or give"):
         train(shards, undisturbed, **SMALL)
-    with pytest.raises(ConfigError, match=r"train\.lr was 0\.001, now 0\.5"):
-        train(shards, undisturbed, **SMALL | {"lr": 0.5}, resume=True)
+    with pytest.raises(ConfigError, match=r"train\.weight_decay was 0\.05, now 0\.5"):
+        train(shards, undisturbed, **SMALL | {"weight_decay": 0.5}, resume=True)
+    resealed = Path(shutil.copytree(shards, tmp_path / "resealed"))
+    manifest = json.loads((resealed / "dataset.json").read_text())
+    rows = (resealed / "train.shards.jsonl").read_text().splitlines()
+    text = "\n".join([rows[1], rows[0], *rows[2:]]) + "\n"
+    (resealed / "train.shards.jsonl").write_text(text)
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    manifest["splits"]["train"]["shard_list_sha256"] = digest
+    (resealed / "dataset.json").write_text(json.dumps(manifest))
+    with pytest.raises(ConfigError, match=r"shard_lists\.train was "):
+        train(resealed, undisturbed, **SMALL, resume=True)
     quadpipe.tokenize(image_folder, tmp_path / "other", in_process=True)
     with pytest.raises(
         ConfigError, match="has patches of 16 to 64 pixels, the model was made for 8"
@@ -236,6 +366,15 @@ def test_a_finished_run_is_done_when_resumed(shards, undisturbed, tmp_path):
 def test_damaged_checkpoints_are_refused(shards, undisturbed, tmp_path):
     copy = Path(shutil.copytree(undisturbed, tmp_path / "run"))
     state = next(copy.glob("state-*.pt"))
+    whole = torch.load(state, weights_only=True)
+    for change in ({"consumed": -8}, {"epoch": 99}, {"optimizer": {}}, {"interval": None}):
+        torch.save(whole | change, state)
+        with pytest.raises(ShardError, match="does not fit|is at no step of this run"):
+            train(shards, copy, **SMALL, resume=True)
+    torch.save([1], state)
+    with pytest.raises(ShardError, match="it holds no state"):
+        train(shards, copy, **SMALL, resume=True)
+    torch.save(whole, state)
     state.write_bytes(state.read_bytes()[:100])
     with pytest.raises(ShardError, match=r"state-.*\.pt cannot be loaded"):
         train(shards, copy, **SMALL, resume=True)
@@ -243,8 +382,17 @@ def test_damaged_checkpoints_are_refused(shards, undisturbed, tmp_path):
     with pytest.raises(ShardError, match=r"last\.safetensors is damaged"):
         train(shards, copy, **SMALL, resume=True)
     (copy / "last.safetensors").unlink()
-    with pytest.raises(ShardError, match=r"has no last\.safetensors yet"):
+    with pytest.raises(ShardError, match=r"has no last\.safetensors; it is no whole training run"):
         train(shards, copy, **SMALL, resume=True)
+    config = json.loads((copy / "config.json").read_text())
+    for part, change in {
+        "classes": ["a"],
+        "model": config["model"] | {"heads": 0},
+        "tokenizer": config["tokenizer"] | {"patch_size": 16},
+    }.items():
+        (copy / "config.json").write_text(json.dumps(config | {part: change}))
+        with pytest.raises(ShardError, match=r"config\.json cannot be used"):
+            RunFolder(copy).config()
     (copy / "config.json").write_text("{}")
     with pytest.raises(ShardError, match=r"config\.json cannot be used"):
         RunFolder(copy).config()
@@ -257,10 +405,13 @@ def test_damaged_checkpoints_are_refused(shards, undisturbed, tmp_path):
     [
         ({"model": "huge"}, "model 'huge' is not one of nano, tiny"),
         ({"epochs": 0}, "epochs 0 is not above 0"),
-        ({"lr": 0.0}, "lr 0 is not a number above 0"),
+        ({"lr": 0.0}, "lr 0 is not above 0 and at most 1e"),
+        ({"lr": 1e38}, "lr 1e.38 is not above 0 and at most 1e"),
+        ({"seed": 2**70}, "is not from 0 to 2.63 - 1"),
+        ({"mean": (float("nan"), 0.0, 0.0)}, "not finite, or std not above 0"),
         ({"weight_decay": -1.0}, "weight_decay -1 is below 0"),
         ({"smoothing": 1.0}, "smoothing 1 is not from 0 to below 1"),
-        ({"std": (1.0, 0.0, 1.0)}, "std .* is not above 0"),
+        ({"std": (1.0, 0.0, 1.0)}, "not finite, or std not above 0"),
         ({"flip": 2.0}, "flip 2 is not from 0 to 1"),
         ({"batch_size": "8"}, "batch_size must be a whole number, not '8'"),
     ],
