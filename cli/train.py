@@ -8,7 +8,8 @@ from quadpipe.cli.options import options_of
 from quadpipe.cli.text import count_text, duration_text
 from quadpipe.model.config import TrainConfig
 from quadpipe.model.evaluate import Score
-from quadpipe.model.train import StepReport, Trainer, TrainProgress, train
+from quadpipe.model.progress import StepReport, TrainProgress
+from quadpipe.model.train import Trainer, train
 
 
 class _TerminalProgress(TrainProgress):
@@ -22,7 +23,8 @@ class _TerminalProgress(TrainProgress):
             f"{count_text(model.multiply_adds(trainer.loader.tokens))} multiply-adds an image at "
             f"{trainer.loader.tokens} tokens",
             f"data     {trainer.samples:,} samples an epoch, {trainer.loader.steps:,} steps of "
-            f"{config.batch_size}, view 0 of {trainer.loader.split.views}",
+            f"{config.batch_size}"
+            + (f", {views} views in turn" if (views := trainer.loader.split.views) > 1 else ""),
             f"device   {trainer.device}, {trainer.world.size} "
             f"{'process' if trainer.world.size == 1 else 'processes'}",
         ]

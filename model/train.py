@@ -4,7 +4,6 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass
 from math import isfinite
 from os import PathLike
 from pathlib import Path
@@ -28,6 +27,7 @@ from quadpipe.model.optimize import (
     set_learning_rate,
 )
 from quadpipe.model.pretrained import Loaded, load_pretrained
+from quadpipe.model.progress import Interval, TrainProgress
 from quadpipe.model.quadformer import Quadformer
 from quadpipe.model.run_folder import BEST, LAST, RunConfig, RunFolder, pick_device
 from quadpipe.seeds import random_bits
@@ -49,37 +49,6 @@ class InterruptedTrainingError(QuadpipeError):
     """Stopped by a signal, after a checkpoint."""
 
     exit_code = 130
-
-
-@dataclass(frozen=True, kw_only=True)
-class StepReport:
-    """An interval of training. waiting: share of the time spent waiting for data."""
-
-    epoch: int
-    step: int
-    steps: int
-    loss: float
-    accuracy: float
-    lr: float
-    images_per_second: float
-    waiting: float
-    seconds_left: float
-
-
-class TrainProgress:
-    """Told how training goes on; this one says nothing."""
-
-    def started(self, trainer: "Trainer") -> None:
-        """All is checked and loaded."""
-
-    def warn(self, message: str) -> None:
-        """Something a person should know."""
-
-    def interval(self, report: StepReport) -> None:
-        """Some steps are done."""
-
-    def evaluated(self, epoch: int, score: Score) -> None:
-        """An epoch is done and scored."""
 
 
 def train(
@@ -137,7 +106,7 @@ class Trainer:
         self._augment = config.make_augmentation()
         self.step, self.epoch, self.consumed, self.best = 0, 0, 0, -1.0
         self.events: Any = None
-        self._interval = _Interval(self)
+        self._interval = Interval(self.device, self.world)
         self._stop = False
 
     def prepare(self, held: ExitStack, *, resume: bool, init: str | PathLike[str] | None) -> None:
@@ -217,7 +186,7 @@ class Trainer:
             stop = self.world.total(float(self._stop))[0] > 0
             last = self.consumed == self.samples
             if self._interval.steps == self.config.log_interval or last:
-                self._interval.report()
+                self._report()
             if stop:
                 self._save()
                 raise InterruptedTrainingError(
@@ -289,6 +258,20 @@ class Trainer:
             f"weights are saved as before it. Samples: {', '.join((bad or batch.keys)[:8])}. Try "
             f"a smaller --lr, more --warmup-epochs, or --amp off, with --resume"
         )
+
+    def _report(self) -> None:
+        seen = self.epoch * self.samples + self.consumed
+        report = self._interval.report(
+            epoch=self.epoch,
+            step=self.step,
+            steps=self.steps,
+            lr=max(group["lr"] for group in self.optimizer.param_groups),
+            left=self.config.epochs * self.samples - seen,
+        )
+        if self.world.first:
+            self.record({"event": "train", **vars(report)})
+        self.progress.interval(report)
+        self._interval.clear()
 
     def record(self, row: dict[str, Any]) -> None:
         """Keep a row of metrics."""
@@ -458,72 +441,3 @@ def _event_writer(run: RunFolder) -> Any:
             "--tensorboard needs tensorboardX; pip install 'quadpipe[tensorboard]'"
         ) from error
     return SummaryWriter(str(run.folder.root / "events"))
-
-
-class _Interval:
-    """What happened since the last line of progress; a part of the checkpoint."""
-
-    def __init__(self, trainer: Trainer) -> None:
-        self._trainer = trainer
-        self._clear()
-
-    def _clear(self) -> None:
-        self.steps = self.samples = 0
-        self.loss = self.correct = torch.zeros((), device=self._trainer.device)
-        self.restart_clock()
-
-    def restart_clock(self) -> None:
-        """Rates count from here."""
-        self._waited, self._timed = 0.0, 0
-        self._started = time.perf_counter()
-
-    def state(self) -> dict[str, float]:
-        """The sums over all processes."""
-        loss, correct = self._trainer.world.total(float(self.loss), float(self.correct))
-        return {"steps": self.steps, "samples": self.samples, "loss": loss, "correct": correct}
-
-    def restore(self, state: dict[str, float]) -> None:
-        """Go on from `state`; one process holds the sums."""
-        self.steps, self.samples = int(state["steps"]), int(state["samples"])
-        share = 1.0 if self._trainer.world.first else 0.0
-        self.loss = self.loss + state["loss"] * share
-        self.correct = self.correct + state["correct"] * share
-
-    def timed(self, batches: Iterator[Batch]) -> Iterator[Batch]:
-        """The batches; notes how long each was waited for."""
-        while True:
-            before = time.perf_counter()
-            batch = next(batches, None)
-            self._waited += time.perf_counter() - before
-            if batch is None:
-                return
-            yield batch
-
-    def add(self, loss: Tensor, correct: Tensor, samples: int) -> None:
-        self.steps += 1
-        self.samples += samples
-        self._timed += samples
-        self.loss = self.loss + loss
-        self.correct = self.correct + correct
-
-    def report(self) -> None:
-        trainer = self._trainer
-        sums = self.state()
-        seconds = time.perf_counter() - self._started
-        rate = self._timed / seconds
-        seen = trainer.epoch * trainer.samples + trainer.consumed
-        report = StepReport(
-            epoch=trainer.epoch,
-            step=trainer.step,
-            steps=trainer.steps,
-            loss=sums["loss"] / self.samples,
-            accuracy=sums["correct"] / self.samples,
-            lr=max(group["lr"] for group in trainer.optimizer.param_groups),
-            images_per_second=rate,
-            waiting=self._waited / seconds,
-            seconds_left=(trainer.config.epochs * trainer.samples - seen) / rate,
-        )
-        if trainer.world.first:
-            trainer.record({"event": "train", **vars(report)})
-        trainer.progress.interval(report)
-        self._clear()

@@ -23,13 +23,13 @@ from quadpipe.errors import ConfigError, OutputError, ShardError
 from quadpipe.model import TrainConfig, train
 from quadpipe.model.config import PRESETS
 from quadpipe.model.optimize import MovingAverage, learning_rate, make_optimizer
+from quadpipe.model.progress import TrainProgress
 from quadpipe.model.quadformer import Quadformer
 from quadpipe.model.run_folder import RunFolder
 from quadpipe.model.train import (
     InterruptedTrainingError,
     NonFiniteLossError,
     Trainer,
-    TrainProgress,
 )
 
 train_module = sys.modules["quadpipe.model.train"]

@@ -1,0 +1,110 @@
+"""What is said of a training run while it goes on."""
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from quadpipe.loader import Batch
+from quadpipe.model.distributed import World
+from quadpipe.model.evaluate import Score
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepReport:
+    """An interval of training. waiting: share of the time spent waiting for data."""
+
+    epoch: int
+    step: int
+    steps: int
+    loss: float
+    accuracy: float
+    lr: float
+    images_per_second: float
+    waiting: float
+    seconds_left: float
+
+
+class TrainProgress:
+    """Told how training goes on; this one says nothing."""
+
+    def started(self, trainer: Any) -> None:
+        """All is checked and loaded; trainer: the `train.Trainer`."""
+
+    def warn(self, message: str) -> None:
+        """Something a person should know."""
+
+    def interval(self, report: StepReport) -> None:
+        """Some steps are done."""
+
+    def evaluated(self, epoch: int, score: Score) -> None:
+        """An epoch is done and scored."""
+
+
+class Interval:
+    """What happened since the last line of progress; a part of the checkpoint."""
+
+    def __init__(self, device: torch.device, world: World) -> None:
+        self._device, self._world = device, world
+        self.clear()
+
+    def clear(self) -> None:
+        """A new interval begins."""
+        self.steps = self.samples = 0
+        self._loss = self._correct = torch.zeros((), device=self._device)
+        self.restart_clock()
+
+    def restart_clock(self) -> None:
+        """Rates count from here."""
+        self._waited, self._timed = 0.0, 0
+        self._started = time.perf_counter()
+
+    def state(self) -> dict[str, float]:
+        """The sums over all processes."""
+        loss, correct = self._world.total(float(self._loss), float(self._correct))
+        return {"steps": self.steps, "samples": self.samples, "loss": loss, "correct": correct}
+
+    def restore(self, state: dict[str, float]) -> None:
+        """Go on from `state`; one process holds the sums."""
+        self.steps, self.samples = int(state["steps"]), int(state["samples"])
+        share = 1.0 if self._world.first else 0.0
+        self._loss = self._loss + state["loss"] * share
+        self._correct = self._correct + state["correct"] * share
+
+    def timed(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """The batches; notes how long each was waited for."""
+        while True:
+            before = time.perf_counter()
+            batch = next(batches, None)
+            self._waited += time.perf_counter() - before
+            if batch is None:
+                return
+            yield batch
+
+    def add(self, loss: Tensor, correct: Tensor, samples: int) -> None:
+        """One more step: sums of this process, samples of all."""
+        self.steps += 1
+        self.samples += samples
+        self._timed += samples
+        self._loss = self._loss + loss
+        self._correct = self._correct + correct
+
+    def report(self, *, epoch: int, step: int, steps: int, lr: float, left: int) -> StepReport:
+        """The interval as a line; `left` samples are to come."""
+        sums = self.state()
+        seconds = time.perf_counter() - self._started
+        rate = self._timed / seconds
+        return StepReport(
+            epoch=epoch,
+            step=step,
+            steps=steps,
+            loss=sums["loss"] / self.samples,
+            accuracy=sums["correct"] / self.samples,
+            lr=lr,
+            images_per_second=rate,
+            waiting=self._waited / seconds,
+            seconds_left=left / rate,
+        )
