@@ -205,14 +205,16 @@ class RunFolder:
         with self.folder.path(METRICS).open("ab") as file:
             file.write(json_bytes(row))
 
-    def cut_metrics(self, step: int) -> None:
-        """Forget lines of steps after a checkpoint, and a line that was cut short."""
+    def cut_metrics(self, step: int, epoch: int) -> None:
+        """Forget lines of steps and finished epochs after a checkpoint, and a line cut short."""
         if not self.folder.exists(METRICS):
             return
         kept = []
         for line in self.folder.read(METRICS).splitlines(keepends=True):
             try:
-                if line.endswith(b"\n") and json.loads(line)["step"] <= step:
+                row = json.loads(line)
+                scored_later = row["event"] == "eval" and row["epoch"] > epoch
+                if line.endswith(b"\n") and row["step"] <= step and not scored_later:
                     kept.append(line)
             except (ValueError, KeyError, TypeError):
                 continue

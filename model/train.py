@@ -343,7 +343,7 @@ class Trainer:
         if not (whole and inside):
             raise ShardError(f"the checkpoint in {self.run} is at no step of this run")
         if self.world.first:
-            self.run.cut_metrics(self.step)
+            self.run.cut_metrics(self.step, self.epoch)
         self.world.wait()
 
     def _check_same_run(self) -> None:

@@ -335,6 +335,23 @@ def test_what_cannot_be_trained_is_refused_before_any_work(shards, image_folder,
             train(shards, tmp_path / "run", **SMALL | {"device": "cuda"})
 
 
+def test_metrics_after_the_checkpoint_are_forgotten(tmp_path):
+    run = RunFolder(tmp_path)
+    kept = [
+        {"event": "train", "epoch": 0, "step": 8},
+        {"event": "eval", "epoch": 1, "step": 8},
+        {"event": "train", "epoch": 1, "step": 12},
+    ]
+    later = [{"event": "train", "epoch": 1, "step": 13}, {"event": "eval", "epoch": 2, "step": 12}]
+    for row in (*kept, *later):
+        run.append_metrics(row)
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"event": "train", "epoch": 0, "step": 1')
+    run.cut_metrics(step=12, epoch=1)
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in lines] == kept
+
+
 def test_another_run_or_dataset_is_not_resumed(shards, undisturbed, image_folder, tmp_path):
     with pytest.raises(OutputError, match=r"is not empty \(.*\); choose another --out, or give"):
         train(shards, undisturbed, **SMALL)
