@@ -121,6 +121,27 @@ except quadpipe.errors.JobError as error:
     assert len(list((tmp_path / "out").glob("*.tar"))) == 2
 
 
+def test_a_running_cluster_is_joined_and_left_running(
+    image_folder, tmp_path, files_of, undisturbed
+):
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    try:
+        cluster.add_node(num_cpus=1)
+        given = command(image_folder, tmp_path / "out", "--address", cluster.address)
+        done = subprocess.run(given, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stderr
+        assert files_of(tmp_path / "out") == undisturbed
+        # The cluster outlives the job, and serves the next.
+        given = command(image_folder, tmp_path / "again", "--address", cluster.address)
+        again = subprocess.run([*given, "--workers", "1"], capture_output=True, timeout=120)
+        assert again.returncode == 0
+        assert files_of(tmp_path / "again") == undisturbed
+    finally:
+        cluster.shutdown()
+
+
 def test_a_cluster_that_is_not_there_is_a_clear_error(image_folder, tmp_path):
     with pytest.raises(ConfigError, match=r"no Ray at 127\.0\.0\.1:1: .*start one with `ray start"):
         quadpipe.tokenize(image_folder, tmp_path / "out", address="127.0.0.1:1")

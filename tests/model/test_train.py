@@ -293,11 +293,12 @@ def test_bf16_and_other_options_train(shards, tmp_path):
     options = SMALL | {
         "epochs": 1, "amp": "bf16", "positions": "learned", "pool": "area", "scale_embedding": True,
         "drop_path": 0.1, "layer_decay": 0.8, "gradient_checkpointing": True, "colour_jitter": 0.3,
-        "token_dropout": 0.2, "ema": 0.99, "tensorboard": False,
+        "token_dropout": 0.2, "ema": 0.99, "tensorboard": True,
     }  # fmt: skip
     run = train(shards, tmp_path / "run", **options)
     _, average, _ = run.weights("last.safetensors")
     assert average is not None
+    assert list((tmp_path / "run" / "events").glob("events.out.tfevents.*"))
     assert all(np.isfinite(loss) for _, loss in losses(tmp_path / "run"))
 
 
