@@ -1,5 +1,6 @@
 """The command line: one module a command, loaded when it is called."""
 
+import os
 import sys
 from importlib import import_module
 from typing import NoReturn
@@ -52,7 +53,9 @@ def main() -> NoReturn:
         sys.exit(error.exit_code)
     except (KeyboardInterrupt, click.Abort):
         click.echo("quadpipe: interrupted; run the same command again to go on", err=True)
-        sys.exit(130)
+        sys.stdout.flush()
+        # Not sys.exit: where the interrupt came inside exec(), Python would die of the signal.
+        os._exit(130)
     except QuadpipeError as error:
         click.echo(f"quadpipe: {error}", err=True)
         sys.exit(error.exit_code)

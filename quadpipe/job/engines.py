@@ -58,19 +58,17 @@ def run_on_ray(
     with _ray(workers, address) as (ray, slots):
         task = ray.remote(num_cpus=1, max_retries=_RETRIES)(work)
         shared = ray.put(plan)
+        # What is still running when this ends is not cancelled: Ray ends the tasks of a driver that
+        # leaves, and cancelling one that is about to finish can bring the driver down.
         running: dict[Any, ShardId] = {}
-        try:
-            while True:
-                for shard in islice(shards, slots - len(running)):
-                    running[task.remote(shared, source, out, shard)] = shard
-                if not running:
-                    return
-                done, _ = ray.wait(list(running))
-                for reference in done:
-                    yield running.pop(reference), _outcome(ray, reference)
-        finally:
-            for reference in running:
-                ray.cancel(reference)
+        while True:
+            for shard in islice(shards, slots - len(running)):
+                running[task.remote(shared, source, out, shard)] = shard
+            if not running:
+                return
+            done, _ = ray.wait(list(running))
+            for reference in done:
+                yield running.pop(reference), _outcome(ray, reference)
 
 
 def _outcome(ray: Any, reference: Any) -> Report | QuadpipeError:

@@ -13,13 +13,14 @@ import pytest
 import quadpipe
 from quadpipe.errors import ConfigError
 
-OPTIONS = ("--samples-per-shard", "2", "--views", "2")
+# Enough work that there is time to disturb it.
+OPTIONS = ("--samples-per-shard", "1", "--views", "6")
 
 
 @pytest.fixture(scope="module")
 def undisturbed(image_folder, tmp_path_factory, files_of) -> dict[str, bytes]:
     out = tmp_path_factory.mktemp("undisturbed")
-    quadpipe.tokenize(image_folder, out, samples_per_shard=2, views=2, in_process=True)
+    quadpipe.tokenize(image_folder, out, samples_per_shard=1, views=6, in_process=True)
     return files_of(out)
 
 
