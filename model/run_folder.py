@@ -127,7 +127,9 @@ class RunFolder:
     def config(self) -> RunConfig:
         """ShardError when the folder holds no run, or one that cannot be used."""
         if not self.started:
-            raise ShardError(f"{self.folder} holds no training run: it has no {CONFIG}")
+            raise ShardError(
+                f"{self.folder} holds no training run: it has no {CONFIG}; give the --out of one"
+            )
         try:
             return RunConfig.from_json(json.loads(self.folder.read(CONFIG)))
         except (ValueError, TypeError, KeyError, RecursionError, ConfigError) as error:
@@ -172,7 +174,9 @@ class RunFolder:
                 tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
                 metadata = dict(file.metadata() or {})
         except (SafetensorError, OSError) as error:
-            raise ShardError(f"{path} is damaged: {error}") from error
+            raise ShardError(
+                f"{path} is damaged: {error}; copy the run again, or begin another"
+            ) from error
         average = {k.removeprefix(_EMA): v for k, v in tensors.items() if k.startswith(_EMA)}
         weights = {k: v for k, v in tensors.items() if not k.startswith(_EMA)}
         return weights, average or None, metadata

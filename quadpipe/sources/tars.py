@@ -49,7 +49,7 @@ def list_tars(root: Path, *, split: str | None = None, use_labels: bool = True) 
                 f"{root} holds tars and images ({path_to_text(name)}); point --in at a folder that "
                 f"holds one of the two"
             )
-        if name not in tars and name.lower().endswith(TAR_EXTENSIONS):
+        if name.lower().endswith(TAR_EXTENSIONS) and not name.lower().endswith(b".tar"):
             raise SourceError(
                 f"{root / os.fsdecode(name)} is compressed; unpack it to a plain .tar"
             )
