@@ -32,6 +32,14 @@ def _triple(text: str) -> tuple[float, float, float]:
     return red, green, blue
 
 
+def _thresholds(text: str) -> tuple[tuple[int, float], ...]:
+    try:
+        pairs = [part.split("=") for part in text.split(",")]
+        return tuple((int(side), float(value)) for side, value in pairs)
+    except ValueError as error:
+        raise click.BadParameter(f"{text!r} is not SIDE=THRESHOLD,SIDE=THRESHOLD,..") from error
+
+
 _TYPES: dict[Any, tuple[Any, str | None]] = {
     int: (int, None),
     float: (float, None),
@@ -40,6 +48,7 @@ _TYPES: dict[Any, tuple[Any, str | None]] = {
     tuple[int, int]: (_image_size, "N|HxW"),
     tuple[float, float]: (_range, "LOW,HIGH"),
     tuple[float, float, float]: (_triple, "R,G,B"),
+    tuple[tuple[int, float], ...]: (_thresholds, "SIDE=T,.."),
 }
 
 

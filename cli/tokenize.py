@@ -25,10 +25,27 @@ from quadpipe.tokenizer import TokenizerConfig
     "--labels", type=click.Path(), help="A file of `path,label` rows for a folder of images."
 )
 @click.option("--no-labels", is_flag=True, help="Write no labels, whatever the source has.")
+@click.option(
+    "--scorer-weights",
+    type=click.Path(),
+    help="Weights of the scorer's network, a .safetensors or .pth file.",
+)
+@click.option(
+    "--maps",
+    type=click.Path(),
+    help="Scorer precomputed: a folder with a .npy map for each image, under the image's path.",
+)
 @click.option("--dry-run", is_flag=True, help="Say what would be done, and do nothing.")
 @options_of(TokenizerConfig, DatasetConfig, RunConfig)
 def command(
-    source: str, out: str, labels: str | None, no_labels: bool, dry_run: bool, **options: Any
+    source: str,
+    out: str,
+    labels: str | None,
+    no_labels: bool,
+    scorer_weights: str | None,
+    maps: str | None,
+    dry_run: bool,
+    **options: Any,
 ) -> None:
     """Tokenize images into WebDataset shards of quadtree mosaics.
 
@@ -36,7 +53,15 @@ def command(
     rejected inputs, 130 interrupted.
     """
     config = JobConfig.from_options(**options)
-    job = Job(source, out, config, labels=labels, use_labels=not no_labels)
+    job = Job(
+        source,
+        out,
+        config,
+        labels=labels,
+        use_labels=not no_labels,
+        scorer_weights=scorer_weights,
+        maps=maps,
+    )
     if dry_run:
         print_preview(job.preview(), out)
         return

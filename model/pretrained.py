@@ -3,7 +3,6 @@
 Letters: D width; P patch size; G rows x columns of patches.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,10 +10,10 @@ import torch
 import torch.nn.functional as F  # noqa: N812  its usual name
 from torch import Tensor
 
-from quadpipe.errors import ConfigError, ShardError
+from quadpipe.errors import ConfigError
 from quadpipe.model.quadformer import Quadformer
+from quadpipe.weights import parse_weights, read_weights_file
 
-_WRAPPERS = ("state_dict", "model", "state_dict_ema", "teacher", "student")
 _PREFIXES = ("module.", "_orig_mod.", "model.", "backbone.", "encoder.", "visual.trunk.")
 
 
@@ -30,40 +29,15 @@ class Loaded:
     changed: dict[str, str]
 
 
-def read_weights(path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors or weights-only torch file; ShardError when it holds others."""
-    if not path.is_file():
-        raise ConfigError(f"{path} does not exist; give a .safetensors, .pth or .pt file")
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            return dict(load_file(path))
-        document = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # whatever the file's bytes make the parsers raise
-        first = str(error).strip().splitlines()[:1]
-        raise ShardError(
-            f"{path} holds no plain weights ({type(error).__name__}: {first[0] if first else ''}); "
-            f"quadpipe loads safetensors, or torch files that weights_only=True accepts"
-        ) from error
-    while isinstance(document, Mapping):
-        wrapper = next((w for w in _WRAPPERS if isinstance(document.get(w), Mapping)), None)
-        if wrapper is None:
-            break
-        document = document[wrapper]
-    if not isinstance(document, Mapping):
-        raise ShardError(f"{path} holds a {type(document).__name__}, not a state dict")
-    return {str(k): v for k, v in document.items() if isinstance(v, Tensor)}
-
-
 def load_pretrained(model: Quadformer, path: Path) -> Loaded:
     """Copy timm ViT weights into `model`.
 
     The patch embedding is reshaped to a linear map, positions are resampled to the model's grid
     (bicubic, antialiased), the head is dropped when its classes differ. Raises ConfigError when
-    a needed parameter is missing, has another shape, or one is left over that is not expected.
+    the file cannot be read, a needed parameter is missing, has another shape, or one is left over
+    that is not expected; ShardError when the file holds anything but weights.
     """
-    weights = _without_prefix(read_weights(path))
+    weights = _without_prefix(parse_weights(read_weights_file(path), str(path)))
     wanted = model.state_dict()
     changed: dict[str, str] = {}
     expected_fresh = {"scale_embed"}

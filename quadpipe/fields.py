@@ -42,6 +42,10 @@ def _converted(value: Any, hint: Any) -> Any:
             return None
         hint = next(part for part in typing.get_args(hint) if part is not type(None))
     origin, parts = typing.get_origin(hint), typing.get_args(hint)
+    if origin is tuple and parts[-1] is Ellipsis:
+        if not isinstance(value, list | tuple):
+            raise TypeError("a list")
+        return tuple(_converted(one, parts[0]) for one in value)
     if origin is tuple:
         if not isinstance(value, list | tuple) or len(value) != len(parts):
             raise TypeError(f"{len(parts)} numbers")

@@ -86,6 +86,79 @@ def blur_errors(images: np.ndarray, scale: int, side: int) -> np.ndarray:
     return sums
 
 
+# APT's grey, 0.2989 R + 0.5870 G + 0.1140 B, as a whole number of 1 / 10,000 grey levels.
+_RED, _GREEN, _BLUE = 2989, 5870, 1140
+
+
+@_compiled
+def laplacian_sums(images: np.ndarray, side: int) -> np.ndarray:
+    """|8-neighbour Laplacian| of the grey image, summed over square patches of `side` pixels.
+
+    The image is reflected at its border. images: uint8 `[B, H, W, 3]`. Returns int64
+    `[B, H / side, W / side]` in 1 / 10,000 grey levels.
+    """
+    batch, height, width = images.shape[:3]
+    sums = np.zeros((batch, height // side, width // side), np.int64)
+    grey = np.empty((height + 2, width + 2), np.int32)
+    column = np.empty(width + 2, np.int32)
+    row_sums = np.empty(width, np.int64)
+    for b in range(batch):
+        for y in range(height):
+            for x in range(width):
+                grey[y + 1, x + 1] = (
+                    np.int32(_RED) * np.int32(images[b, y, x, 0])
+                    + np.int32(_GREEN) * np.int32(images[b, y, x, 1])
+                    + np.int32(_BLUE) * np.int32(images[b, y, x, 2])
+                )
+            grey[y + 1, 0] = grey[y + 1, 2]
+            grey[y + 1, width + 1] = grey[y + 1, width - 1]
+        grey[0] = grey[2]
+        grey[height + 1] = grey[height - 1]
+        row_sums[:] = 0
+        for y in range(height):
+            for x in range(width + 2):
+                column[x] = grey[y, x] + grey[y + 1, x] + grey[y + 2, x]
+            for x in range(width):
+                nine = column[x] + column[x + 1] + column[x + 2]
+                row_sums[x] += abs(nine - np.int32(9) * grey[y + 1, x + 1])
+            if (y + 1) % side == 0:
+                for x in range(width):
+                    sums[b, y // side, x // side] += row_sums[x]
+                row_sums[:] = 0
+    return sums
+
+
+@_compiled
+def entropy_sums(images: np.ndarray, side: int, table: np.ndarray) -> np.ndarray:
+    """`table[count]` summed over the 512 bins of each patch's grey histogram.
+
+    A bin is half a grey level wide. images: uint8 `[B, H, W, 3]`; side: of the patches in pixels;
+    table: int64 `[side * side + 1]`. Returns int64 `[B, H / side, W / side]`.
+    """
+    batch, height, width = images.shape[:3]
+    rows, columns = height // side, width // side
+    sums = np.empty((batch, rows, columns), np.int64)
+    counts = np.zeros((columns, 512), np.int32)
+    for b in range(batch):
+        for row in range(rows):
+            for y in range(row * side, (row + 1) * side):
+                for column in range(columns):
+                    for x in range(column * side, (column + 1) * side):
+                        grey = (
+                            np.uint32(_RED) * np.uint32(images[b, y, x, 0])
+                            + np.uint32(_GREEN) * np.uint32(images[b, y, x, 1])
+                            + np.uint32(_BLUE) * np.uint32(images[b, y, x, 2])
+                        )
+                        counts[column, grey // np.uint32(5000)] += 1
+            for column in range(columns):
+                total = np.int64(0)
+                for level in range(512):
+                    total += table[counts[column, level]]
+                    counts[column, level] = 0
+                sums[b, row, column] = total
+    return sums
+
+
 @_compiled
 def cut_tokens(images: np.ndarray, nodes: np.ndarray, patch_size: int, area: bool) -> np.ndarray:
     """The patches of uint8 images `[B, H, W, 3]` at int32 nodes `[B, M, 4]`, each as P x P pixels.

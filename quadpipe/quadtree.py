@@ -10,6 +10,7 @@ its ancestor of depth j down to v. The heap pops patches in ascending lexicograp
 Letters: B batch; R roots; A splittable patches; N tokens; K = (N - R) / 3 splits; M = R + 4K nodes.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -55,6 +56,25 @@ def join_maps(maps: Sequence[np.ndarray], geometry: Geometry, batch: int) -> np.
             f"patch a finite number"
         )
     return joined
+
+
+def subtract_thresholds(
+    importance: np.ndarray, geometry: Geometry, thresholds: Sequence[tuple[int, float]]
+) -> np.ndarray:
+    """Importance by patch id less the threshold of its scale, float32 `[B, A]`.
+
+    thresholds: (side in pixels, threshold) for each splittable scale, finest first. The sign is
+    exact: a patch is at least 0 exactly where its importance is at least the threshold, so that
+    the splits with gain >= 0 are those of APT's rule, "split while this patch and all above it
+    reach the threshold of their scale" (arXiv 2510.18091).
+    """
+    per_patch = np.concatenate(
+        [
+            np.full(math.prod(geometry.grid(scale)), threshold)
+            for scale, (_, threshold) in reversed(list(enumerate(thresholds, start=1)))
+        ]
+    )
+    return (importance.astype(np.float64) - per_patch).astype(np.float32)
 
 
 def split_order(importance: np.ndarray, geometry: Geometry) -> np.ndarray:

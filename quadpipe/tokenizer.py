@@ -6,6 +6,7 @@ Letters: B batch; H, W image height and width in pixels.
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
+from os import PathLike
 from typing import Any, overload
 
 import numpy as np
@@ -17,14 +18,18 @@ from quadpipe.geometry import Geometry
 from quadpipe.images.crop import RESIZES, Box, centre_box, decode_and_resample, resample
 from quadpipe.images.decode import EncodedImage, to_rgb
 from quadpipe.mosaic import RESAMPLERS, Mosaic, cut
-from quadpipe.quadtree import grow, join_maps
-from quadpipe.scorers import SCORERS, make_scorer
+from quadpipe.quadtree import grow, join_maps, subtract_thresholds
+from quadpipe.scorers import SCORERS, Network, find_network, make_scorer, scorer_type
 from quadpipe.scorers.base import Scorer
+from quadpipe.scorers.feature import DISTANCES
+from quadpipe.scorers.network import BACKBONES, DTYPES, NetworkScorer
 
 TOKENIZER_VERSION = 1
 """Raised only when the same configuration gives other bytes than before."""
 
 MAX_IMAGE_SIDE = 16_384
+
+_LARGEST_THRESHOLD = 1e30  # float32 holds importances less thresholds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +56,39 @@ class TokenizerConfig:
     )
     scorer: str = field(
         default="pixel-blur",
-        metadata={"help": "What says which patches to split.", "choices": tuple(SCORERS)},
+        metadata={
+            "help": "What says which patches to split; see `quadpipe scorers`.",
+            "choices": tuple(SCORERS),
+        },
+    )
+    backbone: str | None = field(
+        default=None,
+        metadata={
+            "help": f"Network of scorers feature and grad-cam: {', '.join(BACKBONES)}, or "
+            f"MODULE:CALLABLE, which is run."
+        },
+    )
+    scorer_stride: int | None = field(
+        default=None,
+        metadata={"help": "Scorer feature: pixels a cell of the features, 32 (the default) or 16."},
+    )
+    scorer_distance: str | None = field(
+        default=None,
+        metadata={"help": "Scorer feature: mse (the default) or cosine.", "choices": DISTANCES},
+    )
+    scorer_dtype: str | None = field(
+        default=None,
+        metadata={
+            "help": "Numbers of the network, by default float32; others change bytes.",
+            "choices": DTYPES,
+        },
+    )
+    thresholds: tuple[tuple[int, float], ...] | None = field(
+        default=None,
+        metadata={
+            "help": "Subtracted from the importance of patches by their side in pixels, such as "
+            "32=5.75,64=4: gain 0 is then APT's choice."
+        },
     )
     resample: str = field(
         default="bilinear",
@@ -92,6 +129,25 @@ class TokenizerConfig:
         if not 0 <= self.seed < 2**63:
             raise ConfigError(f"seed {self.seed} is not from 0 to 2^63 - 1")
         self.geometry.splits(self.tokens)
+        if self.thresholds is not None:
+            object.__setattr__(self, "thresholds", self._checked_thresholds(self.thresholds))
+
+    def _checked_thresholds(
+        self, thresholds: tuple[tuple[int, float], ...]
+    ) -> tuple[tuple[int, float], ...]:
+        """In the order of the sides, one for each splittable scale."""
+        geometry = self.geometry
+        sides = [geometry.patch_size << scale for scale in range(1, geometry.max_scale + 1)]
+        if sorted(side for side, _ in thresholds) != sides or not sides:
+            wanted = ",".join(f"{side}=T" for side in sides) or "none: there is nothing to split"
+            raise ConfigError(
+                f"thresholds are given for patches of "
+                f"{', '.join(str(side) for side, _ in thresholds) or 'no size'}; give one for each "
+                f"size that can be split: {wanted}"
+            )
+        if not all(abs(value) <= _LARGEST_THRESHOLD for _, value in thresholds):
+            raise ConfigError(f"thresholds must be numbers of at most {_LARGEST_THRESHOLD:g}")
+        return tuple(sorted(thresholds))
 
     @cached_property
     def geometry(self) -> Geometry:
@@ -103,10 +159,58 @@ class TokenizerConfig:
             max_patch_size=self.max_patch_size,
         )
 
-    def make_scorer(self) -> Scorer:
-        """ConfigError when there is no such scorer, or it does not fit the geometry."""
-        parameters = {"seed": self.seed} if self.scorer == "random" else {}
+    def find_network(self, weights: str | PathLike[str] | None = None) -> Network | None:
+        """The network of the scorer, None where it needs none.
+
+        Imports and calls a backbone `module:callable`: only for a configuration that the user has
+        given, never for one from a file. Raises ConfigError when the network is not there, and
+        when weights are given to a scorer without one.
+        """
+        kind = scorer_type(self.scorer)
+        if not issubclass(kind, NetworkScorer):
+            if weights is not None:
+                raise ConfigError(
+                    f"scorer {self.scorer} has no network; leave out the scorer's weights"
+                )
+            return None
+        self._check_scorer_options(kind)
+        return find_network(self.backbone or kind.default_backbone, weights)
+
+    def make_scorer(
+        self,
+        network: Network | None = None,
+        *,
+        batch: int | None = None,
+        device: str = "cpu",
+    ) -> Scorer:
+        """The scorer; a network scorer needs its `network`, batch and device are for it.
+
+        ConfigError when there is no such scorer, it does not fit the geometry, or it is given an
+        option that is another's.
+        """
+        kind = scorer_type(self.scorer)
+        self._check_scorer_options(kind)
+        parameters: dict[str, Any] = {
+            name.removeprefix("scorer_"): getattr(self, name)
+            for name in kind.options
+            if getattr(self, name) is not None
+        }
+        if kind.uses_network:
+            if network is None:
+                raise ConfigError(
+                    f"scorer {self.scorer} needs its network; name it yourself with --backbone and "
+                    f"--scorer-weights"
+                )
+            parameters |= {"network": network, "batch": batch, "device": device}
         return make_scorer(self.scorer, self.geometry, **parameters)
+
+    def _check_scorer_options(self, kind: type[Scorer]) -> None:
+        for name in ("backbone", "scorer_stride", "scorer_distance", "scorer_dtype"):
+            if getattr(self, name) is not None and name not in kind.options:
+                users = [other for other, type_ in SCORERS.items() if name in type_.options]
+                raise ConfigError(
+                    f"{name} is for scorer {' and '.join(users)}, not {self.scorer}; leave it out"
+                )
 
     def as_json(self) -> dict[str, Any]:
         """As JSON can hold it; `TokenizerConfig(**config.as_json())` is equal."""
@@ -120,27 +224,47 @@ class Tokenizer:
         mosaic = tokenizer(PIL.Image.open("cat.jpg"))
         leaves = mosaic.leaves(64)
 
-    Options are those of TokenizerConfig; raises ConfigError when they cannot work.
+    Options are those of TokenizerConfig, and `scorer_weights`, the file of a scorer's network;
+    raises ConfigError when they cannot work. `hints` are for scorers that must be told more than
+    pixels: the image's class (grad-cam) or importance map (precomputed), for several images a
+    list. A backbone `module:callable` is called where it is an option, not where it stands in a
+    `config`, which may come from a file: give the scorer then.
     """
 
-    def __init__(self, config: TokenizerConfig | None = None, **options: Any) -> None:
+    def __init__(
+        self,
+        config: TokenizerConfig | None = None,
+        *,
+        scorer: Scorer | None = None,
+        scorer_weights: str | PathLike[str] | None = None,
+        **options: Any,
+    ) -> None:
         if config is not None and options:
             raise ConfigError("give a TokenizerConfig or options, not both")
         self.config = config or TokenizerConfig(**options)
         self.geometry = self.config.geometry
-        self.scorer = self.config.make_scorer()
+        if scorer is None:
+            # A backbone in a configuration may come from a file: only options are called.
+            trusted = config is None or ":" not in (self.config.backbone or "")
+            network = self.config.find_network(scorer_weights) if trusted else None
+            scorer = self.config.make_scorer(network)
+        self.scorer = scorer
 
     @overload
-    def __call__(self, images: Image.Image) -> Mosaic: ...
+    def __call__(self, images: Image.Image, hints: Any = None) -> Mosaic: ...
 
     @overload
-    def __call__(self, images: Sequence[Image.Image | np.ndarray]) -> list[Mosaic]: ...
+    def __call__(
+        self, images: Sequence[Image.Image | np.ndarray], hints: Any = None
+    ) -> list[Mosaic]: ...
 
     @overload
-    def __call__(self, images: np.ndarray) -> Mosaic | list[Mosaic]: ...
+    def __call__(self, images: np.ndarray, hints: Any = None) -> Mosaic | list[Mosaic]: ...
 
     def __call__(
-        self, images: Image.Image | np.ndarray | Sequence[Image.Image | np.ndarray]
+        self,
+        images: Image.Image | np.ndarray | Sequence[Image.Image | np.ndarray],
+        hints: Any = None,
     ) -> Mosaic | list[Mosaic]:
         """The mosaic of one image, or the mosaics of several.
 
@@ -150,10 +274,10 @@ class Tokenizer:
         ConfigError on arrays that are no images, RejectError on PIL images without RGB colours.
         """
         if isinstance(images, Image.Image) or (isinstance(images, np.ndarray) and images.ndim == 3):
-            return self.tokenize(self.prepare(images)[None])[0]
+            return self.tokenize(self.prepare(images)[None], None if hints is None else [hints])[0]
         if not len(images):
             return []
-        return self.tokenize(np.stack([self.prepare(image) for image in images]))
+        return self.tokenize(np.stack([self.prepare(image) for image in images]), hints)
 
     def prepare(self, image: Image.Image | np.ndarray) -> np.ndarray:
         """The part of an image that its mosaic shows, uint8 `[H, W, 3]`; errors as above."""
@@ -184,10 +308,10 @@ class Tokenizer:
             return Box(0, 0, width, height)
         return centre_box(width, height, self.config.image_size, self.config.crop_pct)
 
-    def tokenize(self, images: np.ndarray) -> list[Mosaic]:
+    def tokenize(self, images: np.ndarray, hints: Sequence[Any] | None = None) -> list[Mosaic]:
         """The mosaics of prepared images, uint8 `[B, H, W, 3]` of exactly the image size.
 
-        Raises ConfigError on other arrays.
+        Raises ConfigError on other arrays, and when the scorer's hints are missing.
         """
         expected = (*self.config.image_size, 3)
         if images.dtype != np.uint8 or images.shape[1:] != expected:
@@ -195,7 +319,12 @@ class Tokenizer:
                 f"prepared images must be uint8 {['B', *expected]}; these are {images.dtype} "
                 f"{list(images.shape)}"
             )
-        maps = self.scorer.score(images)
+        return self.cut(images, self.scorer.score(images, hints))
+
+    def cut(self, images: np.ndarray, maps: Sequence[np.ndarray]) -> list[Mosaic]:
+        """The mosaics of prepared images with their scorer's maps, one for each scale."""
         importance = join_maps(maps, self.geometry, len(images))
+        if self.config.thresholds is not None:
+            importance = subtract_thresholds(importance, self.geometry, self.config.thresholds)
         trees = grow(importance, self.geometry, self.config.tokens)
         return cut(images, trees, self.geometry, self.config.resample)

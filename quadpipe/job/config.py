@@ -7,6 +7,7 @@ from typing import Any
 from quadpipe.errors import ConfigError
 from quadpipe.fields import check_types
 from quadpipe.images.crop import check_range
+from quadpipe.scorers import scorer_type
 from quadpipe.shards.format import CODECS, DEFAULT_QUALITY, MAX_SAMPLES_PER_SHARD, Codec
 from quadpipe.sources.names import SPLITS
 from quadpipe.tokenizer import TokenizerConfig
@@ -45,6 +46,12 @@ class DatasetConfig:
     val_share: float = field(
         default=0.0, metadata={"help": "Share of the training inputs drawn for a split val."}
     )
+    score_batch: int = field(
+        default=16,
+        metadata={
+            "help": "Consecutive inputs that are scored together; networks run on so many images."
+        },
+    )
     limit: int | None = field(
         default=None, metadata={"help": "Only the first so many inputs of each split's plan."}
     )
@@ -60,7 +67,11 @@ class DatasetConfig:
             if getattr(self, name) not in allowed:
                 choices = ", ".join(choice for choice in allowed if choice)
                 raise ConfigError(f"{name} {getattr(self, name)!r} is not one of {choices}")
-        for name, limit in (("samples_per_shard", MAX_SAMPLES_PER_SHARD), ("views", 100)):
+        for name, limit in (
+            ("samples_per_shard", MAX_SAMPLES_PER_SHARD),
+            ("views", 100),
+            ("score_batch", 1024),
+        ):
             if not 1 <= getattr(self, name) <= limit:
                 raise ConfigError(f"{name} {getattr(self, name)} is not from 1 to {limit:,}")
         check_range("view_scale", self.view_scale, 1.0)
@@ -94,6 +105,27 @@ class RunConfig:
     in_process: bool = field(
         default=False, metadata={"help": "Make one shard after the other here, without Ray."}
     )
+    scorers: int | None = field(
+        default=None,
+        metadata={
+            "help": "Run the scorer's network in so many Ray actors, not in the workers; by "
+            "default as many as the GPUs hold."
+        },
+    )
+    gpus_per_scorer: float = field(
+        default=0.0,
+        metadata={"help": "GPUs of each of these actors; fractions share a GPU, 0 is the CPU."},
+    )
+    scorer_resource: str | None = field(
+        default=None,
+        metadata={
+            "help": "A Ray resource that each of these actors takes too, NAME or NAME=AMOUNT, to "
+            "place them."
+        },
+    )
+    scorer_wait: int = field(
+        default=300, metadata={"help": "Seconds to wait for these actors to start or answer."}
+    )
     max_rejected: str = field(
         default="1%", metadata={"help": "How many inputs may be rejected: a share or a count."}
     )
@@ -104,7 +136,47 @@ class RunConfig:
             raise ConfigError(f"workers {self.workers} is not above 0")
         if self.in_process and (self.address or (self.workers or 1) > 1):
             raise ConfigError("in_process makes one shard at a time, without workers or address")
+        if self.scorers is not None and self.scorers < 1:
+            raise ConfigError(f"scorers {self.scorers} is not above 0")
+        gpus = self.gpus_per_scorer
+        if not 0 <= gpus < inf or (gpus > 1 and gpus % 1):  # as Ray has it
+            raise ConfigError(
+                f"gpus_per_scorer {gpus:g} is neither a share of a GPU nor a whole number of them"
+            )
+        if self.scorer_wait < 1:
+            raise ConfigError(f"scorer_wait {self.scorer_wait} is not above 0")
+        self.scorer_resources()
+        if self.in_process and self.pooled:
+            raise ConfigError(
+                "in_process scores here, without scorers, gpus_per_scorer or scorer_resource"
+            )
         self.allowed_rejects(0)
+
+    @property
+    def pooled(self) -> bool:
+        """Whether the scorer runs in actors of its own."""
+        return bool(self.scorers or self.gpus_per_scorer or self.scorer_resource)
+
+    @property
+    def scorer_device(self) -> str:
+        """The kind of torch device that a network scorer runs on."""
+        return "cuda" if self.gpus_per_scorer else "cpu"
+
+    def scorer_resources(self) -> dict[str, float]:
+        """What `scorer_resource` asks Ray for."""
+        if self.scorer_resource is None:
+            return {}
+        name, _, amount = self.scorer_resource.partition("=")
+        try:
+            count = float(amount or 1)
+        except ValueError:
+            count = 0
+        if not name or not 0 < count < inf or name in ("CPU", "GPU"):
+            raise ConfigError(
+                f"scorer_resource {self.scorer_resource!r} is not NAME or NAME=AMOUNT; GPUs are "
+                f"asked for with gpus_per_scorer"
+            )
+        return {name: count}
 
     def allowed_rejects(self, inputs: int) -> int:
         """The largest number of rejects out of so many inputs."""
@@ -131,7 +203,14 @@ class JobConfig:
 
     def __post_init__(self) -> None:
         self.make_codec()
+        if scorer_type(self.tokenizer.scorer).uses_network:
+            return  # its network is found when the job starts
         self.tokenizer.make_scorer()
+        if self.run.pooled:
+            raise ConfigError(
+                f"scorer {self.tokenizer.scorer} has no network to run in actors; leave out "
+                f"scorers, gpus_per_scorer and scorer_resource"
+            )
 
     def make_codec(self) -> Codec:
         """How tokens are written; ConfigError when the codec does not fit the patches."""

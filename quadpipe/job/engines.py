@@ -6,18 +6,18 @@ An engine yields each shard with its report, or with the error that kept it from
 import logging
 import os
 import socket
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 from quadpipe.errors import ConfigError, JobError, QuadpipeError
-from quadpipe.files import Folder
+from quadpipe.job.config import RunConfig
 from quadpipe.job.plan import Plan, ShardId
-from quadpipe.job.shard import Report
+from quadpipe.job.pool import PooledScorer, cpus_of_scorers, start_pool
+from quadpipe.job.shard import Report, Site, make_shard
 
-Work = Callable[[Plan, Path, Folder, ShardId], Report]
 Outcome = tuple[ShardId, Report | QuadpipeError]
 
 # Ray starts a task that lost its process again, so many times.
@@ -29,41 +29,36 @@ _OBJECT_STORE_BYTES = 100 * 2**20
 
 
 def run_in_process(
-    work: Work, plan: Plan, source: Path, out: Folder, shards: Iterator[ShardId]
+    plan: Plan, site: Site, shards: Iterator[ShardId]
 ) -> Generator[Outcome, None, None]:
     """One shard after the other, here. Errors that are not for users surface at once."""
     for shard in shards:
         try:
-            yield shard, work(plan, source, out, shard)
+            yield shard, make_shard(plan, site, shard)
         except QuadpipeError as error:
             yield shard, error
         except MemoryError:
             yield shard, JobError("out of memory; use smaller images or fewer --views")
 
 
-def run_on_ray(
-    work: Work,
-    plan: Plan,
-    source: Path,
-    out: Folder,
-    shards: Iterator[ShardId],
-    *,
-    workers: int | None,
-    address: str | None,
-) -> Generator[Outcome, None, None]:
-    """One Ray task a shard, a bounded number in flight.
+def run_on_ray(plan: Plan, site: Site, shards: Iterator[ShardId]) -> Generator[Outcome, None, None]:
+    """One Ray task a shard, a bounded number in flight; the pool of scorers is started first.
 
-    ConfigError when Ray cannot be started or the cluster cannot be joined.
+    ConfigError when Ray cannot be started, the cluster cannot be joined, or it cannot hold the
+    scorers.
     """
-    with _ray(workers, address) as (ray, slots):
-        task = ray.remote(num_cpus=1, max_retries=_RETRIES)(work)
-        shared = ray.put(plan)
+    run = plan.config.run
+    with _ray(run, _object_store_bytes(plan)) as (ray, private):
+        pool = start_pool(ray, plan, site.network, private=private) if run.pooled else None
+        slots = _slots(ray, run, pool, private=private)
+        task = ray.remote(num_cpus=1, max_retries=_RETRIES)(make_shard)
+        shared = ray.put(plan), ray.put(replace(site, network=None) if pool else site)
         # What is still running when this ends is not cancelled: Ray ends the tasks of a driver that
         # leaves, and cancelling one that is about to finish can bring the driver down.
         running: dict[Any, ShardId] = {}
         while True:
             for shard in islice(shards, slots - len(running)):
-                running[task.remote(shared, source, out, shard)] = shard
+                running[task.remote(*shared, shard, pool and pool.starting_at(shard.index))] = shard
             if not running:
                 return
             done, _ = ray.wait(list(running))
@@ -95,9 +90,37 @@ def _reach(address: str) -> None:
     socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
 
 
+def _object_store_bytes(plan: Plan) -> int:
+    """Room for the batches that are on their way to scorers."""
+    run, dataset = plan.config.run, plan.config.dataset
+    if not run.pooled:
+        return _OBJECT_STORE_BYTES
+    height, width = plan.config.tokenizer.image_size
+    batch = dataset.score_batch * dataset.views * height * width * 3
+    return _OBJECT_STORE_BYTES + (PooledScorer.batches_out + 2) * batch * _local_workers(run)
+
+
+def _slots(ray: Any, run: RunConfig, pool: PooledScorer | None, *, private: bool) -> int:
+    """How many tasks to keep in flight; ConfigError when scorers have taken all CPUs."""
+    cpus = int(ray.cluster_resources().get("CPU", 1)) - (pool.cpus if pool else 0)
+    if cpus < 1:
+        raise ConfigError(
+            "the scorers take all CPUs of the cluster; start fewer --scorers, or add a node"
+        )
+    if pool or (run.workers and not private):
+        # Tasks that wait for a scorer give their CPU away: one more would be more images in memory.
+        return run.workers or cpus
+    # A private Ray has as many CPUs as workers, so tasks can queue.
+    return cpus * _IN_FLIGHT_PER_CPU
+
+
+def _local_workers(run: RunConfig) -> int:
+    return run.workers or os.cpu_count() or 1
+
+
 @contextmanager
-def _ray(workers: int | None, address: str | None) -> Iterator[tuple[Any, int]]:
-    """Ray, and how many tasks to keep in flight.
+def _ray(run: RunConfig, object_store_bytes: int) -> Iterator[tuple[Any, bool]]:
+    """Ray, and whether it is private.
 
     Without an address a private Ray on this machine that ends with the job. A Ray that this
     process has started itself is used and left running.
@@ -109,34 +132,31 @@ def _ray(workers: int | None, address: str | None) -> Iterator[tuple[Any, int]]:
     ours = not ray.is_initialized()
     if ours:
         local: dict[str, Any] = {
-            "num_cpus": workers or os.cpu_count(),
+            "num_cpus": _local_workers(run) + cpus_of_scorers(run),
             "include_dashboard": False,
-            "object_store_memory": _OBJECT_STORE_BYTES,
+            "object_store_memory": object_store_bytes,
         }
         try:
-            if address and address != "auto":
-                _reach(address)
+            if run.address and run.address != "auto":
+                _reach(run.address)
             ray.init(
-                address=address or "local",
+                address=run.address or "local",
                 logging_level=logging.ERROR,
                 log_to_driver=False,
-                **({} if address else local),
+                **({} if run.address else local),
             )
         except (ConnectionError, RuntimeError, ValueError, OSError) as error:
             lines = str(error).strip().splitlines() or [type(error).__name__]
             raise ConfigError(
-                f"no Ray at {address}: {lines[0]}; start one with `ray start --head`, or leave "
+                f"no Ray at {run.address}: {lines[0]}; start one with `ray start --head`, or leave "
                 f"out --address"
-                if address
+                if run.address
                 else f"Ray cannot be started here: {lines[0]}; try --in-process"
             ) from error
-    elif address:
+    elif run.address:
         raise ConfigError("this process has started Ray already; leave out address")
     try:
-        # A private Ray has as many CPUs as workers; elsewhere workers bounds what is in flight.
-        private = ours and not address
-        cpus = int(ray.cluster_resources().get("CPU", 1))
-        yield ray, workers if workers and not private else cpus * _IN_FLIGHT_PER_CPU
+        yield ray, ours and not run.address
     finally:
         if ours:
             ray.shutdown()

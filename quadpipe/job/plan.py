@@ -19,6 +19,7 @@ from quadpipe.files import Folder
 from quadpipe.images.crop import DECODE_MARGIN
 from quadpipe.images.library import imaging_library
 from quadpipe.job.config import JobConfig
+from quadpipe.scorers import Scorer
 from quadpipe.seeds import permutation
 from quadpipe.shards.format import (
     FORMAT_VERSION,
@@ -33,9 +34,6 @@ from quadpipe.sources import Input, Inputs, list_inputs
 from quadpipe.tokenizer import TOKENIZER_VERSION
 
 SHARDS_PER_CHUNK = 16
-
-SCORE_BATCH = 64
-"""So many consecutive inputs of a shard are scored together."""
 
 # A USTAR header, on average half a block of padding, and the little members of a sample.
 _MEMBER_OVERHEAD = 768
@@ -70,6 +68,7 @@ class Plan:
     """Everything that decides the bytes of the output; workers get it whole."""
 
     config: JobConfig
+    scorer: dict[str, Any]
     classes: list[str] | None
     splits: dict[str, PlannedSplit]
     imaging_library: dict[str, str | None]
@@ -89,20 +88,9 @@ class Plan:
             "classes": self.classes,
             "splits": {name: asdict(split) for name, split in self.splits.items()},
             "decode_margin": DECODE_MARGIN,
-            "score_batch": SCORE_BATCH,
         }
         as_stored: dict[str, Any] = json.loads(json_bytes(document))
         return as_stored
-
-    @property
-    def scorer(self) -> dict[str, Any]:
-        scorer = self.config.tokenizer.make_scorer()
-        return {
-            "name": scorer.name,
-            "parameters": scorer.parameters,
-            "weights_sha256": scorer.weights_sha256,
-            "label_aware": scorer.label_aware,
-        }
 
     @property
     def inputs(self) -> int:
@@ -152,11 +140,18 @@ class Planner:
     """Lists a source, puts its inputs in order, and stores or compares the plan."""
 
     def __init__(
-        self, source: Path, config: JobConfig, *, labels: Path | None, use_labels: bool
+        self,
+        source: Path,
+        config: JobConfig,
+        scorer: Scorer,
+        *,
+        labels: Path | None,
+        use_labels: bool,
     ) -> None:
         dataset = config.dataset
         self._config = config
         inputs = list_inputs(source, split=dataset.split, labels=labels, use_labels=use_labels)
+        scorer.check_classes(inputs.classes)
         self.skipped = inputs.skipped
         self._ordered = {
             name: (inputs.splits[listed], order)
@@ -165,6 +160,7 @@ class Planner:
         size = dataset.samples_per_shard
         self.plan = Plan(
             config=config,
+            scorer=scorer.as_json() | {"device": scorer.device and config.run.scorer_device},
             classes=inputs.classes,
             splits={
                 name: PlannedSplit(

@@ -18,7 +18,9 @@ from quadpipe.job.config import JobConfig
 from quadpipe.job.engines import run_in_process, run_on_ray
 from quadpipe.job.merge import merge, read_marker
 from quadpipe.job.plan import Plan, Planner, ShardId
-from quadpipe.job.shard import Report, make_shard
+from quadpipe.job.shard import Report, Site
+from quadpipe.scorers import Scorer
+from quadpipe.scorers.precomputed import Precomputed
 from quadpipe.shards.format import LOGS
 from quadpipe.shards.reader import Dataset
 from quadpipe.sources import source_root
@@ -65,13 +67,27 @@ class Job:
         *,
         labels: str | os.PathLike[str] | None = None,
         use_labels: bool = True,
+        scorer_weights: str | os.PathLike[str] | None = None,
+        maps: str | os.PathLike[str] | None = None,
     ) -> None:
         self.config = config
         self.source = Path(source)
         self.out = Folder(out)
         _check_apart(self.source, self.out.root)
+        network = config.tokenizer.find_network(scorer_weights)
+        scorer = config.tokenizer.make_scorer(network)
+        self._site = Site(
+            source=source_root(self.source).absolute(),
+            out=Folder(self.out.root.absolute()),
+            maps=_checked_maps(scorer, maps, config),
+            network=network,
+        )
         self._planner = Planner(
-            self.source, config, labels=Path(labels) if labels else None, use_labels=use_labels
+            self.source,
+            config,
+            scorer,
+            labels=Path(labels) if labels else None,
+            use_labels=use_labels,
         )
         self.plan = self._planner.plan
 
@@ -140,17 +156,11 @@ class Job:
 
     def _make(self, pending: list[ShardId], progress: Progress, log: "_RunLog") -> None:
         """Make the shards; JobError names those that could not be made."""
-        source = source_root(self.source).absolute()
-        parts = (make_shard, self.plan, source, Folder(self.out.root.absolute()), iter(pending))
-        run = self.config.run
-        engine = (
-            run_in_process(*parts)
-            if run.in_process
-            else run_on_ray(*parts, workers=run.workers, address=run.address)
-        )
+        engine = run_in_process if self.config.run.in_process else run_on_ray
+        outcomes = engine(self.plan, self._site, iter(pending))
         failed = []
-        with closing(engine):
-            for shard, outcome in engine:
+        with closing(outcomes):
+            for shard, outcome in outcomes:
                 log.outcome(shard, outcome)
                 if isinstance(outcome, Report):
                     progress.shard_done(outcome)
@@ -173,6 +183,8 @@ def tokenize(
     *,
     labels: str | os.PathLike[str] | None = None,
     use_labels: bool = True,
+    scorer_weights: str | os.PathLike[str] | None = None,
+    maps: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
     **options: Any,
 ) -> Dataset:
@@ -181,6 +193,7 @@ def tokenize(
         dataset = quadpipe.tokenize("imagenet/", "shards/", tokens=196, workers=8)
 
     inputs: a folder, a .tar, or a .csv of paths. labels: a `path,label` file for a folder.
+    scorer_weights: file of a scorer's network. maps: folder of maps for scorer precomputed.
     options: the fields of TokenizerConfig, DatasetConfig and RunConfig. Running again with the
     same options resumes.
 
@@ -190,7 +203,33 @@ def tokenize(
     when what is stored in `out` is damaged.
     """
     config = JobConfig.from_options(**options)
-    return Job(inputs, out, config, labels=labels, use_labels=use_labels).run(progress)
+    job = Job(
+        inputs,
+        out,
+        config,
+        labels=labels,
+        use_labels=use_labels,
+        scorer_weights=scorer_weights,
+        maps=maps,
+    )
+    return job.run(progress)
+
+
+def _checked_maps(
+    scorer: Scorer, maps: str | os.PathLike[str] | None, config: JobConfig
+) -> Path | None:
+    """The folder of maps; ConfigError when it is missing, or given to a scorer without maps."""
+    if not isinstance(scorer, Precomputed):
+        if maps is not None:
+            raise ConfigError(f"--maps is for scorer precomputed, not {scorer.name}; leave it out")
+        return None
+    if maps is None:
+        raise ConfigError("scorer precomputed needs maps; give their folder with --maps")
+    if not Path(maps).is_dir():
+        raise ConfigError(f"{maps} is no folder; give one with a map for each image")
+    if config.dataset.views > 1:
+        raise ConfigError("maps are of whole images, not of random crops; leave out --views")
+    return Path(maps).absolute()
 
 
 def _check_apart(source: Path, out: Path) -> None:

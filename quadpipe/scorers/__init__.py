@@ -1,24 +1,55 @@
 """Scorers by name: one file a family, one registry."""
 
+from typing import Any
+
 from quadpipe.errors import ConfigError
 from quadpipe.geometry import Geometry
+from quadpipe.scorers.apt import Entropy, Laplacian, UpsampleMse
 from quadpipe.scorers.base import Scorer
+from quadpipe.scorers.feature import Feature
+from quadpipe.scorers.grad_cam import GradCam
+from quadpipe.scorers.network import Network, NetworkScorer, find_network
 from quadpipe.scorers.pixel_blur import PixelBlur
+from quadpipe.scorers.precomputed import Precomputed
 from quadpipe.scorers.random import Random
 from quadpipe.scorers.uniform import Uniform
 
-SCORERS: dict[str, type[Scorer]] = {scorer.name: scorer for scorer in (PixelBlur, Random, Uniform)}
+SCORERS: dict[str, type[Scorer]] = {
+    scorer.name: scorer
+    for scorer in (
+        *(PixelBlur, Feature, GradCam, Precomputed),
+        *(Entropy, Laplacian, UpsampleMse),
+        *(Random, Uniform),
+    )
+}
 
-__all__ = ["SCORERS", "Scorer", "make_scorer"]
+__all__ = [
+    "SCORERS",
+    "Network",
+    "NetworkScorer",
+    "Scorer",
+    "find_network",
+    "make_scorer",
+    "scorer_type",
+]
 
 
-def make_scorer(name: str, geometry: Geometry, **parameters: int | float | str) -> Scorer:
-    """The scorer of that name; ConfigError when there is none or it does not fit the geometry."""
+def scorer_type(name: str) -> type[Scorer]:
+    """The class of that name; ConfigError when there is none."""
     if name not in SCORERS:
         raise ConfigError(f"no scorer is called {name!r}; use one of {', '.join(SCORERS)}")
-    if name != Uniform.name and not geometry.max_scale:
+    return SCORERS[name]
+
+
+def make_scorer(name: str, geometry: Geometry, **parameters: Any) -> Scorer:
+    """The scorer of that name; ConfigError when there is none or it does not fit the geometry.
+
+    A network scorer needs a `network`, from `find_network`.
+    """
+    kind = scorer_type(name)
+    if kind is not Uniform and not geometry.max_scale:
         raise ConfigError(
             f"max_patch_size equals patch_size {geometry.patch_size}, so there is nothing to "
             f"score; use scorer uniform, or a larger max_patch_size"
         )
-    return SCORERS[name](geometry, **parameters)
+    return kind(geometry, **parameters)

@@ -1,5 +1,8 @@
 """`pixel-blur`, the paper's baseline: what is lost when a patch is shown at fewer pixels."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 
 from quadpipe.errors import ConfigError
@@ -23,26 +26,31 @@ class PixelBlur(Scorer):
 
     name = "pixel-blur"
     summary = "error of downsampling and upsampling the pixels (the paper's baseline)"
+    cost = "0.4 ms"
 
     def __init__(self, geometry: Geometry) -> None:
         super().__init__(geometry)
-        factor = 2**geometry.max_scale
-        if (16 * factor**2 * 255) ** 2 * geometry.max_patch_size > LARGEST_SUM:
-            raise ConfigError(
-                f"pixel-blur cannot sum patches of {geometry.max_patch_size} pixels exactly, "
-                f"{factor} times patch_size; use a smaller max_patch_size"
-            )
+        check_blur_is_exact(self.name, geometry)
 
-    def score(self, images: np.ndarray) -> list[np.ndarray]:
+    def _score(self, images: np.ndarray, hints: Sequence[Any]) -> list[np.ndarray]:
         from quadpipe.kernels import blur_errors
 
         maps = []
-        for scale in self._splittable_scales():
-            side = self.geometry.patch_size << scale
-            sums = blur_errors(np.ascontiguousarray(images), scale, side)
+        for scale, side in zip(self._splittable_scales(), self._sides(), strict=True):
+            sums = blur_errors(images, scale, side)
             unit = 16.0 * 4.0**scale * 255.0
             red, green, blue = (
                 sums[..., c] / (side * side * unit * unit * IMAGENET_STD[c] ** 2) for c in range(3)
             )
             maps.append(np.sqrt((red + green + blue) / 3.0 * side).astype(np.float32))
         return maps
+
+
+def check_blur_is_exact(scorer: str, geometry: Geometry) -> None:
+    """Raise ConfigError when the squared errors of a column of a patch may not fit an int64."""
+    factor = 2**geometry.max_scale
+    if (16 * factor**2 * 255) ** 2 * geometry.max_patch_size > LARGEST_SUM:
+        raise ConfigError(
+            f"{scorer} cannot sum patches of {geometry.max_patch_size} pixels exactly, "
+            f"{factor} times patch_size; use a smaller max_patch_size"
+        )

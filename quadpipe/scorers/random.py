@@ -1,11 +1,13 @@
 """`random`: the floor that a scorer has to beat."""
 
 import hashlib
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from quadpipe.geometry import Geometry
-from quadpipe.scorers.base import Scorer
+from quadpipe.scorers.base import Parameter, Scorer
 from quadpipe.seeds import random_bits
 
 
@@ -17,16 +19,18 @@ class Random(Scorer):
 
     name = "random"
     summary = "uniform noise, seeded by the image: the floor that a scorer has to beat"
+    cost = "0.3 ms"
+    options = ("seed",)
 
     def __init__(self, geometry: Geometry, *, seed: int = 0) -> None:
         super().__init__(geometry)
         self.seed = seed
 
     @property
-    def parameters(self) -> dict[str, int | float | str]:
+    def parameters(self) -> dict[str, Parameter]:
         return {"seed": self.seed}
 
-    def score(self, images: np.ndarray) -> list[np.ndarray]:
+    def _score(self, images: np.ndarray, hints: Sequence[Any]) -> list[np.ndarray]:
         draws = np.empty((len(images), self.geometry.splittable), np.float32)
         for draw, image in zip(draws, images, strict=True):
             digest = hashlib.sha256(image.tobytes()).hexdigest()

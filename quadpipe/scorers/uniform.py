@@ -1,5 +1,8 @@
 """`uniform`: nothing to split, the plain ViT grid, for fair comparisons."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 
 from quadpipe.errors import ConfigError
@@ -12,6 +15,7 @@ class Uniform(Scorer):
 
     name = "uniform"
     summary = "no scoring: all patches of one size, the plain ViT grid"
+    cost = "nothing"
 
     def __init__(self, geometry: Geometry) -> None:
         super().__init__(geometry)
@@ -21,5 +25,5 @@ class Uniform(Scorer):
                 f"{geometry.patch_size}, equal to patch_size, and {geometry.max_tokens} tokens"
             )
 
-    def score(self, images: np.ndarray) -> list[np.ndarray]:
+    def _score(self, images: np.ndarray, hints: Sequence[Any]) -> list[np.ndarray]:
         return []

@@ -1,0 +1,220 @@
+"""Network scorers in Ray actors of their own, on the machines that have the GPUs.
+
+The actors start before the work and are waited for. A task keeps at most two batches out, so that
+it decodes while they are scored. An actor that dies is started again by Ray, where there is room,
+and its batch is scored again; a batch of an actor that does not answer goes to another. Scoring is
+a pure function, so none of this shows in the bytes.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from copy import copy
+from typing import Any
+
+import numpy as np
+
+from quadpipe.errors import ConfigError, JobError, QuadpipeError
+from quadpipe.geometry import Geometry
+from quadpipe.job.config import RunConfig
+from quadpipe.job.plan import Plan
+from quadpipe.job.shard import local_scorer
+from quadpipe.scorers import Network, Scorer
+
+# Ray repeats a batch whose actor died so many times, on the actor it starts in its place.
+_RETRIES = 3
+_SECONDS_BETWEEN_LOOKS = 5.0
+_CONTROL = "control"
+
+
+class ScorerActor:
+    """One copy of the network.
+
+    Its plan and network come with every call, as references that the driver keeps alive, so that
+    an actor that is started again has them too.
+    """
+
+    def __init__(self) -> None:
+        self._scorer: Scorer | None = None
+
+    def start(self, shared: list[Any]) -> None:
+        """Build the network; raises what building does."""
+        if self._scorer is None:
+            import ray
+
+            plan, network = ray.get(shared)
+            self._scorer = local_scorer(plan, network)
+
+    def score(
+        self, shared: list[Any], images: np.ndarray, hints: Sequence[Any]
+    ) -> list[np.ndarray]:
+        self.start(shared)
+        assert self._scorer
+        return self._scorer.score(images, hints)
+
+    def ping(self) -> None:
+        """Answers while a batch is scored: it has a thread of its own."""
+
+
+class PooledScorer(Scorer):
+    """Stands in a task for the scorer that the actors run; can be sent to other machines."""
+
+    name = "pooled"
+    summary = "sends images to the scorers of a pool"
+    cost = "sending images"
+    batches_out = 2
+
+    def __init__(
+        self,
+        geometry: Geometry,
+        actors: list[Any],
+        shared: list[Any],
+        *,
+        patience: float,
+        cpus: float,
+    ) -> None:
+        super().__init__(geometry)
+        self.cpus = int(cpus)
+        self._actors = actors
+        self._shared = shared
+        self._patience = patience
+        self._sent = 0
+
+    def starting_at(self, turn: int) -> "PooledScorer":
+        """The same pool, beginning with another actor: tasks spread their batches so."""
+        other = copy(self)
+        other._sent = turn
+        return other
+
+    def submit(
+        self, images: np.ndarray, hints: Sequence[Any] | None = None
+    ) -> Callable[[], list[np.ndarray]]:
+        import ray
+
+        turn = self._sent
+        self._sent += 1
+        arguments = ray.put(images), list(hints or [])
+        pending = self._send(turn, arguments)
+        return lambda: self._receive(turn, pending, arguments)
+
+    def _score(self, images: np.ndarray, hints: Sequence[Any]) -> list[np.ndarray]:
+        return self.submit(images, hints)()
+
+    def _send(self, turn: int, arguments: tuple[Any, list[Any]]) -> Any:
+        return self._actors[turn % len(self._actors)].score.remote(self._shared, *arguments)
+
+    def _receive(
+        self, turn: int, pending: Any, arguments: tuple[Any, list[Any]]
+    ) -> list[np.ndarray]:
+        """Wait for a batch; JobError when no actor has answered for `patience` seconds."""
+        import ray
+
+        last_sign = time.monotonic()
+        lost = 0
+        while True:
+            try:
+                if ray.wait([pending], timeout=_SECONDS_BETWEEN_LOOKS)[0]:
+                    maps: list[np.ndarray] = ray.get(pending)
+                    return maps
+            except ray.exceptions.RayTaskError as error:
+                raise _failure(error) from error
+            except ray.exceptions.RayError as error:
+                lost += 1
+                if lost == len(self._actors):
+                    raise JobError(
+                        f"every scorer died with this batch; the last: {error}"
+                    ) from error
+                turn += 1
+                pending = self._send(turn, arguments)
+                continue
+            answering = self._answering(ray)
+            if answering:
+                last_sign = time.monotonic()
+                if turn % len(self._actors) not in answering:
+                    turn = answering[turn % len(answering)]
+                    pending = self._send(turn, arguments)
+            elif time.monotonic() - last_sign > self._patience:
+                raise JobError(
+                    f"none of {len(self._actors)} scorers has answered for {self._patience:.0f} "
+                    f"seconds; bring their machines back and run the same command again"
+                )
+
+    def _answering(self, ray: Any) -> list[int]:
+        """The actors that are there, busy or not."""
+        calls = [actor.ping.options(concurrency_group=_CONTROL).remote() for actor in self._actors]
+        done, _ = ray.wait(calls, num_returns=len(calls), timeout=_SECONDS_BETWEEN_LOOKS)
+        answering = []
+        for reference in done:
+            try:
+                ray.get(reference)
+                answering.append(calls.index(reference))
+            except ray.exceptions.RayError:
+                pass
+        return sorted(answering)
+
+
+def cpus_of_scorers(run: RunConfig) -> int:
+    """CPUs that a pool takes on a private Ray: one for each scorer that has no GPU."""
+    return 0 if not run.pooled or run.gpus_per_scorer else run.scorers or 1
+
+
+def start_pool(ray: Any, plan: Plan, network: Network | None, *, private: bool) -> PooledScorer:
+    """Start the actors and wait until all of them have built their network.
+
+    ConfigError when they cannot be placed in time, naming what is missing, or cannot be built.
+    """
+    run = plan.config.run
+    wanted = run.scorer_resources() | (
+        {"GPU": run.gpus_per_scorer} if run.gpus_per_scorer else {"CPU": 1.0}
+    )
+    there = ray.cluster_resources()
+    count = run.scorers or _fitting(wanted, there)
+    needs = f"each of {count} scorers needs " + _listed(wanted)
+    has = _listed({name: there.get(name, 0) for name in wanted})
+    if private and any(there.get(name, 0) < count * amount for name, amount in wanted.items()):
+        raise ConfigError(
+            f"{needs}, this machine has {has}; start fewer --scorers, or join a cluster with "
+            f"--address"
+        )
+    actor = ray.remote(
+        num_cpus=wanted.get("CPU", 0),
+        num_gpus=run.gpus_per_scorer,
+        resources=run.scorer_resources(),
+        max_restarts=-1,
+        max_task_retries=_RETRIES,
+        concurrency_groups={_CONTROL: 1},
+    )(ScorerActor)
+    shared = [ray.put(plan), ray.put(network)]
+    actors = [actor.remote() for _ in range(count)]
+    starting = [actor.start.remote(shared) for actor in actors]
+    ready, waiting = ray.wait(starting, num_returns=count, timeout=run.scorer_wait)
+    try:
+        ray.get(ready)
+    except ray.exceptions.RayError as error:
+        raise _failure(error) from error
+    if waiting:
+        raise ConfigError(
+            f"{len(ready)} of {count} scorers started within {run.scorer_wait} seconds: {needs}, "
+            f"the cluster has {has} in all; start fewer --scorers, add nodes, or give a longer "
+            f"--scorer-wait"
+        )
+    geometry, cpus = plan.config.tokenizer.geometry, count * wanted.get("CPU", 0)
+    return PooledScorer(geometry, actors, shared, patience=run.scorer_wait, cpus=cpus)
+
+
+def _listed(resources: dict[str, float]) -> str:
+    return " and ".join(f"{amount:g} {name}" for name, amount in resources.items())
+
+
+def _fitting(wanted: dict[str, float], there: dict[str, float]) -> int:
+    """How many scorers the scarce resources hold, at least one."""
+    scarce = [name for name in wanted if name != "CPU"] or ["CPU"]
+    return max(1, min(int(there.get(name, 0) / wanted[name]) for name in scarce))
+
+
+def _failure(error: Any) -> QuadpipeError:
+    """What an actor raised, or that it was lost."""
+    cause = getattr(error, "cause", None)
+    if isinstance(cause, QuadpipeError):
+        return cause
+    lines = str(cause or error).strip().splitlines() or [type(error).__name__]
+    return JobError(f"a scorer failed: {lines[-1]}")

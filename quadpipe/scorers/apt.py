@@ -1,0 +1,122 @@
+"""The scorers of APT (Adaptive Patch Transformers, arXiv 2510.18091) and its code.
+
+APT keeps a large patch where its score is below the threshold of its scale; in quadpipe a threshold
+is subtracted from the importance, and APT's choice is the selection at gain >= 0. Two differences:
+APT pads images whose sides are no multiple of its patches, here they are multiples; and its
+Laplacian divides by 255 only where a batch has a pixel above 1, here always.
+
+Letters: B batch; H, W image height and width in pixels.
+"""
+
+from collections.abc import Sequence
+from decimal import Context, Decimal
+from functools import cache
+from typing import Any
+
+import numpy as np
+
+from quadpipe.errors import ConfigError
+from quadpipe.geometry import Geometry
+from quadpipe.scorers.base import Scorer
+from quadpipe.scorers.pixel_blur import check_blur_is_exact
+
+_GREY_UNITS = 10_000 * 255
+_LARGEST_ENTROPY_SIDE = 256
+_TABLE_BITS = 32
+
+
+class Entropy(Scorer):
+    """Shannon entropy in bits of the patch's grey levels, -sum q log2 q over 512 bins.
+
+    Grey is 0.2989 R + 0.5870 G + 0.1140 B, a bin half a level wide; from 0 bits, a flat patch, to
+    log2(512) = 9. n log2 n comes from a table in units of 2^-32, made with exact decimals, and is
+    summed as integers. (APT adds 1e-10 to q inside the logarithm: less than 1e-7 bits.)
+    """
+
+    name = "entropy"
+    summary = "bits of the grey-level histogram (APT)"
+    cost = "0.4 ms"
+
+    def __init__(self, geometry: Geometry) -> None:
+        super().__init__(geometry)
+        if geometry.max_patch_size > _LARGEST_ENTROPY_SIDE:
+            raise ConfigError(
+                f"entropy counts patches of up to {_LARGEST_ENTROPY_SIDE} pixels, not "
+                f"{geometry.max_patch_size}; use a smaller max_patch_size"
+            )
+
+    def _score(self, images: np.ndarray, hints: Sequence[Any]) -> list[np.ndarray]:
+        from quadpipe.kernels import entropy_sums
+
+        maps = []
+        for side in self._sides():
+            table = count_log2_table(side * side)
+            sums = entropy_sums(images, side, table)
+            maps.append(((table[-1] - sums) / (side * side * 2.0**_TABLE_BITS)).astype(np.float32))
+        return maps
+
+
+class Laplacian(Scorer):
+    """Mean of the absolute 8-neighbour Laplacian (1 around, -8 in the centre) of grey / 255.
+
+    Grey as for `entropy`; the image is reflected at its border. From 0 to 8. Summed as integers.
+    """
+
+    name = "laplacian"
+    summary = "mean absolute Laplacian of the grey image: edges and fine texture (APT)"
+    cost = "0.1 ms"
+
+    def _score(self, images: np.ndarray, hints: Sequence[Any]) -> list[np.ndarray]:
+        from quadpipe.kernels import laplacian_sums
+
+        sides = self._sides()
+        sums = [laplacian_sums(images, sides[-1])]
+        for _ in sides[1:]:
+            finer = sums[0]
+            rows = finer[:, 0::2] + finer[:, 1::2]
+            sums.insert(0, rows[:, :, 0::2] + rows[:, :, 1::2])
+        return [
+            (total / (side * side * float(_GREY_UNITS))).astype(np.float32)
+            for side, total in zip(sides, sums, strict=True)
+        ]
+
+
+class UpsampleMse(Scorer):
+    """Mean squared error of RGB / 255 after downsampling by 2**s and upsampling back.
+
+    Bilinear, half-pixel centres, no antialiasing; the mean over the patch's pixels and channels,
+    from 0 to 1. `pixel-blur` is the root of this, with normalised colours, times the root of the
+    patch's side. Summed as integers.
+    """
+
+    name = "upsample-mse"
+    summary = "squared error of downsampling and upsampling (APT)"
+    cost = "0.4 ms"
+
+    def __init__(self, geometry: Geometry) -> None:
+        super().__init__(geometry)
+        check_blur_is_exact(self.name, geometry)
+
+    def _score(self, images: np.ndarray, hints: Sequence[Any]) -> list[np.ndarray]:
+        from quadpipe.kernels import blur_errors
+
+        maps = []
+        for scale, side in zip(self._splittable_scales(), self._sides(), strict=True):
+            red, green, blue = np.moveaxis(blur_errors(images, scale, side), -1, 0)
+            unit = 16.0 * 4.0**scale * 255.0
+            maps.append(((red + green + blue) / (3 * side * side * unit**2)).astype(np.float32))
+        return maps
+
+
+@cache
+def count_log2_table(largest: int) -> np.ndarray:
+    """round(n log2 n * 2^32) for n from 0 to `largest`, int64, the same on every machine."""
+    context = Context(prec=34)
+    scale = context.divide(Decimal(2**_TABLE_BITS), context.ln(Decimal(2)))
+    values = [0]
+    for n in range(1, largest + 1):
+        exact = context.multiply(context.multiply(context.ln(Decimal(n)), scale), Decimal(n))
+        values.append(int(exact.to_integral_value()))
+    table = np.array(values, np.int64)
+    table.flags.writeable = False
+    return table

@@ -1,0 +1,88 @@
+"""`feature`, the paper's main scorer: what a network no longer sees when a patch is blurred.
+
+Letters: B batch; C channels; h, w rows and columns of the feature map; H, W of the image.
+"""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from quadpipe.errors import ConfigError
+from quadpipe.geometry import Geometry
+from quadpipe.scorers.base import Parameter
+from quadpipe.scorers.network import SHUFFLENET, NetworkScorer
+from quadpipe.scorers.pooling import pool_to_patches
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+DISTANCES = ("mse", "cosine")
+
+
+class Feature(NetworkScorer):
+    """Distance between features of the image and of the image blurred, averaged over a patch.
+
+    For patches of scale s the whole image is downsampled by 2**s and upsampled back, bilinear,
+    half-pixel centres, no antialiasing; the distance of the two feature vectors of each cell,
+    `mse` over the C channels or `cosine`, 1 - cos, is averaged over the patch (arXiv 2304.00287,
+    section 3.2, and the authors' code). Features are those of `backbone` before its classifier,
+    at a 32nd or a 16th of the image's resolution.
+    """
+
+    name = "feature"
+    summary = "what a network no longer sees of a blurred patch (the paper's main scorer)"
+    cost = "12 ms (ShuffleNetV2 x0.5)"
+    options = ("backbone", "scorer_stride", "scorer_distance", "scorer_dtype")
+    default_backbone = SHUFFLENET
+
+    def __init__(
+        self,
+        geometry: Geometry,
+        *,
+        stride: int | None = None,
+        distance: str = "mse",
+        **network_options: Any,
+    ) -> None:
+        super().__init__(geometry, **network_options)
+        if distance not in DISTANCES:
+            raise ConfigError(f"scorer_distance {distance!r} is not one of {', '.join(DISTANCES)}")
+        self._stride = stride or self._backbone.strides[0]
+        self._check_stride(self._stride)
+        self._distance = distance
+
+    @property
+    def parameters(self) -> dict[str, Parameter]:
+        return super().parameters | {"stride": self._stride, "distance": self._distance}
+
+    def _score_batch(self, images: "Tensor", hints: Sequence[Any]) -> list[np.ndarray]:
+        sharp = self._features(images)
+        levels = []
+        for level, scale in enumerate(self._splittable_scales()):
+            blurred = self._features(_blur(images, 2**scale))
+            distances = self._distances(sharp, blurred).cpu().numpy()
+            levels.append(pool_to_patches(distances, self.geometry)[level])
+        return levels
+
+    def _features(self, images: "Tensor") -> "Tensor":
+        """`[B, C, h, w]` in float32."""
+        import torch
+
+        batch = images.to(self._dtype, memory_format=torch.channels_last)
+        return self._backbone.features(batch, self._stride).float()
+
+    def _distances(self, sharp: "Tensor", blurred: "Tensor") -> "Tensor":
+        """`[B, h, w]`, at least 0."""
+        if self._distance == "mse":
+            return (sharp - blurred).square().mean(dim=1)
+        from torch.nn.functional import cosine_similarity
+
+        return (1 - cosine_similarity(sharp, blurred, dim=1)).clamp(min=0)
+
+
+def _blur(images: "Tensor", factor: int) -> "Tensor":
+    from torch.nn.functional import interpolate
+
+    height, width = images.shape[2:]
+    small = interpolate(images, (height // factor, width // factor), mode="bilinear")
+    return interpolate(small, (height, width), mode="bilinear")

@@ -1,0 +1,53 @@
+"""Weights of networks from files: plain tensors, never code."""
+
+import io
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from quadpipe.errors import ConfigError, ShardError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_WRAPPERS = ("state_dict", "model", "state_dict_ema", "teacher", "student")
+
+
+def read_weights_file(path: Path) -> bytes:
+    """The bytes of a weights file; ConfigError when it cannot be read."""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ConfigError(
+            f"cannot read {path}: {error.strerror}; give a .safetensors, .pth or .pt file"
+        ) from error
+
+
+def parse_weights(data: bytes, where: str) -> "dict[str, Tensor]":
+    """The tensors of a safetensors or weights-only torch file; ShardError when it holds others.
+
+    A file that wraps them as training programs do is unwrapped.
+    """
+    import torch
+
+    try:
+        if data[8:9] == b"{":  # safetensors: the length of the header, then its JSON
+            from safetensors.torch import load
+
+            return dict(load(data))
+        document = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except Exception as error:  # whatever the file's bytes make the parsers raise
+        first = str(error).strip().splitlines()[:1]
+        raise ShardError(
+            f"{where} holds no plain weights ({type(error).__name__}: "
+            f"{first[0] if first else ''}); quadpipe loads safetensors, or torch files that "
+            f"weights_only=True accepts"
+        ) from error
+    while isinstance(document, Mapping):
+        wrapper = next((w for w in _WRAPPERS if isinstance(document.get(w), Mapping)), None)
+        if wrapper is None:
+            break
+        document = document[wrapper]
+    if not isinstance(document, Mapping):
+        raise ShardError(f"{where} holds a {type(document).__name__}, not a state dict")
+    return {str(k): v for k, v in document.items() if isinstance(v, torch.Tensor)}
