@@ -17,6 +17,7 @@ _COMMANDS = {
     "train": "Train a Quadformer on shards.",
     "eval": "Score a trained model at several budgets.",
     "predict": "Classify images with a trained model.",
+    "scorers": "List what can say which patches matter.",
     "show": "Draw an image or a dataset as mosaics.",
 }
 

@@ -17,6 +17,10 @@ from quadpipe.model.run_folder import RunFolder, pick_device
 @click.option("--top", type=click.IntRange(1), default=5, show_default=True, help="Classes named.")
 @click.option("--show", type=click.Path(path_type=Path), help="Draw what the model saw, a .png.")
 @click.option("--device", default="auto", type=click.Choice(["auto", "cpu", "cuda"]))
+@click.option("--backbone", help="The network of the shards' scorer, where it is your own.")
+@click.option(
+    "--scorer-weights", type=click.Path(path_type=Path), help="Its weights, as for tokenize."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(
     run: str,
@@ -25,12 +29,20 @@ def command(
     top: int,
     show: Path | None,
     device: str,
+    backbone: str | None,
+    scorer_weights: Path | None,
     as_json: bool,
 ) -> None:
     """Classify IMAGES with the model of a RUN, through the tokenizer it was trained with."""
     if show:
         check_png(show)
-    predictor = Predictor(RunFolder(run), pick_device(device), tokens)
+    predictor = Predictor(
+        RunFolder(run),
+        pick_device(device),
+        tokens,
+        backbone=backbone,
+        scorer_weights=scorer_weights,
+    )
     predictions = [predictor(path, top=top) for path in images]
     if as_json:
         rows = [

@@ -11,6 +11,7 @@ from quadpipe.cli.options import options_of
 from quadpipe.cli.pictures import check_png, write_picture
 from quadpipe.errors import ConfigError, QuadpipeError, SourceError
 from quadpipe.render import Exhibit
+from quadpipe.scorers.precomputed import read_array
 from quadpipe.shards.gallery import exhibits
 from quadpipe.shards.reader import Dataset
 from quadpipe.tokenizer import Tokenizer, TokenizerConfig
@@ -29,6 +30,18 @@ from quadpipe.tokenizer import Tokenizer, TokenizerConfig
 @click.option(
     "--in", "source", type=click.Path(path_type=Path), help="The images a dataset was made from."
 )
+@click.option("--class", "class_name", help="The image's class, for scorer grad-cam.")
+@click.option(
+    "--map",
+    "map_path",
+    type=click.Path(path_type=Path),
+    help="The image's importance map, a .npy for scorer precomputed.",
+)
+@click.option(
+    "--scorer-weights",
+    type=click.Path(path_type=Path),
+    help="Weights of the scorer's network, a .safetensors or .pth file.",
+)
 @options_of(TokenizerConfig, leave_out=("tokens",))
 @click.pass_context
 def command(
@@ -40,6 +53,9 @@ def command(
     samples: int,
     split: str | None,
     source: Path | None,
+    class_name: str | None,
+    map_path: Path | None,
+    scorer_weights: Path | None,
     **options: Any,
 ) -> None:
     """Draw WHAT, an image file or a dataset: the picture, its quadtree, its mosaic.
@@ -49,29 +65,44 @@ def command(
     """
     check_png(out)
     if what.is_dir():
-        _refuse_given(context, [f.name for f in fields(TokenizerConfig)], "an image file")
+        of_images = [f.name for f in fields(TokenizerConfig)]
+        of_images += ["class_name", "map_path", "scorer_weights"]
+        _refuse_given(context, of_images, "an image file")
         dataset = Dataset(what)
         shown = exhibits(dataset, split or next(iter(dataset.manifest.splits)), samples, source)
         budgets = budgets or (dataset.manifest.tokenizer.tokens,)
     else:
         _refuse_given(context, ["samples", "split", "source"], "a dataset")
         budgets = budgets or (TokenizerConfig.tokens,)
-        config = TokenizerConfig(tokens=max(budgets), **options)
-        shown = [_image_exhibit(what, config)]
+        tokenizer = Tokenizer(tokens=max(budgets), scorer_weights=scorer_weights, **options)
+        hint = _hint(tokenizer, class_name, map_path)
+        shown = [_image_exhibit(what, tokenizer, hint)]
     write_picture(shown, sorted(budgets), out)
 
 
-def _image_exhibit(path: Path, config: TokenizerConfig) -> Exhibit:
+def _hint(tokenizer: Tokenizer, class_name: str | None, map_path: Path | None) -> Any:
+    """What the scorer must be told of the image; ConfigError when it is given another's."""
+    scorer = tokenizer.scorer
+    given = {"--class": class_name, "--map": map_path}
+    wanted = "--class" if scorer.label_aware else "--map" if scorer.hint else None
+    for option, value in given.items():
+        if value is not None and option != wanted:
+            raise ConfigError(f"{option} is not for scorer {scorer.name}; leave it out")
+    if wanted and given[wanted] is None:
+        raise ConfigError(f"scorer {scorer.name} needs {scorer.hint} of the image; give {wanted}")
+    return class_name if map_path is None else read_array(map_path)
+
+
+def _image_exhibit(path: Path, tokenizer: Tokenizer, hint: Any) -> Exhibit:
     try:
         data = path.read_bytes()
     except OSError as error:
         raise SourceError(f"cannot read {path}: {error.strerror}") from error
-    tokenizer = Tokenizer(config)
     try:
         image = tokenizer.prepare_file(data)
     except QuadpipeError as error:
         raise SourceError(f"{path} is no image we can use: {error}") from error
-    return Exhibit(mosaic=tokenizer.tokenize(image[None])[0], title=path.name, image=image)
+    return Exhibit(mosaic=tokenizer.tokenize(image[None], [hint])[0], title=path.name, image=image)
 
 
 def _refuse_given(context: click.Context, names: list[str], kind: str) -> None:

@@ -9,6 +9,7 @@ from quadpipe.errors import ConfigError, RejectError, SourceError
 from quadpipe.model.quadformer import Quadformer
 from quadpipe.model.run_folder import RunConfig, RunFolder
 from quadpipe.render import Exhibit
+from quadpipe.scorers import NetworkScorer, Scorer, scorer_type
 from quadpipe.tokenizer import Tokenizer
 
 
@@ -22,18 +23,36 @@ class Prediction:
 
 
 class Predictor:
-    """A trained model with its tokenizer; ConfigError when its scorer needs labels."""
+    """A trained model with its tokenizer.
 
-    def __init__(self, run: RunFolder, device: torch.device, tokens: int | None = None) -> None:
+    backbone, scorer_weights: the network of the run's scorer, where the user names it; a
+    `module:callable` is never taken from the run. Raises ConfigError when the scorer needs more
+    than pixels, or its network is not the one that the shards were made with.
+    """
+
+    def __init__(
+        self,
+        run: RunFolder,
+        device: torch.device,
+        tokens: int | None = None,
+        *,
+        backbone: str | None = None,
+        scorer_weights: Path | None = None,
+    ) -> None:
         config: RunConfig = run.config()
-        if config.label_aware:
+        scorer = scorer_type(config.tokenizer.scorer)
+        if config.label_aware or scorer.hint:
+            needs = "labels" if config.label_aware else f"{scorer.hint} of each image"
             raise ConfigError(
-                f"{run} was trained on shards whose scorer looks at labels, which images to be "
-                f"classified do not have; train on shards of another scorer"
+                f"{run} was trained on shards whose scorer, {scorer.name}, looks at {needs}, which "
+                f"images to be classified do not have; train on shards of another scorer"
             )
         trained = config.train.tokens or config.tokenizer.tokens
         self.tokens = trained if tokens is None else tokens
-        self._tokenizer = Tokenizer(replace(config.tokenizer, tokens=self.tokens))
+        self._tokenizer = Tokenizer(
+            replace(config.tokenizer, tokens=self.tokens),
+            scorer=_make_scorer(config, backbone, scorer_weights),
+        )
         self._classes = config.classes
         self._device = device
         self._model: Quadformer = run.model(device)
@@ -61,3 +80,31 @@ class Predictor:
             ],
             exhibit=Exhibit(mosaic=mosaic, title=str(path), image=image),
         )
+
+
+def _make_scorer(config: RunConfig, backbone: str | None, weights: Path | None) -> Scorer:
+    """The run's scorer with the network that the shards were made with."""
+    tokenizer = config.tokenizer
+    kind = scorer_type(tokenizer.scorer)
+    if not issubclass(kind, NetworkScorer):
+        if backbone or weights:
+            raise ConfigError(
+                f"scorer {kind.name} has no network; leave out --backbone and --scorer-weights"
+            )
+        return tokenizer.make_scorer()
+    theirs = tokenizer.backbone or kind.default_backbone
+    if backbone not in (None, theirs):
+        raise ConfigError(f"the shards were made with backbone {theirs}, not {backbone}; give that")
+    if backbone is None and ":" in theirs:
+        raise ConfigError(
+            f"the shards were made with a network that somebody wrote; where it is yours to run, "
+            f"name it with --backbone {theirs}"
+        )
+    network = tokenizer.find_network(weights)
+    if network and network.sha256 != config.scorer_sha256:
+        raise ConfigError(
+            f"the network's weights have sha256 {network.sha256[:12]}.., those of the shards "
+            f"{(config.scorer_sha256 or 'unknown')[:12]}..; give the same file with "
+            f"--scorer-weights"
+        )
+    return tokenizer.make_scorer(network)

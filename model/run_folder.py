@@ -40,7 +40,8 @@ _EMA = "ema."
 class RunConfig:
     """What a run is: enough to resume it, to evaluate it and to predict with it.
 
-    shard_lists: their sha256 by split, which name the very shards.
+    shard_lists: their sha256 by split, which name the very shards. scorer_sha256: of the weights
+    of the scorer's network.
     """
 
     train: TrainConfig
@@ -49,6 +50,7 @@ class RunConfig:
     classes: list[str]
     label_aware: bool
     shard_lists: dict[str, str]
+    scorer_sha256: str | None = None
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -67,6 +69,7 @@ class RunConfig:
             classes=list(manifest.classes or ()),
             label_aware=bool(manifest.scorer["label_aware"]),
             shard_lists={n: split.shard_list_sha256 for n, split in manifest.splits.items()},
+            scorer_sha256=manifest.scorer.get("weights_sha256"),
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -77,6 +80,7 @@ class RunConfig:
             "classes": self.classes,
             "label_aware": self.label_aware,
             "shard_lists": self.shard_lists,
+            "scorer_sha256": self.scorer_sha256,
         }
 
     @classmethod
@@ -88,6 +92,7 @@ class RunConfig:
             classes=document["classes"],
             label_aware=document["label_aware"],
             shard_lists=dict(document["shard_lists"]),
+            scorer_sha256=document.get("scorer_sha256"),
         )
 
 

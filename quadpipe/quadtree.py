@@ -74,7 +74,8 @@ def subtract_thresholds(
             for scale, (_, threshold) in reversed(list(enumerate(thresholds, start=1)))
         ]
     )
-    return (importance.astype(np.float64) - per_patch).astype(np.float32)
+    less: np.ndarray = importance.astype(np.float64) - per_patch
+    return less.astype(np.float32)
 
 
 def split_order(importance: np.ndarray, geometry: Geometry) -> np.ndarray:

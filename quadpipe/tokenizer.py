@@ -225,25 +225,28 @@ class Tokenizer:
         leaves = mosaic.leaves(64)
 
     Options are those of TokenizerConfig, and `scorer_weights`, the file of a scorer's network;
-    raises ConfigError when they cannot work. `hints` are for scorers that must be told more than
-    pixels: the image's class (grad-cam) or importance map (precomputed), for several images a
-    list. A backbone `module:callable` is called where it is an option, not where it stands in a
-    `config`, which may come from a file: give the scorer then.
+    `scorer` may also be a Scorer of your own. Raises ConfigError when they cannot work. `hints`
+    are for scorers that must be told more than pixels: the image's class (grad-cam) or importance
+    map (precomputed), for several images a list. A backbone `module:callable` is called where it
+    is an option, not where it stands in a `config`, which may come from a file: give the scorer
+    then.
     """
 
     def __init__(
         self,
         config: TokenizerConfig | None = None,
         *,
-        scorer: Scorer | None = None,
+        scorer: Scorer | str | None = None,
         scorer_weights: str | PathLike[str] | None = None,
         **options: Any,
     ) -> None:
+        if isinstance(scorer, str):
+            options["scorer"] = scorer
         if config is not None and options:
             raise ConfigError("give a TokenizerConfig or options, not both")
         self.config = config or TokenizerConfig(**options)
         self.geometry = self.config.geometry
-        if scorer is None:
+        if not isinstance(scorer, Scorer):
             # A backbone in a configuration may come from a file: only options are called.
             trusted = config is None or ":" not in (self.config.backbone or "")
             network = self.config.find_network(scorer_weights) if trusted else None

@@ -51,6 +51,22 @@ def image_folder(tmp_path_factory: pytest.TempPathFactory, jpeg: Callable[..., b
     return root
 
 
+@pytest.fixture(scope="session")
+def shufflenet_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A ShuffleNetV2 x0.5 in torchvision's layout, from the golden vectors; not trained."""
+    import torch
+
+    path = tmp_path_factory.mktemp("weights") / "shufflenet.pth"
+    with np.load(Path(__file__).parent / "golden" / "feature.npz") as golden:
+        state = {
+            name.removeprefix("state/"): torch.tensor(golden[name])
+            for name in golden.files
+            if name.startswith("state/")
+        }
+    torch.save(state, path)
+    return path
+
+
 def tree(root: Path) -> dict[str, bytes]:
     """All files of a dataset but its logs, by name."""
     return {

@@ -150,7 +150,7 @@ def build(backbone: str, weights: bytes | None, where: str) -> Backbone:
         }
         built = builders[backbone](tensors, where)
     built.module.eval().requires_grad_(False)
-    built.module.to(memory_format=torch.channels_last)
+    built.module.to(device="cpu", memory_format=torch.channels_last)  # type: ignore[call-overload]
     return built
 
 

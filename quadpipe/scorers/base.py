@@ -63,6 +63,9 @@ class Scorer(ABC):
             raise ConfigError(
                 f"scorer {self.name} needs {self.hint} for each image; give one hint an image"
             )
+        if not len(images):
+            grids = [self.geometry.grid(scale) for scale in self._splittable_scales()]
+            return [np.zeros((0, *grid), np.float32) for grid in grids]
         return self._score(np.ascontiguousarray(images), hints or [])
 
     def submit(
@@ -84,7 +87,8 @@ class Scorer(ABC):
             )
 
     @abstractmethod
-    def _score(self, images: np.ndarray, hints: Sequence[Any]) -> list[np.ndarray]: ...
+    def _score(self, images: np.ndarray, hints: Sequence[Any]) -> list[np.ndarray]:
+        """As `score`, of at least one image."""
 
     def _splittable_scales(self) -> range:
         return range(self.geometry.max_scale, 0, -1)

@@ -131,7 +131,7 @@ class NetworkScorer(Scorer):
         return dict(self._parameters)
 
     def _score(self, images: np.ndarray, hints: Sequence[Any]) -> list[np.ndarray]:
-        size = self._batch or max(1, len(images))
+        size = self._batch or len(images)
         parts = []
         with _reproducible(self._torch_device):
             for first in range(0, len(images), size):
@@ -142,9 +142,6 @@ class NetworkScorer(Scorer):
                     told += told[-1:] * missing
                 levels = self._score_batch(self._normalised(chunk), told)
                 parts.append([level[: size - missing] for level in levels])
-        if not parts:
-            grids = [self.geometry.grid(scale) for scale in self._splittable_scales()]
-            return [np.zeros((0, *grid), np.float32) for grid in grids]
         return [np.concatenate(level) for level in zip(*parts, strict=True)]
 
     @abstractmethod

@@ -100,6 +100,14 @@ def _is_there(folder: Path, name: bytes) -> bool:
     return os.path.exists(os.path.join(os.fsencode(folder), name))
 
 
+def read_array(path: Path) -> np.ndarray:
+    """A map from a file; SourceError when it cannot be read, ConfigError when it holds no map."""
+    try:
+        return _read_array(path.parent, os.fsencode(path.name))
+    except RejectError as error:
+        raise ConfigError(f"{path}: {error.message}") from error
+
+
 def _read_array(folder: Path, name: bytes) -> np.ndarray:
     """A NumPy file without pickles, which allocates nothing that its bytes do not hold."""
     data = read_input(folder, Input(path_to_text(name), None))

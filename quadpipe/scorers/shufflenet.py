@@ -20,23 +20,22 @@ class ShuffleNet(nn.Module):
     def __init__(self, classes: int | None) -> None:
         super().__init__()
         self.conv1 = nn.Sequential(_conv(3, STEM, 3, stride=2))
-        channels = STEM
-        for number, (units, width) in enumerate(STAGES, start=2):
-            stage = [_Unit(channels, width, 2), *(_Unit(width, width, 1) for _ in range(units - 1))]
-            self.add_module(f"stage{number}", nn.Sequential(*stage))
-            channels = width
-        self.conv5 = nn.Sequential(_conv(channels, FEATURES, 1))
+        (first, second, third), channels = STAGES, [STEM, *(width for _, width in STAGES)]
+        self.stage2 = _stage(channels[0], *first)
+        self.stage3 = _stage(channels[1], *second)
+        self.stage4 = _stage(channels[2], *third)
+        self.conv5 = nn.Sequential(_conv(channels[3], FEATURES, 1))
         self.fc = nn.Linear(FEATURES, classes) if classes else None
 
     def forward(self, images: Tensor, stride: int = 32) -> Tensor:
         """`[B, 3, H, W]` -> `[B, 1024, H / 32, W / 32]`, or with stride 16 the 96 channels of
         stage 3."""
         # ReLU and maximum can change places, and after the pooling there is a quarter to do.
-        x = F.max_pool2d(self.conv1(images), 3, stride=2, padding=1).relu_()
+        x: Tensor = F.max_pool2d(self.conv1(images), 3, stride=2, padding=1).relu_()
         x = self.stage3(self.stage2(x))
-        if stride == 16:
-            return x
-        return self.conv5(self.stage4(x)).relu_()
+        if stride == 32:
+            x = self.conv5(self.stage4(x)).relu_()
+        return x
 
     def head(self, features: Tensor) -> Tensor:
         """`[B, 1024, h, w]` -> logits `[B, classes]`."""
@@ -75,6 +74,11 @@ class _Unit(nn.Module):
         # cat, then shuffle in two groups: channels of the two by turns.
         pairs = torch.stack((left.permute(0, 2, 3, 1), main.permute(0, 2, 3, 1)), dim=-1)
         return pairs.flatten(-2).permute(0, 3, 1, 2)
+
+
+def _stage(channels: int, units: int, width: int) -> nn.Sequential:
+    rest = (_Unit(width, width, 1) for _ in range(units - 1))
+    return nn.Sequential(_Unit(channels, width, 2), *rest)
 
 
 def _conv(channels: int, width: int, side: int, *, stride: int = 1, groups: int = 1) -> nn.Conv2d:

@@ -137,8 +137,9 @@ class Manifest:
         if not isinstance(self.scorer, dict) or not (
             isinstance(self.scorer.get("name"), str)
             and isinstance(self.scorer.get("label_aware"), bool)
+            and isinstance(self.scorer.get("weights_sha256"), str | None)
         ):
-            raise ConfigError("scorer has no name, or does not say label_aware")
+            raise ConfigError("scorer has no name, does not say label_aware, or has odd weights")
         library = self.imaging_library
         if (
             not isinstance(library, dict)

@@ -491,10 +491,10 @@ def test_views_without_a_training_split_are_refused(image_folder, tmp_path):
 
 
 def test_a_lack_of_memory_is_a_shard_that_failed(image_folder, tmp_path, monkeypatch):
-    def fail(self, images):
+    def fail(self, images, maps):
         raise MemoryError
 
-    monkeypatch.setattr(quadpipe.Tokenizer, "tokenize", fail)
+    monkeypatch.setattr(quadpipe.Tokenizer, "cut", fail)
     with pytest.raises(JobError, match="6 of 6 shards could not be made.*\n.*out of memory"):
         tokenize(image_folder, tmp_path / "out")
 

@@ -514,7 +514,7 @@ def test_predict_refuses_label_aware_runs_and_what_is_no_image(undisturbed, tmp_
     (copy / "config.json").write_text(json.dumps(config | {"label_aware": True}))
     done = run_cli("predict", copy, tmp_path / "x.jpg")
     assert done.returncode == 2
-    assert "whose scorer looks at labels" in done.stderr
+    assert "whose scorer, pixel-blur, looks at labels" in done.stderr
 
 
 def test_eval_refuses_other_classes(undisturbed, image_folder, tmp_path):

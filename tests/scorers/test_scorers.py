@@ -1,3 +1,4 @@
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -5,10 +6,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import quadpipe
 from quadpipe.errors import ConfigError
 from quadpipe.geometry import Geometry
 from quadpipe.quadtree import grow, join_maps, leaf_indices
-from quadpipe.scorers import SCORERS, make_scorer
+from quadpipe.scorers import SCORERS, find_network, make_scorer
 from reference import pixels
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "pixel_blur.npz"
@@ -100,11 +102,34 @@ def test_uniform_has_nothing_to_score():
 
 @pytest.mark.parametrize("name", SCORERS)
 def test_a_scorer_can_be_made_again_from_its_parameters(name, square):
+    kind = SCORERS[name]
     shape = geometry(max_patch_size=16) if name == "uniform" else geometry()
-    scorer = make_scorer(name, shape)
-    again = make_scorer(name, shape, **scorer.parameters)
-    for first, second in zip(scorer.score(square), again.score(square), strict=True):
+    beside = {"network": find_network("efficientnet-lite0")} if kind.uses_network else {}
+    hints = {"grad-cam": [985, 985, 425, 425], "precomputed": [np.eye(16)] * 4}.get(name)
+    scorer = make_scorer(name, shape, **beside)
+    again = make_scorer(name, shape, **beside, **scorer.parameters)
+    assert again.as_json() == scorer.as_json()
+    for first, second in zip(scorer.score(square, hints), again.score(square, hints), strict=True):
         np.testing.assert_array_equal(first, second)
+
+
+@pytest.mark.parametrize("name", SCORERS)
+def test_every_scorer_scores_no_images(name):
+    kind = SCORERS[name]
+    shape = geometry(max_patch_size=16) if name == "uniform" else geometry()
+    beside = {"network": find_network("efficientnet-lite0")} if kind.uses_network else {}
+    maps = make_scorer(name, shape, **beside).score(np.zeros((0, 256, 256, 3), np.uint8), [])
+    expected = [] if name == "uniform" else [(0, 4, 4), (0, 8, 8)]
+    assert [level.shape for level in maps] == expected
+
+
+def test_every_scorer_says_what_it_is():
+    for name, kind in SCORERS.items():
+        assert kind.name == name
+        assert kind.summary
+        assert kind.cost
+        assert set(kind.options) <= {f.name for f in fields(quadpipe.TokenizerConfig)}
+        assert kind.label_aware <= bool(kind.hint)
 
 
 @pytest.mark.parametrize(

@@ -278,7 +278,7 @@ def edit_manifest(dataset: Path, **changes: object) -> None:
         ({"tokenizer__tokens": 100.0}, "tokens must be a whole number, not 100.0"),
         ({"tokenizer__image_size": [2**20, 2**20]}, "has a side above 16,384"),
         ({"tokenizer": 5}, "5 is not an object"),
-        ({"scorer": {}}, "scorer has no name, or does not say label_aware"),
+        ({"scorer": {}}, "scorer has no name, does not say label_aware, or has odd weights"),
         ({"imaging_library": []}, "imaging_library has no name"),
         ({"samples_per_shard": 10**10}, "samples_per_shard 10000000000 is out of range"),
         ({"splits": {}}, "it has no splits"),
