@@ -4,11 +4,11 @@
         [--shufflenet-weights PATH] [--save FOLDER]
 
 Handwritten digits of scikit-learn are blended into real photographs, 256 x 256 pixels: parts of
-the two that scikit-learn ships, or of those in a folder. Of many random parts the quarter whose
-16-pixel blocks vary least is the smooth background, the quarter whose blocks vary most the textured
-one. A digit, 48 to 112 pixels wide, anywhere, with edges three pixels wide, is a translucent sheet:
-its colour is that of the place, 120 grey levels brighter or darker, so that a contrast of 0.1 is 12
-grey levels on any background. The same scenes are shown at all contrasts.
+the two that scikit-learn ships, or of those in a folder. Of many random parts, smooth backgrounds
+are from the quarter whose roughest blocks of 16 pixels vary least, textured ones from the quarter
+whose smoothest blocks vary most. A digit, 48 to 112 pixels wide, anywhere, with edges three pixels
+wide, is a translucent sheet of the colour of the place, made 120 grey levels brighter or darker: a
+contrast of 0.15 is 18 grey levels on any background. The same scenes are shown at all contrasts.
 
 The score is the share of the digit's pixels that lie in scale-0 patches. It stands beside `area`,
 the share of the whole image in scale-0 patches: what the same tree gives an object that it has not
@@ -40,13 +40,14 @@ from quadpipe.scorers import Scorer, find_network, make_scorer
 SIDE, PATCH, LARGEST_PATCH = 256, 16, 64
 BUDGETS = (37, 64, 100)
 BACKGROUNDS = ("smooth", "textured")
-CONTRASTS = {"faint": 0.1, "medium": 0.25, "strong": 0.6}  # opacities of the digit
+CONTRASTS = {"faint": 0.15, "medium": 0.35, "strong": 0.7}  # opacities of the digit
 CELLS = [(background, contrast) for background in BACKGROUNDS for contrast in CONTRASTS]
 
 LEVELS = 120  # grey levels between the digit's colour and the place's
 DIGIT_SIDES = (48, 112)
 EDGE = 3  # pixels
-CROP_SIDES = (0.5, 1.0)  # of a photograph's shorter side
+CROP_SIDES = (0.25, 0.4)  # of a photograph's shorter side: of one thing, not a whole scene
+SHORTEST_SIDE = 320  # of a photograph, so that its parts are sharp enough
 CROPS = 8  # random parts for each scene that is kept, at least
 RANDOM_SEEDS = 5
 BATCH = 25
@@ -104,7 +105,7 @@ class Coverage:
 
 
 def read_photographs(folder: Path | None) -> list[Image.Image]:
-    """RGB, the shorter side at least as long as an image."""
+    """RGB; without a folder the two of scikit-learn."""
     if folder is None:
         return [Image.fromarray(image) for image in load_sample_images().images]
     photographs = []
@@ -114,9 +115,9 @@ def read_photographs(folder: Path | None) -> list[Image.Image]:
                 photographs.append(image.convert("RGB"))
         except OSError:
             print(f"{path.name} is no image, left out")
-    large = [photograph for photograph in photographs if min(photograph.size) >= SIDE]
+    large = [photograph for photograph in photographs if min(photograph.size) >= SHORTEST_SIDE]
     if not large:
-        raise SystemExit(f"{folder} has no image of {SIDE} x {SIDE} pixels or more")
+        raise SystemExit(f"{folder} has no image whose sides are {SHORTEST_SIDE} pixels or more")
     return large
 
 
@@ -128,12 +129,14 @@ def make_cells(
         random_crop(photographs[number % len(photographs)], chance)
         for number in range(CROPS * each)
     ]
-    ranked = sorted(crops, key=local_variance)
-    quarter = len(ranked) // 4
+    variances = np.array([local_variances(crop) for crop in crops])
+    quarter = len(crops) // 4
+    smoothest = np.percentile(variances, 95, axis=1).argsort()[:quarter]
+    roughest = np.percentile(variances, 5, axis=1).argsort()[-quarter:]
     digits = load_digits().images / 16
     cells = {}
-    for background, pool in zip(BACKGROUNDS, (ranked[:quarter], ranked[-quarter:]), strict=True):
-        chosen = [pool[k] for k in chance.choice(quarter, each, replace=False)]
+    for background, pool in zip(BACKGROUNDS, (smoothest, roughest), strict=True):
+        chosen = [crops[k] for k in chance.choice(pool, each, replace=False)]
         inks = [place_digit(digits[chance.integers(len(digits))], chance) for _ in range(each)]
         masks = np.stack(inks) > 0.5
         for contrast, opacity in CONTRASTS.items():
@@ -157,10 +160,10 @@ def random_crop(photograph: Image.Image, chance: np.random.Generator) -> np.ndar
     return np.asarray(photograph.resize((SIDE, SIDE), Image.Resampling.BICUBIC, box))
 
 
-def local_variance(image: np.ndarray) -> float:
-    """Mean variance of the grey levels of blocks of 16 x 16 pixels."""
+def local_variances(image: np.ndarray) -> np.ndarray:
+    """Variance of the grey levels of each block of 16 x 16 pixels."""
     blocks = (image @ GREY).reshape(SIDE // PATCH, PATCH, SIDE // PATCH, PATCH)
-    return float(blocks.var(axis=(1, 3)).mean())
+    return blocks.var(axis=(1, 3)).ravel()
 
 
 def place_digit(digit: np.ndarray, chance: np.random.Generator) -> np.ndarray:

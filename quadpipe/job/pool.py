@@ -20,9 +20,11 @@ from quadpipe.job.plan import Plan
 from quadpipe.job.shard import local_scorer
 from quadpipe.scorers import Network, Scorer
 
-# Ray repeats a batch whose actor died so many times, on the actor it starts in its place.
+# A batch that kills its actor is tried so many times more. Ray's own retries are used up while a
+# node that has died is still thought to be alive.
 _RETRIES = 3
 _SECONDS_BETWEEN_LOOKS = 5.0
+_SECONDS_BETWEEN_TRIES = 0.5
 _CONTROL = "control"
 
 
@@ -105,51 +107,57 @@ class PooledScorer(Scorer):
     def _receive(
         self, turn: int, pending: Any, arguments: tuple[Any, list[Any]]
     ) -> list[np.ndarray]:
-        """Wait for a batch; JobError when no actor has answered for `patience` seconds."""
+        """Wait for a batch; JobError when it is lost too often, or nobody answers any more."""
         import ray
 
-        last_sign = time.monotonic()
-        lost = 0
+        losses = 0
         while True:
             try:
                 if ray.wait([pending], timeout=_SECONDS_BETWEEN_LOOKS)[0]:
                     maps: list[np.ndarray] = ray.get(pending)
                     return maps
+                if turn % len(self._actors) in (answering := self._await_answers()):
+                    continue  # busy
             except ray.exceptions.RayTaskError as error:
                 raise _failure(error) from error
             except ray.exceptions.RayError as error:
-                lost += 1
-                if lost == len(self._actors):
-                    raise JobError(
-                        f"every scorer died with this batch; the last: {error}"
-                    ) from error
-                turn += 1
-                pending = self._send(turn, arguments)
-                continue
-            answering = self._answering(ray)
-            if answering:
-                last_sign = time.monotonic()
-                if turn % len(self._actors) not in answering:
-                    turn = answering[turn % len(answering)]
-                    pending = self._send(turn, arguments)
-            elif time.monotonic() - last_sign > self._patience:
-                raise JobError(
-                    f"none of {len(self._actors)} scorers has answered for {self._patience:.0f} "
-                    f"seconds; bring their machines back and run the same command again"
-                )
+                losses += 1
+                if losses > _RETRIES:
+                    raise JobError(f"a batch was lost with {losses} scorers: {error}") from error
+                answering = self._await_answers()
+            turn = answering[turn % len(answering)]
+            pending = self._send(turn, arguments)
 
-    def _answering(self, ray: Any) -> list[int]:
-        """The actors that are there, busy or not."""
-        calls = [actor.ping.options(concurrency_group=_CONTROL).remote() for actor in self._actors]
-        done, _ = ray.wait(calls, num_returns=len(calls), timeout=_SECONDS_BETWEEN_LOOKS)
-        answering = []
-        for reference in done:
-            try:
-                ray.get(reference)
-                answering.append(calls.index(reference))
-            except ray.exceptions.RayError:
-                pass
-        return sorted(answering)
+    def _await_answers(self) -> list[int]:
+        """The actors that are there, busy or not; JobError when there are none for too long."""
+        import ray
+
+        deadline = time.monotonic() + self._patience
+        while time.monotonic() < deadline:
+            calls = [
+                actor.ping.options(concurrency_group=_CONTROL).remote() for actor in self._actors
+            ]
+            done, _ = ray.wait(calls, num_returns=len(calls), timeout=_SECONDS_BETWEEN_LOOKS)
+            answering = [number for number, call in enumerate(calls) if _answered(call, done)]
+            if answering:
+                return answering
+            time.sleep(_SECONDS_BETWEEN_TRIES)
+        raise JobError(
+            f"none of {len(self._actors)} scorers has answered for {self._patience:.0f} seconds; "
+            f"bring their machines back and run the same command again"
+        )
+
+
+def _answered(call: Any, done: list[Any]) -> bool:
+    import ray
+
+    if call not in done:
+        return False
+    try:
+        ray.get(call)
+    except ray.exceptions.RayError:
+        return False
+    return True
 
 
 def cpus_of_scorers(run: RunConfig) -> int:
@@ -180,7 +188,6 @@ def start_pool(ray: Any, plan: Plan, network: Network | None, *, private: bool) 
         num_gpus=run.gpus_per_scorer,
         resources=run.scorer_resources(),
         max_restarts=-1,
-        max_task_retries=_RETRIES,
         concurrency_groups={_CONTROL: 1},
     )(ScorerActor)
     shared = [ray.put(plan), ray.put(network)]
