@@ -1,7 +1,7 @@
 # make demo    tokenize real photographs and draw what came out
 # make test    run the tests
 # make lint    check style, and types on the installed wheel
-# make bench   print images a second against the decoder alone
+# make bench   print the tables that the docs quote: throughput, scorers, coverage
 # All of them create .venv on first use. PYTHON=python3.12 chooses another interpreter.
 
 PYTHON ?= python3
@@ -55,6 +55,8 @@ lint: $(VENV)/installed
 
 bench: $(VENV)/installed
 	$(BIN)/python benchmarks/throughput.py
+	$(BIN)/python benchmarks/scorers.py
+	$(BIN)/python benchmarks/coverage.py
 
 clean:
 	rm -rf $(VENV) .demo build

@@ -1,13 +1,15 @@
 """What a scorer is for, without training: how much of an object ends in the smallest patches.
 
-    python benchmarks/coverage.py [--images 300] [--seed 0] [--photographs FOLDER]
-        [--shufflenet-weights PATH] [--save FOLDER]
+    python benchmarks/coverage.py [--images 300] [--seed 0] [--parts 0.25 0.4]
+        [--photographs FOLDER] [--shufflenet-weights PATH] [--save FOLDER]
 
-Handwritten digits of scikit-learn are blended into real photographs, 256 x 256 pixels: parts of
-the two that scikit-learn ships, or of those in a folder. Of many random parts, smooth backgrounds
-are from the quarter whose roughest blocks of 16 pixels vary least, textured ones from the quarter
-whose smoothest blocks vary most. A digit, 48 to 112 pixels wide, anywhere, with edges three pixels
-wide, is a translucent sheet of the colour of the place, made 120 grey levels brighter or darker: a
+Handwritten digits of scikit-learn are blended into real photographs, 256 x 256 pixels: square parts
+of the two that scikit-learn ships, or of those in a folder. --parts are their sides, smallest and
+largest, as shares of the photograph's shorter side: small parts show little but the background, and
+with 0.5 1 whole scenes compete with the digit. Of many random parts, smooth backgrounds are from
+the quarter whose roughest blocks of 16 pixels vary least, textured ones from the quarter whose
+smoothest blocks vary most. A digit, 48 to 112 pixels wide, anywhere, with edges three pixels wide,
+is a translucent sheet of the colour of the place, made 120 grey levels brighter or darker: a
 contrast of 0.15 is 18 grey levels on any background. The same scenes are shown at all contrasts.
 
 The score is the share of the digit's pixels that lie in scale-0 patches. It stands beside `area`,
@@ -22,10 +24,9 @@ if __name__ != "__main__":
     raise ImportError("this is a script, not the package coverage")
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -46,7 +47,6 @@ CELLS = [(background, contrast) for background in BACKGROUNDS for contrast in CO
 LEVELS = 120  # grey levels between the digit's colour and the place's
 DIGIT_SIDES = (48, 112)
 EDGE = 3  # pixels
-CROP_SIDES = (0.25, 0.4)  # of a photograph's shorter side: of one thing, not a whole scene
 SHORTEST_SIDE = 320  # of a photograph, so that its parts are sharp enough
 CROPS = 8  # random parts for each scene that is kept, at least
 RANDOM_SEEDS = 5
@@ -61,6 +61,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--images", type=int, default=300)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--parts", type=float, nargs=2, default=(0.25, 0.4), metavar="SHARE")
     parser.add_argument("--photographs", type=Path, help="a folder of images instead of two")
     parser.add_argument("--shufflenet-weights", type=Path)
     parser.add_argument("--save", type=Path, help="where to put an example of each cell as PNG")
@@ -68,10 +69,15 @@ def main() -> None:
     each = options.images // len(CELLS)
     if each < 2:
         parser.error(f"--images must be at least {2 * len(CELLS)}")
+    if not 0 < options.parts[0] <= options.parts[1] <= 1:
+        parser.error("--parts must be two shares, smallest first, above 0 and at most 1")
     chance = np.random.default_rng(options.seed)
     photographs = read_photographs(options.photographs)
-    cells = make_cells(photographs, each, chance)
-    print(f"{len(CELLS)} x {each} images from {len(photographs)} photographs, seed {options.seed}")
+    cells = make_cells(photographs, each, options.parts, chance)
+    print(
+        f"{len(CELLS)} x {each} images from {len(photographs)} photographs, seed {options.seed}, "
+        f"parts of {options.parts[0]:g} to {options.parts[1]:g}"
+    )
     for contrast in CONTRASTS:
         steps = [cells[background, contrast].step for background in BACKGROUNDS]
         print(f"{contrast}: {np.mean(steps):.0f} grey levels between digit and background")
@@ -122,11 +128,14 @@ def read_photographs(folder: Path | None) -> list[Image.Image]:
 
 
 def make_cells(
-    photographs: Sequence[Image.Image], each: int, chance: np.random.Generator
+    photographs: Sequence[Image.Image],
+    each: int,
+    shares: Sequence[float],
+    chance: np.random.Generator,
 ) -> dict[tuple[str, str], Cell]:
     """`each` scenes on smooth and on textured backgrounds, at all contrasts."""
     crops = [
-        random_crop(photographs[number % len(photographs)], chance)
+        random_crop(photographs[number % len(photographs)], shares, chance)
         for number in range(CROPS * each)
     ]
     variances = np.array([local_variances(crop) for crop in crops])
@@ -151,9 +160,11 @@ def make_cells(
     return cells
 
 
-def random_crop(photograph: Image.Image, chance: np.random.Generator) -> np.ndarray:
+def random_crop(
+    photograph: Image.Image, shares: Sequence[float], chance: np.random.Generator
+) -> np.ndarray:
     """uint8 `[256, 256, 3]`, of a random square."""
-    side = round(min(photograph.size) * chance.uniform(*CROP_SIDES))
+    side = round(min(photograph.size) * chance.uniform(*shares))
     left = int(chance.integers(photograph.width - side + 1))
     top = int(chance.integers(photograph.height - side + 1))
     box = (left, top, left + side, top + side)
@@ -246,7 +257,7 @@ def finest(boxes: np.ndarray) -> np.ndarray:
     return cells.repeat(PATCH, axis=0).repeat(PATCH, axis=1)
 
 
-def mean_of(several: Any) -> Coverage:
+def mean_of(several: Iterable[Coverage]) -> Coverage:
     """Image by image the mean of several runs."""
     runs = list(several)
     objects, areas = (

@@ -8,9 +8,9 @@ writes from the paper, arXiv 2304.00287, or from APT, arXiv 2510.18091: float32 
 as they are, one pass for the image and one for each blurred image, under inference mode. It takes
 its images in batches of the size that suits it best, which the table names. The two run by turns.
 
-APT counts grey levels in one-hot vectors of 512 numbers a pixel, `entropy (one-hot)`; the row
-`entropy` counts them in place, which is many times faster. `random` stands beside `torch.rand`,
-whose numbers have nothing to do with the image.
+APT counts grey levels in one-hot vectors of 512 numbers a pixel, `entropy (one-hot)`, 2 GB for 16
+images; the row `entropy` counts them in place, which is many times faster. `random` stands beside
+`torch.rand`, whose numbers have nothing to do with the image.
 """
 
 import argparse

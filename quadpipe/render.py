@@ -45,15 +45,45 @@ def draw(exhibits: Sequence[Exhibit], budgets: Sequence[int]) -> Image.Image:
     return sheet
 
 
+def draw_quadtrees(exhibits: Sequence[Exhibit], budget: int, columns: int) -> Image.Image:
+    """Quadtrees only, RGB: a panel for each exhibit with its title below, row by row.
+
+    All exhibits must have one geometry. Raises ConfigError as `draw` does.
+    """
+    if not exhibits:
+        raise ConfigError("there is no sample to draw")
+    panels = [
+        _captioned(_quadtree(exhibit, exhibit.mosaic.rebuild(budget), budget), exhibit.title)
+        for exhibit in exhibits
+    ]
+    panels += [Image.new("RGB", panels[0].size, "white")] * (-len(panels) % columns)
+    rows = [panels[first : first + columns] for first in range(0, len(panels), columns)]
+    grid = _stack(rows)
+    framed = Image.new("RGB", (grid.width + _GAP, grid.height + _GAP), "white")
+    framed.paste(grid, (_GAP, _GAP))
+    return framed
+
+
+def _quadtree(exhibit: Exhibit, rebuilt: np.ndarray, budget: int) -> Image.Image:
+    """Outlines of the leaves on the image, or on what the leaves show of it."""
+    zoom = _zoom(exhibit.mosaic)
+    shown = rebuilt if exhibit.image is None else exhibit.image
+    tree = _zoomed(shown, zoom, Image.Resampling.BICUBIC)
+    _draw_boxes(tree, exhibit.mosaic.leaves(budget), exhibit.mosaic.geometry.patch_size * zoom)
+    return tree
+
+
+def _zoom(mosaic: Mosaic) -> int:
+    return -(-_PANEL // min(mosaic.geometry.height, mosaic.geometry.width))
+
+
 def _block(exhibit: Exhibit, budgets: Sequence[int]) -> Image.Image:
     mosaic = exhibit.mosaic
-    zoom = -(-_PANEL // min(mosaic.geometry.height, mosaic.geometry.width))
+    zoom = _zoom(mosaic)
     trees, mosaics = [], []
     for budget in budgets:
         rebuilt = mosaic.rebuild(budget)
-        shown = rebuilt if exhibit.image is None else exhibit.image
-        tree = _zoomed(shown, zoom, Image.Resampling.BICUBIC)
-        _draw_boxes(tree, mosaic.leaves(budget), mosaic.geometry.patch_size * zoom)
+        tree = _quadtree(exhibit, rebuilt, budget)
         pixels = _zoomed(rebuilt, zoom, Image.Resampling.NEAREST)
         trees.append(_captioned(tree, f"quadtree, {budget} tokens"))
         mosaics.append(_captioned(pixels, f"mosaic, {budget} tokens"))

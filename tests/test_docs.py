@@ -12,7 +12,9 @@ from PIL import Image
 
 REPOSITORY = Path(__file__).parents[1]
 README = (REPOSITORY / "README.md").read_text()
-TRAINING = (REPOSITORY / "docs" / "training.md").read_text()
+TRAINING, SCORERS, CLUSTER = (
+    (REPOSITORY / "docs" / f"{page}.md").read_text() for page in ("training", "scorers", "cluster")
+)
 
 
 def blocks(text: str, kind: str) -> list[str]:
@@ -36,19 +38,56 @@ def folder(image_folder, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("readme")
     (folder / "imagenet").symlink_to(image_folder)
     (folder / "cat.jpg").write_bytes(next(image_folder.rglob("*.jpg")).read_bytes())
-    # Of the commands that stand in both, those of the README are run.
-    commands = dict.fromkeys("".join(blocks(README + TRAINING, "console")).splitlines())
-    for line in commands:
-        command = line.removeprefix("$ quadpipe ")
-        assert command != line, f"not a quadpipe command: {line}"
-        done = subprocess.run(
-            [sys.executable, "-m", "quadpipe.cli", *shlex.split(command)],
-            cwd=folder,
-            capture_output=True,
-            text=True,
-        )
-        assert done.returncode == 0, f"{line}\n{done.stderr}"
+    # Of the commands that stand in several pages, the first is run.
+    for line in dict.fromkeys("".join(blocks(README + TRAINING, "console")).splitlines()):
+        run(line, folder)
     return folder
+
+
+def run(line: str, folder: Path, **places: str) -> None:
+    """Run a command of a page, with names in capitals replaced."""
+    command = line.removeprefix("$ quadpipe ")
+    assert command != line, f"not a quadpipe command: {line}"
+    for name, place in places.items():
+        command = command.replace(name, place)
+    done = subprocess.run(
+        [sys.executable, "-m", "quadpipe.cli", *shlex.split(command)],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, f"{line}\n{done.stderr}"
+
+
+def test_the_commands_of_the_scorers_page_run(folder, image_folder, tmp_path):
+    (tmp_path / "cat.jpg").symlink_to(folder / "cat.jpg")
+    (tmp_path / "imagenet").symlink_to(image_folder)
+    for line in "".join(blocks(SCORERS, "console")).splitlines():
+        run(f"{line} --in-process" if "tokenize" in line else line, tmp_path)
+    (example,) = blocks(SCORERS, "python")
+    done = subprocess.run(
+        [sys.executable, "-c", example], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.stdout == "(64, 3)\n", done.stderr
+
+
+def test_the_commands_of_the_cluster_page_run(image_folder, tmp_path):
+    from ray.cluster_utils import Cluster
+
+    (tmp_path / "imagenet").symlink_to(image_folder)
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2})
+    try:
+        for line in "".join(blocks(CLUSTER, "console")).splitlines():
+            run(line, tmp_path, **{"HEAD:6379": cluster.address})
+    finally:
+        cluster.shutdown()
+
+
+def test_every_scorer_is_on_the_scorers_page():
+    from quadpipe.scorers import SCORERS as KINDS
+
+    for name in KINDS:
+        assert f"`{name}`" in SCORERS
 
 
 def test_the_commands_leave_what_the_readme_says(folder):

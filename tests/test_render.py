@@ -3,7 +3,7 @@ import pytest
 from PIL import Image
 
 import quadpipe
-from quadpipe.render import Exhibit, draw
+from quadpipe.render import Exhibit, draw, draw_quadtrees
 
 
 @pytest.fixture
@@ -45,3 +45,18 @@ def test_several_budgets_stand_side_by_side(exhibit):
 def test_exhibits_stand_below_each_other_and_do_without_an_image(exhibit):
     bare = Exhibit(mosaic=exhibit.mosaic, title="x" * 300)
     assert panels(draw([bare, bare], [64])) == (2, 2)
+
+
+def test_quadtrees_stand_in_rows_with_their_titles(square):
+    exhibits = [
+        Exhibit(mosaic=quadpipe.Tokenizer(scorer=name, tokens=31)(image), title=name)
+        for name in ("pixel-blur", "laplacian", "entropy")
+        for image in square[:1]
+    ]
+    sheet = draw_quadtrees(exhibits, 31, columns=2)
+    assert sheet.size == (2 * 528 + 16, 2 * (512 + 36) + 16)
+    pixels = np.asarray(sheet)
+    assert (pixels[700:, 600:] == 255).all()  # no fourth one
+    assert not (pixels[:500, 600:1100] == 255).all()
+    with pytest.raises(ConfigError, match="there is no sample to draw"):
+        draw_quadtrees([], 31, columns=2)

@@ -83,6 +83,39 @@ def test_show_draws_an_image_at_several_budgets(image_folder, tmp_path):
         assert image.size == (16 + 3 * 528, 2 * (512 + 36) + 36 + 16)
 
 
+def test_scorers_are_listed_with_options_and_costs():
+    text = run("scorers").stdout
+    assert "feature       what a network no longer sees of a blurred patch" in text
+    assert "By default efficientnet-lite0." in " ".join(text.split())
+    assert "needs the class of each image, from the labels" in text
+    rows = {row["name"]: row for row in json.loads(run("scorers", "--json").stdout)}
+    assert rows["feature"]["uses_network"]
+    assert rows["random"]["options"] == ["seed"]
+
+
+def test_show_takes_what_a_scorer_must_be_told(image_folder, tmp_path):
+    picture = next(image_folder.rglob("*.jpg"))
+    np.save(tmp_path / "map.npy", np.eye(16))
+    given = (picture, "--out", tmp_path / "x.png", "--tokens", 31)
+    told = ("--scorer", "precomputed", "--map", tmp_path / "map.npy")
+    assert run("show", *given, *told).returncode == 0
+    assert run("show", *given, "--scorer", "grad-cam", "--class", "n11939491").returncode == 0
+    for options, message in (
+        (("--scorer", "grad-cam"), "scorer grad-cam needs the class of the image; give --class"),
+        (("--scorer", "precomputed"), "needs an importance map of the image; give --map"),
+        (("--class", "cat"), "--class is not for scorer pixel-blur; leave it out"),
+        ((*told, "--class", "cat"), "--class is not for scorer precomputed; leave it out"),
+        (("--thresholds", "32:5"), "'32:5' is not SIDE=THRESHOLD,SIDE=THRESHOLD"),
+        (("--thresholds", "32=5"), "give one for each size that can be split: 32=T,64=T"),
+    ):
+        done = run("show", *given, *options)
+        assert done.returncode == 2, options
+        assert message in done.stderr
+        assert "Traceback" not in done.stderr
+    done = run("show", tmp_path, "--out", tmp_path / "x.png", "--class", "cat")
+    assert "--class is for an image file; leave it out" in done.stderr
+
+
 def test_show_draws_a_dataset_with_or_without_its_images(shards, image_folder, tmp_path):
     done = run("show", shards, "--samples", 2, "--out", tmp_path / "a.png")
     assert done.returncode == 0, done.stderr

@@ -472,9 +472,12 @@ def test_the_moving_average_follows_the_weights():
     assert average.weights["weight"].item() == pytest.approx(0.1)
 
 
-def run_cli(*arguments: object) -> subprocess.CompletedProcess[str]:
+def run_cli(*arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "quadpipe.cli", *map(str, arguments)], capture_output=True, text=True
+        [sys.executable, "-m", "quadpipe.cli", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
     )
 
 
@@ -515,6 +518,56 @@ def test_predict_refuses_label_aware_runs_and_what_is_no_image(undisturbed, tmp_
     done = run_cli("predict", copy, tmp_path / "x.jpg")
     assert done.returncode == 2
     assert "whose scorer, pixel-blur, looks at labels" in done.stderr
+
+
+@pytest.fixture(scope="module")
+def scored_by_a_network(shards, shufflenet_weights, tmp_path_factory) -> Path:
+    """A run on shards of scorer feature, with weights from a file."""
+    root = tmp_path_factory.mktemp("feature")
+    quadpipe.tokenize(
+        shards.parent / "images", root / "shards", image_size=64, patch_size=8, max_patch_size=32,
+        tokens=40, in_process=True, limit=16, scorer="feature", scorer_weights=shufflenet_weights,
+        scorer_distance="cosine",
+    )  # fmt: skip
+    train(root / "shards", root / "run", **SMALL | {"epochs": 1})
+    return root / "run"
+
+
+def test_predict_scores_with_the_network_of_the_shards(
+    scored_by_a_network, shards, shufflenet_weights, tmp_path
+):
+    picture = next((shards.parent / "images").rglob("*.png"))
+    given = ("predict", scored_by_a_network, picture)
+    done = run_cli(*given, "--scorer-weights", shufflenet_weights)
+    assert done.returncode == 0, done.stderr
+    state = torch.load(shufflenet_weights, weights_only=True)
+    state["conv5.1.bias"] += 1
+    torch.save(state, tmp_path / "other.pth")
+    done = run_cli(*given, "--scorer-weights", tmp_path / "other.pth")
+    assert done.returncode == 2
+    assert "give the same file with --scorer-weights" in done.stderr
+    done = run_cli(*given, "--backbone", "efficientnet-lite0")
+    assert "the shards were made with backbone shufflenet-v2-x0.5, not efficientnet" in done.stderr
+
+
+def test_predict_runs_no_code_that_a_run_names(scored_by_a_network, shards, tmp_path):
+    (tmp_path / "evil.py").write_text("open('was-run', 'w')")
+    copy = Path(shutil.copytree(scored_by_a_network, tmp_path / "run"))
+    config = json.loads((copy / "config.json").read_text())
+    config["tokenizer"]["backbone"] = "evil:make"
+    (copy / "config.json").write_text(json.dumps(config))
+    picture = next((shards.parent / "images").rglob("*.png"))
+    done = run_cli("predict", copy, picture, cwd=tmp_path)
+    assert done.returncode == 2
+    assert "a network that somebody wrote; where it is yours to run, name it with" in done.stderr
+    assert not (tmp_path / "was-run").exists()
+
+
+def test_predict_refuses_a_network_where_there_is_none(undisturbed, shards, shufflenet_weights):
+    picture = next((shards.parent / "images").rglob("*.png"))
+    done = run_cli("predict", undisturbed, picture, "--scorer-weights", shufflenet_weights)
+    assert done.returncode == 2
+    assert "scorer pixel-blur has no network; leave out" in done.stderr
 
 
 def test_eval_refuses_other_classes(undisturbed, image_folder, tmp_path):
