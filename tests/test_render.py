@@ -3,6 +3,7 @@ import pytest
 from PIL import Image
 
 import quadpipe
+from quadpipe.errors import ConfigError
 from quadpipe.render import Exhibit, draw, draw_quadtrees
 
 
