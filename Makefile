@@ -56,7 +56,8 @@ lint: $(VENV)/installed
 bench: $(VENV)/installed
 	$(BIN)/python benchmarks/throughput.py
 	$(BIN)/python benchmarks/scorers.py
-	$(BIN)/python benchmarks/coverage.py
+	$(BIN)/python benchmarks/coverage.py --parts 0.5 1
+	$(BIN)/python benchmarks/coverage.py --parts 0.25 0.4
 
 clean:
 	rm -rf $(VENV) .demo build

@@ -15,15 +15,15 @@ import numpy as np
 _Function = TypeVar("_Function", bound=Callable[..., np.ndarray])
 
 
-def _compiled(function: _Function) -> _Function:
+def compiled(function: _Function) -> _Function:
     """Compile on first call and cache on disk, or in memory where no folder can be written."""
     try:
-        return cast(_Function, numba.njit(cache=True)(function))
+        return cast(_Function, numba.njit(cache=True, nogil=True)(function))
     except RuntimeError:
-        return cast(_Function, numba.njit(function))
+        return cast(_Function, numba.njit(nogil=True)(function))
 
 
-@_compiled
+@compiled
 def blur_errors(images: np.ndarray, scale: int, side: int) -> np.ndarray:
     """Squared error of resampling down by f and up again, summed over square patches.
 
@@ -90,7 +90,7 @@ def blur_errors(images: np.ndarray, scale: int, side: int) -> np.ndarray:
 _RED, _GREEN, _BLUE = 2989, 5870, 1140
 
 
-@_compiled
+@compiled
 def laplacian_sums(images: np.ndarray, side: int) -> np.ndarray:
     """|8-neighbour Laplacian| of the grey image, summed over square patches of `side` pixels.
 
@@ -128,38 +128,54 @@ def laplacian_sums(images: np.ndarray, side: int) -> np.ndarray:
     return sums
 
 
-@_compiled
-def entropy_sums(images: np.ndarray, side: int, table: np.ndarray) -> np.ndarray:
+@compiled
+def entropy_sums(images: np.ndarray, side: int, scales: int, table: np.ndarray) -> np.ndarray:
     """`table[count]` summed over the 512 bins of each patch's grey histogram.
 
-    A bin is half a grey level wide. images: uint8 `[B, H, W, 3]`; side: of the patches in pixels;
-    table: int64 `[side * side + 1]`. Returns int64 `[B, H / side, W / side]`.
+    A bin is half a grey level wide. images: uint8 `[B, H, W, 3]`; side: in pixels of the smallest
+    patches, each of the `scales` is twice as large as the one before; table: int64. Returns int64
+    `[B, A]`, coarse to fine, in raster order.
     """
     batch, height, width = images.shape[:3]
     rows, columns = height // side, width // side
-    sums = np.empty((batch, rows, columns), np.int64)
-    counts = np.zeros((columns, 512), np.int32)
+    patches = 0
+    for scale in range(scales):
+        patches += (rows >> scale) * (columns >> scale)
+    sums = np.empty((batch, patches), np.int64)
+    counts = np.zeros((rows, columns, 512), np.int32)
     for b in range(batch):
-        for row in range(rows):
-            for y in range(row * side, (row + 1) * side):
-                for column in range(columns):
-                    for x in range(column * side, (column + 1) * side):
-                        grey = (
-                            np.uint32(_RED) * np.uint32(images[b, y, x, 0])
-                            + np.uint32(_GREEN) * np.uint32(images[b, y, x, 1])
-                            + np.uint32(_BLUE) * np.uint32(images[b, y, x, 2])
-                        )
-                        counts[column, grey // np.uint32(5000)] += 1
+        counts[:] = 0
+        for y in range(height):
             for column in range(columns):
-                total = np.int64(0)
-                for level in range(512):
-                    total += table[counts[column, level]]
-                    counts[column, level] = 0
-                sums[b, row, column] = total
+                histogram = counts[y // side, column]
+                for x in range(column * side, (column + 1) * side):
+                    grey = (
+                        np.uint32(_RED) * np.uint32(images[b, y, x, 0])
+                        + np.uint32(_GREEN) * np.uint32(images[b, y, x, 1])
+                        + np.uint32(_BLUE) * np.uint32(images[b, y, x, 2])
+                    )
+                    histogram[grey // np.uint32(5000)] += 1
+        first = patches
+        for scale in range(scales):
+            first -= (rows >> scale) * (columns >> scale)
+            for row in range(rows >> scale):
+                for column in range(columns >> scale):
+                    if scale:  # the sum of its four quarters, put where the first one was
+                        for level in range(512):
+                            counts[row, column, level] = (
+                                counts[2 * row, 2 * column, level]
+                                + counts[2 * row, 2 * column + 1, level]
+                                + counts[2 * row + 1, 2 * column, level]
+                                + counts[2 * row + 1, 2 * column + 1, level]
+                            )
+                    total = np.int64(0)
+                    for level in range(512):
+                        total += table[counts[row, column, level]]
+                    sums[b, first + row * (columns >> scale) + column] = total
     return sums
 
 
-@_compiled
+@compiled
 def cut_tokens(images: np.ndarray, nodes: np.ndarray, patch_size: int, area: bool) -> np.ndarray:
     """The patches of uint8 images `[B, H, W, 3]` at int32 nodes `[B, M, 4]`, each as P x P pixels.
 

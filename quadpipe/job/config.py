@@ -47,7 +47,7 @@ class DatasetConfig:
         default=0.0, metadata={"help": "Share of the training inputs drawn for a split val."}
     )
     score_batch: int = field(
-        default=16,
+        default=8,
         metadata={
             "help": "Consecutive inputs that are scored together; networks run on so many images."
         },

@@ -35,7 +35,7 @@ class Entropy(Scorer):
 
     name = "entropy"
     summary = "bits of the grey-level histogram (APT)"
-    cost = "0.4 ms"
+    cost = "0.2 ms"
 
     def __init__(self, geometry: Geometry) -> None:
         super().__init__(geometry)
@@ -48,11 +48,17 @@ class Entropy(Scorer):
     def _score(self, images: np.ndarray, hints: Sequence[Any]) -> list[np.ndarray]:
         from quadpipe.kernels import entropy_sums
 
-        maps = []
-        for side in self._sides():
-            table = count_log2_table(side * side)
-            sums = entropy_sums(images, side, table)
-            maps.append(((table[-1] - sums) / (side * side * 2.0**_TABLE_BITS)).astype(np.float32))
+        sides = self._sides()
+        table = count_log2_table(sides[0] ** 2)
+        sums = entropy_sums(images, sides[-1], len(sides), table)
+        maps, first = [], 0
+        for scale, side in zip(self._splittable_scales(), sides, strict=True):
+            rows, columns = self.geometry.grid(scale)
+            level = sums[:, first : first + rows * columns].reshape(-1, rows, columns)
+            first += rows * columns
+            pixels = side * side
+            bits = (table[pixels] - level) / (pixels * 2.0**_TABLE_BITS)
+            maps.append(bits.astype(np.float32))
         return maps
 
 
@@ -91,7 +97,7 @@ class UpsampleMse(Scorer):
 
     name = "upsample-mse"
     summary = "squared error of downsampling and upsampling (APT)"
-    cost = "0.4 ms"
+    cost = "0.3 ms"
 
     def __init__(self, geometry: Geometry) -> None:
         super().__init__(geometry)

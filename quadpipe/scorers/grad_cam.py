@@ -29,7 +29,7 @@ class GradCam(NetworkScorer):
 
     name = "grad-cam"
     summary = "where a classifier sees the image's own class (the paper's oracle; needs labels)"
-    cost = "25 ms (EfficientNet-Lite0)"
+    cost = "23 ms (EfficientNet-Lite0)"
     options = ("backbone", "scorer_dtype")
     hint = "the class"
     label_aware = True

@@ -151,13 +151,14 @@ class NetworkScorer(Scorer):
     def _normalised(self, images: np.ndarray) -> "Tensor":
         import torch
 
-        mean = torch.tensor(self._backbone.mean, device=self._torch_device)
-        std = torch.tensor(self._backbone.std, device=self._torch_device)
+        mean, std = self._backbone.mean, self._backbone.std
+        gain = torch.tensor([1 / (255 * s) for s in std], device=self._torch_device)
+        shift = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)]).to(gain)
         # Memory that other processes share cannot be written, which torch warns of.
         pixels = images if images.flags.writeable else images.copy()
-        values = torch.from_numpy(pixels).to(self._torch_device).float()
+        values = torch.from_numpy(pixels).to(self._torch_device).float().mul_(gain).add_(shift)
         # [B, H, W, 3] permuted is channels-last.
-        return ((values / 255 - mean) / std).permute(0, 3, 1, 2)
+        return values.permute(0, 3, 1, 2)
 
     def _check_stride(self, stride: int) -> None:
         """Raise ConfigError unless the backbone has that stride and it divides the image."""

@@ -26,7 +26,7 @@ class PixelBlur(Scorer):
 
     name = "pixel-blur"
     summary = "error of downsampling and upsampling the pixels (the paper's baseline)"
-    cost = "0.4 ms"
+    cost = "0.3 ms"
 
     def __init__(self, geometry: Geometry) -> None:
         super().__init__(geometry)

@@ -19,7 +19,7 @@ class Random(Scorer):
 
     name = "random"
     summary = "uniform noise, seeded by the image: the floor that a scorer has to beat"
-    cost = "0.3 ms"
+    cost = "0.1 ms"
     options = ("seed",)
 
     def __init__(self, geometry: Geometry, *, seed: int = 0) -> None:
