@@ -19,7 +19,7 @@ from quadpipe.shards.reader import Dataset
     "--tokens", "budgets", type=int, multiple=True, help="Budget; may be given several times."
 )
 @click.option("--batch-size", type=int, default=256, show_default=True, help="Images a step.")
-@click.option("--workers", type=int, default=2, show_default=True, help="Reading processes.")
+@click.option("--workers", type=int, default=2, show_default=True, help="Threads that read ahead.")
 @click.option("--device", default="auto", type=click.Choice(["auto", "cpu", "cuda"]))
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(

@@ -102,7 +102,7 @@ class TrainConfig:
     device: str = field(
         default="auto", metadata={"help": "auto: a GPU where there is one.", "choices": DEVICES}
     )
-    workers: int = field(default=2, metadata={"help": "Processes that read ahead; 0 for none."})
+    workers: int = field(default=2, metadata={"help": "Threads that read ahead; 0 for none."})
     seed: int = field(default=0, metadata={"help": "Seed of weights, order and augmentation."})
     log_interval: int = field(default=50, metadata={"help": "Steps between lines of progress."})
     checkpoint_interval: int = field(

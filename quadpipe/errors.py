@@ -28,10 +28,6 @@ class ShardError(QuadpipeError):
     """A dataset, manifest or shard that does not hold what it says."""
 
 
-class LoaderError(QuadpipeError):
-    """The processes that read batches could not go on."""
-
-
 class JobError(QuadpipeError):
     """Some shards could not be made; the others are kept."""
 

@@ -11,9 +11,10 @@ import mmap
 import os
 import shutil
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from io import BufferedReader
+from itertools import accumulate
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 from uuid import uuid4
@@ -21,6 +22,11 @@ from uuid import uuid4
 from quadpipe.errors import ConfigError, OutputError, ShardError
 
 STAGING = ".quadpipe/tmp"
+
+RangeReader = Callable[[Sequence[tuple[int, int]]], tuple[memoryview, list[int]]]
+"""Takes (first byte, byte after the last) pairs; gives bytes, and where each range begins in them.
+
+What cannot be read whole comes out shorter."""
 
 
 def open_folder(location: str | os.PathLike[str]) -> "ReadableFolder":
@@ -52,8 +58,8 @@ class ReadableFolder(ABC):
         """The whole content; of a local file without reading it."""
 
     @abstractmethod
-    def read_ranges(self, name: str, ranges: Sequence[tuple[int, int]]) -> Sequence[memoryview]:
-        """The bytes from the first to before the second number of each range."""
+    def open_ranges(self, name: str) -> "RangeReader":
+        """A function that reads parts of a file, again and again."""
 
     @abstractmethod
     def sha256(self, name: str) -> str: ...
@@ -126,14 +132,20 @@ class RemoteFolder(ReadableFolder):
     def map(self, name: str) -> memoryview:
         return memoryview(self.read(name))
 
-    def read_ranges(self, name: str, ranges: Sequence[tuple[int, int]]) -> Sequence[memoryview]:
-        paths = [self._path(name)] * len(ranges)
-        starts, stops = ([pair[end] for pair in ranges] for end in (0, 1))
-        try:
-            parts = self._system.cat_ranges(paths, starts, stops, on_error="raise")
-        except OSError as error:
-            raise self._unreadable(name, error) from error
-        return [memoryview(part) for part in parts]
+    def open_ranges(self, name: str) -> "RangeReader":
+        path = self._path(name)
+
+        def read(ranges: Sequence[tuple[int, int]]) -> tuple[memoryview, list[int]]:
+            starts, stops = ([pair[end] for pair in ranges] for end in (0, 1))
+            paths = [path] * len(ranges)
+            try:
+                parts = self._system.cat_ranges(paths, starts, stops, on_error="raise")
+            except OSError as error:
+                raise self._unreadable(name, error) from error
+            ends = list(accumulate(map(len, parts), initial=0))
+            return memoryview(b"".join(parts)), ends[:-1]
+
+        return read
 
     def sha256(self, name: str) -> str:
         try:
@@ -204,9 +216,9 @@ class Folder(ReadableFolder):
                 return memoryview(b"")
             return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
 
-    def read_ranges(self, name: str, ranges: Sequence[tuple[int, int]]) -> Sequence[memoryview]:
+    def open_ranges(self, name: str) -> "RangeReader":
         contents = self.map(name)
-        return [contents[start:stop] for start, stop in ranges]
+        return lambda ranges: (contents, [start for start, _ in ranges])
 
     def sha256(self, name: str) -> str:
         with self.open(name) as file:

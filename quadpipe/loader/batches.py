@@ -4,21 +4,27 @@ Letters: B batch of all ranks; b of one rank; N tokens; P patch size.
 """
 
 import logging
-import signal
+import math
+import sys
+from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 from os import PathLike
+from threading import Lock
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
-from torch.utils.data import Dataset as TorchDataset
 
-from quadpipe.errors import ConfigError, LoaderError, QuadpipeError
+from quadpipe.errors import ConfigError
 from quadpipe.loader.order import EpochOrder
-from quadpipe.loader.samples import SampleReader
+from quadpipe.loader.samples import Rows, SampleReader
 from quadpipe.shards.reader import Dataset
+
+_BATCHES_AHEAD = 2  # for each thread that reads ahead
+_MOST_KEPT = 64  # batches whose memory is used again
 
 _log = logging.getLogger(__name__)
 
@@ -41,17 +47,6 @@ class Batch:
     total: int
     first: int
 
-    def pin_memory(self) -> "Batch":
-        return Batch(
-            tokens=self.tokens.pin_memory(),
-            boxes=self.boxes.pin_memory(),
-            label=self.label.pin_memory(),
-            weight=self.weight.pin_memory(),
-            keys=self.keys,
-            total=self.total,
-            first=self.first,
-        )
-
 
 class Loader:
     """Batches of a split, epoch after epoch.
@@ -60,7 +55,7 @@ class Loader:
         for batch in loader.epoch(0): ...
 
     The order of the samples depends on `seed`, the epoch and the dataset alone; rank r of
-    `world_size` takes its slice of every global batch of `batch_size`, and `workers` processes only
+    `world_size` takes its slice of every global batch of `batch_size`, and `workers` threads only
     read ahead. All ranks make the same number of steps. Epoch e reads view e % views.
 
     Raises ConfigError on a split or budget that the dataset does not have, ShardError when a
@@ -102,6 +97,8 @@ class Loader:
         self.shuffle, self.seed = shuffle, seed
         self.rank, self.world_size = rank, world_size
         self.workers, self.pin_memory = workers, pin_memory
+        self._memory = _Memory(pinned=pin_memory)
+        self._readers: dict[int, SampleReader] = {}
         self.samples = self.split.samples // max(self.split.views, 1)
         full, rest = divmod(self.samples, batch_size)
         self.steps = full + (1 if rest and not drop_last else 0)
@@ -132,28 +129,28 @@ class Loader:
                 f"{consumed} samples are not a whole number of batches of {self.batch_size}; "
                 f"resume with the batch size of before"
             )
-        first = -(-consumed // self.batch_size)
-        batches = DataLoader(
-            _Steps(self, epoch),
-            batch_size=None,
-            sampler=range(first, self.steps),
-            num_workers=self.workers,
-            pin_memory=self.pin_memory,
-            prefetch_factor=4 if self.workers else None,
-            worker_init_fn=_ignore_signals if self.workers else None,
-        )
-        try:
-            for batch in batches:
-                if isinstance(batch, QuadpipeError):
-                    raise batch
-                yield batch
-        except RuntimeError as error:
-            if "DataLoader worker" not in str(error):
-                raise
-            raise LoaderError(
-                f"a process that reads ahead died ({str(error).splitlines()[0]}); it may have run "
-                f"out of memory or of shared memory: use fewer --workers"
-            ) from error
+        view = self.view(epoch)
+        if view not in self._readers:
+            self._readers[view] = SampleReader(self.dataset, self.name, view)
+        reader = self._readers[view]
+        counts = [shard.samples for shard in reader.shards]
+        order = EpochOrder(counts, seed=self.seed, epoch=epoch, shuffle=self.shuffle)
+        steps = iter(range(-(-consumed // self.batch_size), self.steps))
+        if not self.workers:
+            for step in steps:
+                yield self._read_batch(reader, order, step)
+            return
+        with ThreadPoolExecutor(self.workers, "quadpipe-loader") as pool:
+            ahead = deque[Future[Batch]]()
+            try:
+                while True:
+                    for step in islice(steps, _BATCHES_AHEAD * self.workers - len(ahead)):
+                        ahead.append(pool.submit(self._read_batch, reader, order, step))
+                    if not ahead:
+                        return
+                    yield ahead.popleft().result()
+            finally:
+                pool.shutdown(wait=True, cancel_futures=True)
 
     def slice_of(self, step: int) -> tuple[int, int, int]:
         """First and last position of this rank's slice of a global batch, and that batch's size."""
@@ -162,83 +159,57 @@ class Loader:
         low, high = (total * rank // self.world_size for rank in (self.rank, self.rank + 1))
         return start + low, start + high, total
 
-
-def _ignore_signals(worker: int) -> None:
-    """The training process decides what a signal to the whole group means; workers end with it."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
-
-
-class _Steps(TorchDataset[Batch | QuadpipeError]):
-    """The batches of one epoch by step; what a worker process holds.
-
-    An error is returned, not raised, so that it comes out of a worker in one line.
-    """
-
-    def __init__(self, loader: Loader, epoch: int) -> None:
-        self._loader = loader
-        self._epoch = epoch
-
-    def __getitem__(self, step: int) -> Batch | QuadpipeError:
-        try:
-            return self._batch(step)
-        except QuadpipeError as error:
-            return error
-
-    def _batch(self, step: int) -> Batch:
-        loader = self._loader
-        start, stop, total = loader.slice_of(step)
+    def _read_batch(self, reader: SampleReader, order: EpochOrder, step: int) -> Batch:
+        start, stop, total = self.slice_of(step)
         weight = 1.0
         if start == stop:  # an empty rank computes some sample with weight zero
-            position = min(start, loader.samples - 1)
+            position = min(start, self.samples - 1)
             start, stop, weight = position, position + 1, 0.0
-        reader, order = self._opened()
         shards, numbers = order.locate(start, stop)
-        first = min(start - step * loader.batch_size, total - 1)
-        return _gather(loader, reader, shards, numbers, weight, total, first)
+        size, side = stop - start, self.dataset.manifest.tokenizer.patch_size
+        tokens = self._memory.take((size, self.tokens, side * side * 3))
+        rows = Rows(tokens.numpy())
+        by_shard = np.argsort(shards, kind="stable")
+        ends = np.flatnonzero(np.diff(shards[by_shard])) + 1
+        for places in np.split(by_shard, ends):
+            reader.gather(int(shards[places[0]]), numbers[places], places, rows)
+        return Batch(
+            tokens=tokens.view(size, self.tokens, side, side, 3),
+            boxes=self._pinned(torch.from_numpy(rows.boxes)),
+            label=self._pinned(torch.from_numpy(rows.labels)),
+            weight=self._pinned(torch.full((size,), weight)),
+            keys=rows.keys(),
+            total=total,
+            first=min(start - step * self.batch_size, total - 1),
+        )
 
-    def _opened(self) -> tuple[SampleReader, EpochOrder]:
-        # Made where it is used: maps of files do not cross processes.
-        if not hasattr(self, "_reader"):
-            loader = self._loader
-            self._reader = SampleReader(loader.dataset, loader.name, loader.view(self._epoch))
-            counts = [shard.samples for shard in self._reader.shards]
-            self._order = EpochOrder(
-                counts, seed=loader.seed, epoch=self._epoch, shuffle=loader.shuffle
-            )
-        return self._reader, self._order
+    def _pinned(self, tensor: Tensor) -> Tensor:
+        return tensor.pin_memory() if self.pin_memory else tensor
 
 
-def _gather(
-    loader: Loader,
-    reader: SampleReader,
-    shards: np.ndarray,
-    numbers: np.ndarray,
-    weight: float,
-    total: int,
-    first: int,
-) -> Batch:
-    side = loader.dataset.manifest.tokenizer.patch_size
-    size = len(shards)
-    tokens = np.empty((size, loader.tokens, side, side, 3), np.uint8)
-    boxes = np.empty((size, loader.tokens, 3), np.int16)
-    labels = np.full(size, -1, np.int64)
-    keys = [""] * size
-    for shard in np.unique(shards).tolist():
-        places = np.flatnonzero(shards == shard)
-        samples = reader.read(shard, numbers[places].tolist())
-        for place, sample in zip(places.tolist(), samples, strict=True):
-            leaves = sample.mosaic.leaves(loader.tokens)
-            tokens[place], boxes[place] = leaves.tokens, leaves.boxes
-            keys[place] = sample.key
-            if sample.label is not None:
-                labels[place] = sample.label
-    return Batch(
-        tokens=torch.from_numpy(tokens),
-        boxes=torch.from_numpy(boxes),
-        label=torch.from_numpy(labels),
-        weight=torch.full((size,), weight),
-        keys=keys,
-        total=total,
-        first=first,
-    )
+class _Memory:
+    """Memory for the tokens of batches, used again when nobody holds it any more.
+
+    Fresh memory costs a page fault every 4 kB, as much as copying the tokens. Pinned memory is
+    torch's to keep: it knows which copies to a GPU still run.
+    """
+
+    def __init__(self, *, pinned: bool) -> None:
+        self._pinned = pinned
+        self._kept: list[np.ndarray] = []
+        self._lock = Lock()
+
+    def take(self, shape: tuple[int, ...]) -> Tensor:
+        """uint8 of this shape, with anything in it."""
+        if self._pinned:
+            return torch.empty(shape, dtype=torch.uint8, pin_memory=True)
+        size = math.prod(shape)
+        with self._lock:
+            for memory in self._kept:
+                # Held by this list, by `memory` and by the call: no tensor is made of it.
+                if len(memory) >= size and sys.getrefcount(memory) == 3:
+                    break
+            else:
+                memory = np.empty(size, np.uint8)
+                self._kept = [*self._kept[-_MOST_KEPT + 1 :], memory]
+            return torch.from_numpy(memory)[:size].view(shape)

@@ -46,18 +46,16 @@ class EpochOrder:
     def locate(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
         """Shard and number inside it, int64 `[stop - start]` each, of a range of positions."""
         assert 0 <= start <= stop <= self.samples
-        shards, numbers = [], []
+        shards, numbers = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
         position = start
         while position < stop:
-            block = self._block_of(position)
-            first, lane, index = self._block(block)
+            first, lane, index = self._block(self._block_of(position))
             part = slice(position - first, min(stop - first, len(lane)))
-            for one_lane, one_index in zip(lane[part].tolist(), index[part].tolist(), strict=True):
-                shard, number = self._in_lane(one_lane, one_index)
-                shards.append(shard)
-                numbers.append(number)
+            found = self._in_lanes(lane[part], index[part])
+            shards.append(found[0])
+            numbers.append(found[1])
             position = first + part.stop
-        return np.array(shards, np.int64), np.array(numbers, np.int64)
+        return np.concatenate(shards), np.concatenate(numbers)
 
     def _before(self, block: int) -> np.ndarray:
         """int64 `[L]`: samples of each lane before a block: those with (2i+1)/2n < block/blocks."""
@@ -80,15 +78,22 @@ class EpochOrder:
         order = np.lexsort((lane, place))
         return int(low.sum()), lane[order], index[order]
 
-    def _in_lane(self, lane: int, index: int) -> tuple[int, int]:
-        starts = self._starts[lane]
-        slot = int(np.searchsorted(starts, index, side="right")) - 1
-        if self._shuffle:
-            window = slot // WINDOW
-            first = int(starts[window * WINDOW])
-            index = first + int(self._window(lane, window)[index - first])
-            slot = int(np.searchsorted(starts, index, side="right")) - 1
-        return int(self._lanes[lane][slot]), index - int(starts[slot])
+    def _in_lanes(self, lane: np.ndarray, index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Shard and number inside it of samples given by lane and index in the lane."""
+        shards, numbers = np.empty_like(index), np.empty_like(index)
+        for one in np.unique(lane).tolist():
+            here = lane == one
+            starts, inside = self._starts[one], index[here]
+            slots = np.searchsorted(starts, inside, side="right") - 1
+            if self._shuffle:
+                for window in np.unique(slots // WINDOW).tolist():
+                    chosen = slots // WINDOW == window
+                    first = int(starts[window * WINDOW])
+                    inside[chosen] = first + self._window(one, window)[inside[chosen] - first]
+                slots = np.searchsorted(starts, inside, side="right") - 1
+            shards[here] = self._lanes[one][slots]
+            numbers[here] = inside - starts[slots]
+        return shards, numbers
 
     def _shuffled_window(self, lane: int, window: int) -> np.ndarray:
         starts = self._starts[lane]

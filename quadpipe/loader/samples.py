@@ -1,55 +1,144 @@
-"""Samples of a shard by number, checked against the manifest.
+"""Samples of a shard by number, checked against the manifest, gathered into a batch.
 
-A local shard is mapped into memory, a remote one is read in ranges; the same bytes go to the same
-parser.
+A local shard is mapped into memory, a remote one is read in ranges; the same bytes go the same way.
+
+Letters: b samples of the batch; N tokens; T = P * P * 3 bytes of a token.
 """
 
 import json
-from collections.abc import Sequence
 from functools import lru_cache
 from itertools import groupby
 
 import numpy as np
 
 from quadpipe.errors import ShardError
-from quadpipe.files import RemoteFolder
-from quadpipe.shards.format import marker_name
+from quadpipe.files import RangeReader
+from quadpipe.shards.format import marker_name, npy_header
 from quadpipe.shards.manifest import ShardInfo
-from quadpipe.shards.reader import Dataset, Sample
+from quadpipe.shards.reader import Dataset
 from quadpipe.shards.tar import read_members
+
+KEY_BYTES = 20
+"""Longer keys, which quadpipe does not write, take a slower way."""
 
 OPEN_SHARDS = 128
 """So many shards are known at once: their offsets, and local ones mapped without an open file."""
 
 
+class Rows:
+    """A batch of b rows to be filled, at a budget of N tokens.
+
+    tokens: uint8 `[b, N, T]`, to be written into. boxes: int16 `[b, N, 3]`. labels: int64 `[b]`,
+    -1 without labels.
+    """
+
+    def __init__(self, tokens: np.ndarray) -> None:
+        size, self.budget = tokens.shape[:2]
+        self.tokens = tokens
+        self.boxes = np.empty((size, self.budget, 3), np.int16)
+        self.labels = np.empty(size, np.int64)
+        self.key_bytes = np.zeros((size, KEY_BYTES), np.uint8)
+        self.long_keys: dict[int, str] = {}
+
+    def keys(self) -> list[str]:
+        """Of the samples in the rows."""
+        keys: list[str] = self.key_bytes.view(f"S{KEY_BYTES}")[:, 0].astype(str).tolist()
+        for place, key in self.long_keys.items():
+            keys[place] = key
+        return keys
+
+
 class SampleReader:
-    """Random access to the samples of one view of a split."""
+    """Random access to the samples of one view of a split. Threads may share it."""
 
     def __init__(self, dataset: Dataset, split: str, view: int) -> None:
         self._dataset = dataset
         self._split = split
         self.shards = [shard for shard in dataset.shards(split) if shard.view == view]
-        self._contents = lru_cache(maxsize=OPEN_SHARDS)(self._map)
+        self._ranges = lru_cache(maxsize=OPEN_SHARDS)(self._open_ranges)
         self._offsets = lru_cache(maxsize=OPEN_SHARDS)(self._find_offsets)
 
-    def read(self, shard: int, numbers: Sequence[int]) -> list[Sample]:
-        """Samples of one shard by number; ShardError names shard and key of what is wrong."""
-        info = self.shards[shard]
-        offsets = self._offsets(shard)
-        ranges = [(int(offsets[number]), int(offsets[number + 1])) for number in numbers]
-        folder = self._dataset.folder
-        if isinstance(folder, RemoteFolder):
-            parts = folder.read_ranges(info.name, ranges)
-        else:
-            contents = self._contents(shard)
-            parts = [contents[start:stop] for start, stop in ranges]
-        try:
-            return [self._dataset.parse_sample(part) for part in parts]
-        except ShardError as error:
-            raise ShardError(f"{folder.where(info.name)}: {error}") from error
+        manifest, geometry = dataset.manifest, dataset.manifest.geometry
+        stored, side = manifest.tokenizer.tokens, geometry.patch_size
+        nodes, self._stored_splits = geometry.nodes(stored), geometry.splits(stored)
+        self._is_raw = manifest.make_codec().name == "raw"
+        self._headers = tuple(
+            np.frombuffer(npy_header(dtype, shape), np.uint8)
+            for dtype, shape in (
+                ("|u1", (nodes, side, side, 3)),
+                ("<i4", (nodes, 4)),
+                ("<f4", (self._stored_splits,)),
+            )
+        )
+        self._root_boxes = geometry.boxes[: geometry.roots]
+        self._classes = -1 if manifest.classes is None else len(manifest.classes)
 
-    def _map(self, shard: int) -> memoryview:
-        return self._dataset.folder.map(self.shards[shard].name)
+    def gather(self, shard: int, numbers: np.ndarray, places: np.ndarray, rows: Rows) -> None:
+        """Fill some rows with samples of one shard, by number.
+
+        numbers, places: int64, of the samples in the shard and of their rows. ShardError names
+        shard and key of what is wrong.
+        """
+        offsets = self._offsets(shard)
+        firsts, ends = offsets[numbers], offsets[numbers + 1]
+        contents, found = self._ranges(shard)(
+            list(zip(firsts.tolist(), ends.tolist(), strict=True))
+        )
+        starts = np.array(found, np.int64)
+        stops = starts + (ends - firsts)
+        if len(contents) < stops.max():
+            raise ShardError(f"{self._where(shard)}: cut short")
+        done = self._gather_usual(contents, starts, stops, places, rows)
+        for i in np.flatnonzero(~done).tolist():
+            try:
+                self._parse(contents[starts[i] : stops[i]], int(places[i]), rows)
+            except ShardError as error:
+                raise ShardError(f"{self._where(shard)}: {error}") from error
+
+    def _gather_usual(
+        self,
+        contents: memoryview,
+        starts: np.ndarray,
+        stops: np.ndarray,
+        places: np.ndarray,
+        rows: Rows,
+    ) -> np.ndarray:
+        """Fill the rows of samples that are as quadpipe writes them; bool, which ones."""
+        if not self._is_raw:
+            return np.zeros(len(starts), np.bool_)
+        from quadpipe.loader.gather import gather
+
+        done: np.ndarray = gather(
+            np.frombuffer(contents, np.uint8),
+            starts,
+            stops,
+            places,
+            self._headers,
+            self._root_boxes,
+            self._stored_splits,
+            (rows.budget - len(self._root_boxes)) // 3,
+            self._classes,
+            rows.tokens,
+            rows.boxes,
+            rows.labels,
+            rows.key_bytes,
+        )
+        return done
+
+    def _parse(self, part: memoryview, place: int, rows: Rows) -> None:
+        """Fill one row from the bytes of any sample that the manifest allows."""
+        sample = self._dataset.parse_sample(part)
+        leaves = sample.mosaic.leaves(rows.budget)
+        rows.tokens[place] = leaves.tokens.reshape(len(leaves), -1)
+        rows.boxes[place] = leaves.boxes
+        rows.labels[place] = -1 if sample.label is None else sample.label
+        rows.long_keys[place] = sample.key
+
+    def _where(self, shard: int) -> str:
+        return self._dataset.folder.where(self.shards[shard].name)
+
+    def _open_ranges(self, shard: int) -> RangeReader:
+        return self._dataset.folder.open_ranges(self.shards[shard].name)
 
     def _find_offsets(self, shard: int) -> np.ndarray:
         """Where each sample begins, and where the last one ends, int64."""

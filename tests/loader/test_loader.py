@@ -168,7 +168,7 @@ def test_a_plain_webdataset_pipeline_gives_the_same_leaves(shards):
 
 
 class AsyncFiles(fsspec.asyn.AsyncFileSystem):
-    """As s3fs and the others are made: connections of an event loop that must not be forked."""
+    """As s3fs and the others are made: connections of an event loop."""
 
     protocol = "asyncfiles"
 
@@ -184,7 +184,7 @@ class AsyncFiles(fsspec.asyn.AsyncFileSystem):
         return open(path, mode)
 
 
-def test_remote_shards_are_read_by_worker_processes(shards):
+def test_remote_shards_are_read_by_threads(shards):
     fsspec.register_implementation("asyncfiles", AsyncFiles, clobber=True)
     expected = list(Loader(shards, "train", batch_size=5).epoch(0))
     remote = Loader(f"asyncfiles://{shards}", "train", batch_size=5, workers=2)

@@ -1,0 +1,254 @@
+"""The loop that takes samples out of mapped shards into a batch, compiled by numba.
+
+It checks what `shards.reader` checks, and gives up on a sample as soon as anything is not as
+quadpipe writes it: the caller then reads that sample with `shards.reader`, which accepts it or
+says what is wrong. So nothing is decided here but the usual case.
+
+Import this module inside the functions that need it: numba takes half a second to load.
+
+Letters: b samples; M nodes; R roots; K stored splits; k splits of the batch's budget; N leaves;
+T = P * P * 3 bytes of a token.
+"""
+
+import numpy as np
+
+from quadpipe.kernels import compiled
+
+BLOCK = 512
+_DOT, _SPACE, _ZERO, _EIGHT = ord("."), ord(" "), ord("0"), ord("8")
+_TOKENS, _NODES, _IMPORTANCE, _LABEL = (
+    np.frombuffer(name, np.uint8)
+    for name in (b"tokens.npy", b"nodes.npy", b"importance.npy", b"cls")
+)
+
+
+@compiled
+def gather(
+    data: np.ndarray,
+    starts: np.ndarray,
+    stops: np.ndarray,
+    places: np.ndarray,
+    headers: tuple[np.ndarray, np.ndarray, np.ndarray],
+    root_boxes: np.ndarray,
+    stored: int,
+    splits: int,
+    classes: int,
+    tokens: np.ndarray,
+    boxes: np.ndarray,
+    labels: np.ndarray,
+    keys: np.ndarray,
+) -> np.ndarray:
+    """Read samples of one shard; returns bool `[b]`, where it did.
+
+    data: uint8, the shard or parts of it. starts, stops: int64 `[b]`, where samples lie in it.
+    places: int64 `[b]`, their rows in the batch. headers: the NumPy headers of tokens, nodes and
+    importance. root_boxes: int32 `[R, 3]`. stored, splits: K and k. classes: number of classes,
+    -1 without labels. Written are tokens: uint8 `[rows, N, T]`, boxes: int16 `[rows, N, 3]`,
+    labels: int64 `[rows]`, keys: uint8 `[rows, bytes of the longest key]`.
+    """
+    roots, size = len(root_boxes), tokens.shape[2]
+    count = roots + 4 * stored
+    node_of_step = np.empty(stored, np.int64)
+    done = np.zeros(len(starts), np.bool_)
+    for i in range(len(starts)):
+        row = places[i]
+        members = _find_members(data, starts[i], stops[i], keys[row])
+        if not (
+            _is_array(data, members[0], headers[0], count * size)
+            and _is_array(data, members[1], headers[1], count * 16)
+            and _is_array(data, members[2], headers[2], stored * 4)
+        ):
+            continue
+        nodes = data[members[1, 0] + len(headers[1]) : members[1, 1]].view(np.int32)
+        if not _are_nodes(nodes.reshape(count, 4), root_boxes, node_of_step):
+            continue
+        importance = data[members[2, 0] + len(headers[2]) : members[2, 1]].view(np.float32)
+        if not np.isfinite(importance).all():
+            continue
+        label = np.int64(-1)
+        if classes >= 0:
+            label = _read_label(data, members[3])
+            if label < 0 or label >= classes:
+                continue
+        labels[row] = label
+        first = members[0, 0] + len(headers[0])
+        _copy_leaves(
+            data[first : first + count * size],
+            nodes.reshape(count, 4)[: roots + 4 * splits],
+            splits,
+            tokens[row],
+            boxes[row],
+        )
+        done[i] = True
+    return done
+
+
+@compiled
+def _copy_leaves(
+    pixels: np.ndarray, nodes: np.ndarray, splits: int, tokens: np.ndarray, boxes: np.ndarray
+) -> None:
+    """The leaves after `splits` splits, runs of neighbours at once."""
+    size = tokens.shape[1]
+    flat = tokens.reshape(-1)
+    leaf, node = 0, 0
+    while node < len(nodes):
+        first = node
+        while node < len(nodes) and not 0 <= nodes[node, 3] < splits:
+            boxes[leaf, 0] = nodes[node, 0]
+            boxes[leaf, 1] = nodes[node, 1]
+            boxes[leaf, 2] = nodes[node, 2]
+            leaf += 1
+            node += 1
+        run = (node - first) * size
+        # Loops over slices become vector instructions, and assigning slices does not.
+        source, target = pixels[first * size :], flat[leaf * size - run :]
+        for j in range(run):
+            target[j] = source[j]
+        node += 1
+
+
+@compiled
+def _find_members(data: np.ndarray, start: int, stop: int, key: np.ndarray) -> np.ndarray:
+    """int64 `[4, 2]`: where the contents of tokens, nodes, importance and label begin and end.
+
+    -1 in all of the first column when anything is not as it should be. Fills `key`.
+    """
+    found = np.full((4, 2), -1, np.int64)
+    bad = np.full((4, 2), -1, np.int64)
+    offset = start
+    key_length = -1
+    while offset < stop and data[offset] != 0:
+        if offset + BLOCK > stop:
+            return bad
+        size = _read_header(data, offset)
+        first, last = offset + BLOCK, offset + BLOCK + size
+        if size < 0 or last > stop:
+            return bad
+        dot = 0
+        while dot < 100 and data[offset + dot] != _DOT:
+            dot += 1
+        if dot > len(key) or dot == 100:
+            return bad
+        if key_length < 0:
+            key_length = dot
+            for j in range(len(key)):
+                key[j] = data[offset + j] if j < dot else 0
+        elif dot != key_length:
+            return bad
+        for j in range(dot):
+            if key[j] != data[offset + j] or key[j] > 127:
+                return bad
+        which = -1
+        if _is_name(data, offset, dot + 1, _TOKENS):
+            which = 0
+        elif _is_name(data, offset, dot + 1, _NODES):
+            which = 1
+        elif _is_name(data, offset, dot + 1, _IMPORTANCE):
+            which = 2
+        elif _is_name(data, offset, dot + 1, _LABEL):
+            which = 3
+        if which >= 0:
+            if found[which, 0] >= 0:
+                return bad
+            found[which, 0] = first
+            found[which, 1] = last
+        offset = last + (-size) % BLOCK
+    return bad if np.any(data[offset:stop]) else found
+
+
+@compiled
+def _read_header(data: np.ndarray, offset: int) -> int:
+    """Size of a plain file's content from its USTAR header, -1 when it is none."""
+    header = data[offset : offset + BLOCK]
+    total, prefix = np.int32(8 * _SPACE), np.int32(0)
+    for j in range(BLOCK):
+        total += np.int32(header[j])
+    for j in range(148, 156):
+        total -= np.int32(header[j])
+    for j in range(345, 500):
+        prefix += np.int32(header[j])
+    kind = header[156]
+    if (kind != _ZERO and kind != 0) or prefix or _octal(header, 148, 8) != total:
+        return -1
+    return _octal(header, 124, 12)
+
+
+@compiled
+def _octal(data: np.ndarray, at: int, length: int) -> int:
+    """An octal number in digits, ended by a blank or zero byte; -1 when it is none."""
+    value = np.int64(0)
+    digits = 0
+    while digits < length and _ZERO <= data[at + digits] < _EIGHT:
+        value = value * 8 + (data[at + digits] - _ZERO)
+        digits += 1
+    for j in range(digits, length):
+        if data[at + j] != 0 and data[at + j] != _SPACE:
+            return -1
+    return value if digits else -1
+
+
+@compiled
+def _is_name(data: np.ndarray, offset: int, first: int, name: np.ndarray) -> bool:
+    """Whether the member's name goes on with `name` from its byte `first`, and ends there."""
+    for j in range(len(name)):
+        if data[offset + first + j] != name[j]:
+            return False
+    return data[offset + first + len(name)] == 0
+
+
+@compiled
+def _is_array(data: np.ndarray, member: np.ndarray, header: np.ndarray, size: int) -> bool:
+    """Whether a member is there with this header, so many bytes, and numbers in their places."""
+    if member[0] < 0 or member[1] - member[0] != len(header) + size:
+        return False
+    if (data.ctypes.data + member[0] + len(header)) % 8:
+        return False
+    return np.array_equal(data[member[0] : member[0] + len(header)], header)
+
+
+@compiled
+def _are_nodes(nodes: np.ndarray, root_boxes: np.ndarray, node_of_step: np.ndarray) -> bool:
+    """Whether int32 `[M, 4]` nodes are the roots and the quarters of K splits."""
+    roots, splits = len(root_boxes), len(node_of_step)
+    for node in range(roots):
+        for column in range(3):
+            if nodes[node, column] != root_boxes[node, column]:
+                return False
+    node_of_step[:] = -1
+    for node in range(len(nodes)):
+        step = nodes[node, 3]
+        if step != -1:
+            if step < 0 or step >= splits or node_of_step[step] >= 0:
+                return False
+            node_of_step[step] = node
+    for step in range(splits):
+        parent = node_of_step[step]
+        child = roots + 4 * step
+        if parent < 0 or parent >= child or nodes[parent, 2] < 1:
+            return False
+        half = 1 << (nodes[parent, 2] - 1)
+        for dy in range(2):
+            for dx in range(2):
+                if (
+                    nodes[child, 0] != nodes[parent, 0] + dx * half
+                    or nodes[child, 1] != nodes[parent, 1] + dy * half
+                    or nodes[child, 2] != nodes[parent, 2] - 1
+                ):
+                    return False
+                child += 1
+    return True
+
+
+@compiled
+def _read_label(data: np.ndarray, member: np.ndarray) -> int:
+    """A decimal number of one to nine digits, -1 when it is none."""
+    length = member[1] - member[0]
+    if member[0] < 0 or length < 1 or length > 9:
+        return -1
+    value = np.int64(0)
+    for at in range(member[0], member[1]):
+        digit = np.int64(data[at]) - _ZERO
+        if digit < 0 or digit > 9:
+            return -1
+        value = value * 10 + digit
+    return value
