@@ -1,0 +1,56 @@
+"""What the benchmarks share: images, the machine in words, medians."""
+
+import os
+import platform
+import random
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+
+
+def describe_machine() -> None:
+    """Print processor, cores and versions."""
+    import numpy as np
+
+    import quadpipe
+    from quadpipe.images.library import describe, imaging_library
+
+    names = [
+        line.partition(":")[2].strip()
+        for line in _lines("/proc/cpuinfo")
+        if line.startswith("model name")
+    ]
+    processor = names[0] if names else platform.processor() or platform.machine()
+    print(
+        f"{processor}, {os.cpu_count()} cores; Python {platform.python_version()}, quadpipe "
+        f"{quadpipe.__version__}, NumPy {np.__version__}, {describe(imaging_library())}"
+    )
+
+
+def make_images(folder: Path, count: int, *, side: int, quality: int = 90) -> None:
+    """JPEGs of square parts of the photographs that scikit-learn ships, in two classes."""
+    from PIL import Image
+    from sklearn.datasets import load_sample_images
+
+    chance = random.Random(0)
+    photographs = [Image.fromarray(p) for p in load_sample_images().images]
+    for number in range(count):
+        photograph = photographs[number % 2]
+        left = chance.randint(0, photograph.width - side)
+        top = chance.randint(0, photograph.height - side)
+        target = folder / ("temple", "flower")[number % 2]
+        target.mkdir(parents=True, exist_ok=True)
+        part = photograph.crop((left, top, left + side, top + side))
+        part.save(target / f"{number:06d}.jpg", quality=quality)
+
+
+def spread(values: Sequence[float]) -> str:
+    """Median (smallest-largest)."""
+    return f"{statistics.median(values):,.0f} ({min(values):,.0f}-{max(values):,.0f})"
+
+
+def _lines(path: str) -> list[str]:
+    try:
+        return Path(path).read_text().splitlines()
+    except OSError:
+        return []
