@@ -39,7 +39,7 @@ def command(as_json: bool) -> None:
                 click.echo(f"{'':<14}{flag:<20}{line}")
         if scorer.uses_network:
             click.echo(f"{'':<14}{'--scorer-weights':<20}File of the network's weights.")
-    click.echo("\nAll take --thresholds; docs/scorers.md says when to use which.")
+    click.echo("\nAll but uniform take --thresholds; docs/scorers.md says when to use which.")
 
 
 def _row(scorer: type[Scorer]) -> dict[str, Any]:

@@ -7,12 +7,12 @@ Letters: B batch; H, W height and width in pixels; P patch size; M nodes; f = 2*
 """
 
 from collections.abc import Callable
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import numba
 import numpy as np
 
-_Function = TypeVar("_Function", bound=Callable[..., np.ndarray])
+_Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
 def compiled(function: _Function) -> _Function:

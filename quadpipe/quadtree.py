@@ -74,8 +74,10 @@ def subtract_thresholds(
             for scale, (_, threshold) in reversed(list(enumerate(thresholds, start=1)))
         ]
     )
-    less: np.ndarray = importance.astype(np.float64) - per_patch
-    return less.astype(np.float32)
+    exact = importance.astype(np.float64) - per_patch
+    less: np.ndarray = exact.astype(np.float32)
+    less[(exact < 0) & (less == 0)] = -np.finfo(np.float32).smallest_subnormal
+    return less
 
 
 def split_order(importance: np.ndarray, geometry: Geometry) -> np.ndarray:

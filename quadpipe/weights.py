@@ -10,6 +10,7 @@ from quadpipe.errors import ConfigError, ShardError
 if TYPE_CHECKING:
     from torch import Tensor
 
+_DEEPEST_WRAPPER = 3
 _WRAPPERS = ("state_dict", "model", "state_dict_ema", "teacher", "student")
 
 
@@ -43,11 +44,18 @@ def parse_weights(data: bytes, where: str) -> "dict[str, Tensor]":
             f"{first[0] if first else ''}); quadpipe loads safetensors, or torch files that "
             f"weights_only=True accepts"
         ) from error
-    while isinstance(document, Mapping):
-        wrapper = next((w for w in _WRAPPERS if isinstance(document.get(w), Mapping)), None)
-        if wrapper is None:
-            break
-        document = document[wrapper]
+    for _ in range(_DEEPEST_WRAPPER):  # a dict may hold itself
+        if isinstance(document, Mapping):
+            wrapper = next((w for w in _WRAPPERS if isinstance(document.get(w), Mapping)), None)
+            document = document if wrapper is None else document[wrapper]
     if not isinstance(document, Mapping):
         raise ShardError(f"{where} holds a {type(document).__name__}, not a state dict")
-    return {str(k): v for k, v in document.items() if isinstance(v, torch.Tensor)}
+    tensors = {str(k): v for k, v in document.items() if isinstance(v, torch.Tensor)}
+    odd = [
+        name
+        for name, tensor in tensors.items()
+        if tensor.layout != torch.strided or tensor.is_meta or tensor.is_quantized
+    ]
+    if odd:
+        raise ShardError(f"{where} holds {odd[0]}, which is no plain tensor; save dense weights")
+    return tensors

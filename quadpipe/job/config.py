@@ -91,6 +91,12 @@ class DatasetConfig:
         return {"name": "jpg", "quality": quality}
 
 
+# Of a resource, in Ray; and those that have options of their own there.
+_SMALLEST_SHARE = 1e-4
+_OWN_RESOURCES = ("CPU", "GPU", "memory", "object_store_memory")
+_SCORER_WAIT = 300
+
+
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
     """How a job runs; nothing here changes a byte of its output."""
@@ -123,8 +129,9 @@ class RunConfig:
             "place them."
         },
     )
-    scorer_wait: int = field(
-        default=300, metadata={"help": "Seconds to wait for these actors to start or answer."}
+    scorer_wait: int | None = field(
+        default=None,
+        metadata={"help": "Seconds to wait for these actors to start or answer, by default 300."},
     )
     max_rejected: str = field(
         default="1%", metadata={"help": "How many inputs may be rejected: a share or a count."}
@@ -139,12 +146,15 @@ class RunConfig:
         if self.scorers is not None and self.scorers < 1:
             raise ConfigError(f"scorers {self.scorers} is not above 0")
         gpus = self.gpus_per_scorer
-        if not 0 <= gpus < inf or (gpus > 1 and gpus % 1):  # as Ray has it
+        fits = gpus == 0 or _SMALLEST_SHARE <= gpus <= 1 or (gpus < inf and gpus % 1 == 0)
+        if gpus < 0 or not fits:  # as Ray has it
             raise ConfigError(
                 f"gpus_per_scorer {gpus:g} is neither a share of a GPU nor a whole number of them"
             )
-        if self.scorer_wait < 1:
+        if self.scorer_wait is not None and self.scorer_wait < 1:
             raise ConfigError(f"scorer_wait {self.scorer_wait} is not above 0")
+        if self.scorer_wait is not None and not self.pooled:
+            raise ConfigError("scorer_wait is for scorers in actors of their own; leave it out")
         self.scorer_resources()
         if self.in_process and self.pooled:
             raise ConfigError(
@@ -156,6 +166,11 @@ class RunConfig:
     def pooled(self) -> bool:
         """Whether the scorer runs in actors of its own."""
         return bool(self.scorers or self.gpus_per_scorer or self.scorer_resource)
+
+    @property
+    def patience(self) -> int:
+        """Seconds to wait for scorers."""
+        return _SCORER_WAIT if self.scorer_wait is None else self.scorer_wait
 
     @property
     def scorer_device(self) -> str:
@@ -171,7 +186,7 @@ class RunConfig:
             count = float(amount or 1)
         except ValueError:
             count = 0
-        if not name or not 0 < count < inf or name in ("CPU", "GPU"):
+        if not name or not _SMALLEST_SHARE <= count < inf or name in _OWN_RESOURCES:
             raise ConfigError(
                 f"scorer_resource {self.scorer_resource!r} is not NAME or NAME=AMOUNT; GPUs are "
                 f"asked for with gpus_per_scorer"

@@ -6,7 +6,8 @@ An engine yields each shard with its report, or with the error that kept it from
 import logging
 import os
 import socket
-from collections.abc import Generator, Iterator
+import traceback
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import islice
@@ -28,42 +29,54 @@ _IN_FLIGHT_PER_CPU = 2
 _OBJECT_STORE_BYTES = 100 * 2**20
 
 
-def run_in_process(
-    plan: Plan, site: Site, shards: Iterator[ShardId]
-) -> Generator[Outcome, None, None]:
+Engine = Callable[[Iterator[ShardId]], Generator[Outcome, None, None]]
+
+
+@contextmanager
+def in_process(plan: Plan, site: Site) -> Iterator[Engine]:
     """One shard after the other, here. Errors that are not for users surface at once."""
-    for shard in shards:
-        try:
-            yield shard, make_shard(plan, site, shard)
-        except QuadpipeError as error:
-            yield shard, error
-        except MemoryError:
-            yield shard, JobError("out of memory; use smaller images or fewer --views")
+
+    def make(shards: Iterator[ShardId]) -> Generator[Outcome, None, None]:
+        for shard in shards:
+            try:
+                yield shard, make_shard(plan, site, shard)
+            except QuadpipeError as error:
+                yield shard, error
+            except MemoryError:
+                yield shard, JobError("out of memory; use smaller images or fewer --views")
+
+    yield make
 
 
-def run_on_ray(plan: Plan, site: Site, shards: Iterator[ShardId]) -> Generator[Outcome, None, None]:
+@contextmanager
+def on_ray(plan: Plan, site: Site) -> Iterator[Engine]:
     """One Ray task a shard, a bounded number in flight; the pool of scorers is started first.
 
     ConfigError when Ray cannot be started, the cluster cannot be joined, or it cannot hold the
     scorers.
     """
     run = plan.config.run
-    with _ray(run, _object_store_bytes(plan)) as (ray, private):
+    with _ray(run, _object_store_bytes(plan, site)) as (ray, private):
         pool = start_pool(ray, plan, site.network, private=private) if run.pooled else None
         slots = _slots(ray, run, pool, private=private)
         task = ray.remote(num_cpus=1, max_retries=_RETRIES)(make_shard)
         shared = ray.put(plan), ray.put(replace(site, network=None) if pool else site)
-        # What is still running when this ends is not cancelled: Ray ends the tasks of a driver that
-        # leaves, and cancelling one that is about to finish can bring the driver down.
-        running: dict[Any, ShardId] = {}
-        while True:
-            for shard in islice(shards, slots - len(running)):
-                running[task.remote(*shared, shard, pool and pool.starting_at(shard.index))] = shard
-            if not running:
-                return
-            done, _ = ray.wait(list(running))
-            for reference in done:
-                yield running.pop(reference), _outcome(ray, reference)
+
+        def make(shards: Iterator[ShardId]) -> Generator[Outcome, None, None]:
+            # What is still running when this ends is not cancelled: Ray ends the tasks of a driver
+            # that leaves, and cancelling one that is about to finish can bring the driver down.
+            running: dict[Any, ShardId] = {}
+            while True:
+                for shard in islice(shards, slots - len(running)):
+                    scorer = pool and pool.starting_at(shard.index)
+                    running[task.remote(*shared, shard, scorer)] = shard
+                if not running:
+                    return
+                done, _ = ray.wait(list(running))
+                for reference in done:
+                    yield running.pop(reference), _outcome(ray, reference)
+
+        yield make
 
 
 def _outcome(ray: Any, reference: Any) -> Report | QuadpipeError:
@@ -75,7 +88,7 @@ def _outcome(ray: Any, reference: Any) -> Report | QuadpipeError:
         if isinstance(cause, QuadpipeError):
             return cause
         unexpected = JobError(f"{type(cause).__name__}: {cause}; details are in the log")
-        unexpected.add_note(error.traceback_str)
+        unexpected.add_note("".join(traceback.format_exception(error)))
         return unexpected
     except ray.exceptions.RayError as error:
         lines = str(error).strip().splitlines() or [type(error).__name__]
@@ -90,14 +103,16 @@ def _reach(address: str) -> None:
     socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
 
 
-def _object_store_bytes(plan: Plan) -> int:
-    """Room for the batches that are on their way to scorers."""
+def _object_store_bytes(plan: Plan, site: Site) -> int:
+    """Room for the network, and for the batches that are on their way to scorers."""
     run, dataset = plan.config.run, plan.config.dataset
+    weights = site.network.weights if site.network else None
+    room = _OBJECT_STORE_BYTES + 2 * len(weights or b"")
     if not run.pooled:
-        return _OBJECT_STORE_BYTES
+        return room
     height, width = plan.config.tokenizer.image_size
     batch = dataset.score_batch * dataset.views * height * width * 3
-    return _OBJECT_STORE_BYTES + (PooledScorer.batches_out + 2) * batch * _local_workers(run)
+    return room + (PooledScorer.batches_out + 2) * batch * _local_workers(run)
 
 
 def _slots(ray: Any, run: RunConfig, pool: PooledScorer | None, *, private: bool) -> int:

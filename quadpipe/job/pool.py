@@ -25,6 +25,7 @@ from quadpipe.scorers import Network, Scorer
 _RETRIES = 3
 _SECONDS_BETWEEN_LOOKS = 5.0
 _SECONDS_BETWEEN_TRIES = 0.5
+_SECONDS_OF_SILENCE = 60.0
 _CONTROL = "control"
 
 
@@ -94,29 +95,34 @@ class PooledScorer(Scorer):
 
         turn = self._sent
         self._sent += 1
-        arguments = ray.put(images), list(hints or [])
-        pending = self._send(turn, arguments)
-        return lambda: self._receive(turn, pending, arguments)
+        arguments = ray.put(images), [] if hints is None else list(hints)
+        sent = self._send(turn, arguments)
+        return lambda: self._receive(turn, sent, arguments)
 
     def _score(self, images: np.ndarray, hints: Sequence[Any]) -> list[np.ndarray]:
         return self.submit(images, hints)()
 
-    def _send(self, turn: int, arguments: tuple[Any, list[Any]]) -> Any:
-        return self._actors[turn % len(self._actors)].score.remote(self._shared, *arguments)
+    def _send(self, turn: int, arguments: tuple[Any, list[Any]]) -> tuple[Any, Any]:
+        """Give a batch to an actor; the actor and the reference to its maps."""
+        now = time.monotonic()
+        there = [a for a in self._actors if _silent_until.get(_name(a), 0) < now] or self._actors
+        actor = there[turn % len(there)]
+        return actor, actor.score.remote(self._shared, *arguments)
 
     def _receive(
-        self, turn: int, pending: Any, arguments: tuple[Any, list[Any]]
+        self, turn: int, sent: tuple[Any, Any], arguments: tuple[Any, list[Any]]
     ) -> list[np.ndarray]:
         """Wait for a batch; JobError when it is lost too often, or nobody answers any more."""
         import ray
 
         losses = 0
         while True:
+            actor, pending = sent
             try:
                 if ray.wait([pending], timeout=_SECONDS_BETWEEN_LOOKS)[0]:
                     maps: list[np.ndarray] = ray.get(pending)
                     return maps
-                if turn % len(self._actors) in (answering := self._await_answers()):
+                if _answering(ray, [actor]):
                     continue  # busy
             except ray.exceptions.RayTaskError as error:
                 raise _failure(error) from error
@@ -124,23 +130,19 @@ class PooledScorer(Scorer):
                 losses += 1
                 if losses > _RETRIES:
                     raise JobError(f"a batch was lost with {losses} scorers: {error}") from error
-                answering = self._await_answers()
-            turn = answering[turn % len(answering)]
-            pending = self._send(turn, arguments)
+            _silent_until[_name(actor)] = time.monotonic() + _SECONDS_OF_SILENCE
+            self._await_answer(ray)
+            sent = self._send(turn, arguments)
 
-    def _await_answers(self) -> list[int]:
-        """The actors that are there, busy or not; JobError when there are none for too long."""
-        import ray
-
+    def _await_answer(self, ray: Any) -> None:
+        """Wait until some actor is there, busy or not; JobError when there is none for too long."""
         deadline = time.monotonic() + self._patience
         while time.monotonic() < deadline:
-            calls = [
-                actor.ping.options(concurrency_group=_CONTROL).remote() for actor in self._actors
-            ]
-            done, _ = ray.wait(calls, num_returns=len(calls), timeout=_SECONDS_BETWEEN_LOOKS)
-            answering = [number for number, call in enumerate(calls) if _answered(call, done)]
+            answering = _answering(ray, self._actors)
+            for actor in answering:
+                _silent_until.pop(_name(actor), None)
             if answering:
-                return answering
+                return
             time.sleep(_SECONDS_BETWEEN_TRIES)
         raise JobError(
             f"none of {len(self._actors)} scorers has answered for {self._patience:.0f} seconds; "
@@ -148,16 +150,29 @@ class PooledScorer(Scorer):
         )
 
 
-def _answered(call: Any, done: list[Any]) -> bool:
-    import ray
+# When actors that did not answer are given batches again, for all tasks of this process.
+_silent_until: dict[str, float] = {}
 
-    if call not in done:
-        return False
-    try:
-        ray.get(call)
-    except ray.exceptions.RayError:
-        return False
-    return True
+
+def _name(actor: Any) -> str:
+    name: str = actor._actor_id.hex()
+    return name
+
+
+def _answering(ray: Any, actors: list[Any]) -> list[Any]:
+    """The first of the actors that answer in time."""
+    calls = {a.ping.options(concurrency_group=_CONTROL).remote(): a for a in actors}
+    deadline = time.monotonic() + _SECONDS_BETWEEN_LOOKS
+    waiting = list(calls)
+    while waiting and (left := deadline - time.monotonic()) > 0:
+        done, waiting = ray.wait(waiting, num_returns=1, timeout=left)
+        for call in done:
+            try:
+                ray.get(call)
+                return [calls[call]]
+            except ray.exceptions.RayError:
+                continue
+    return []
 
 
 def cpus_of_scorers(run: RunConfig) -> int:
@@ -192,20 +207,36 @@ def start_pool(ray: Any, plan: Plan, network: Network | None, *, private: bool) 
     )(ScorerActor)
     shared = [ray.put(plan), ray.put(network)]
     actors = [actor.remote() for _ in range(count)]
-    starting = [actor.start.remote(shared) for actor in actors]
-    ready, waiting = ray.wait(starting, num_returns=count, timeout=run.scorer_wait)
-    try:
-        ray.get(ready)
-    except ray.exceptions.RayError as error:
-        raise _failure(error) from error
-    if waiting:
+    started = _start(ray, actors, shared, run.patience)
+    if started < count:
         raise ConfigError(
-            f"{len(ready)} of {count} scorers started within {run.scorer_wait} seconds: {needs}, "
+            f"{started} of {count} scorers started within {run.patience} seconds: {needs}, "
             f"the cluster has {has} in all; start fewer --scorers, add nodes, or give a longer "
             f"--scorer-wait"
         )
     geometry, cpus = plan.config.tokenizer.geometry, count * wanted.get("CPU", 0)
-    return PooledScorer(geometry, actors, shared, patience=run.scorer_wait, cpus=cpus)
+    return PooledScorer(geometry, actors, shared, patience=run.patience, cpus=cpus)
+
+
+def _start(ray: Any, actors: list[Any], shared: list[Any], patience: float) -> int:
+    """How many actors have built their network in time; one that dies meanwhile is asked again.
+
+    Raises what building raises.
+    """
+    deadline = time.monotonic() + patience
+    waiting = {actor.start.remote(shared): actor for actor in actors}
+    while waiting and (left := deadline - time.monotonic()) > 0:
+        done, _ = ray.wait(list(waiting), num_returns=1, timeout=left)
+        for call in done:
+            actor = waiting.pop(call)
+            try:
+                ray.get(call)
+            except ray.exceptions.RayTaskError as error:
+                raise _failure(error) from error
+            except ray.exceptions.RayError:
+                time.sleep(_SECONDS_BETWEEN_TRIES)
+                waiting[actor.start.remote(shared)] = actor
+    return len(actors) - len(waiting)
 
 
 def _listed(resources: dict[str, float]) -> str:

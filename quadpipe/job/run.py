@@ -15,7 +15,7 @@ from quadpipe import __version__
 from quadpipe.errors import ConfigError, JobError, OutputError, ShardError
 from quadpipe.files import Folder
 from quadpipe.job.config import JobConfig
-from quadpipe.job.engines import run_in_process, run_on_ray
+from quadpipe.job.engines import Engine, in_process, on_ray
 from quadpipe.job.merge import merge, read_marker
 from quadpipe.job.plan import Plan, Planner, ShardId
 from quadpipe.job.shard import Report, Site
@@ -47,7 +47,7 @@ class Progress:
     """Told how a job goes on; this one says nothing."""
 
     def planned(self, preview: Preview) -> None:
-        """The plan is stored, work begins."""
+        """Work is about to begin: an engine is started, the plan stored."""
 
     def shard_done(self, report: Report) -> None:
         """One more shard is on disk."""
@@ -113,12 +113,9 @@ class Job:
                     f"{self.out} has {preview.free_bytes:,} bytes free, the job will write about "
                     f"{preview.write_bytes:,}; free some space, lower --tokens, or use --codec jpg"
                 )
-            if not stored:
-                self._planner.store(self.out)
             progress.planned(preview)
             try:
-                if pending:
-                    self._make(pending, progress, log)
+                self._work(pending, progress, log, store=not stored)
             finally:
                 progress.close()
             if pending or not self._is_whole():
@@ -154,12 +151,24 @@ class Job:
             free_bytes=self.out.free_bytes(),
         )
 
-    def _make(self, pending: list[ShardId], progress: Progress, log: "_RunLog") -> None:
+    def _work(
+        self, pending: list[ShardId], progress: Progress, log: "_RunLog", *, store: bool
+    ) -> None:
+        """Start the engine, store the plan once it runs, make the shards."""
+        if not pending:
+            return
+        engine = in_process if self.config.run.in_process else on_ray
+        with engine(self.plan, self._site) as make:
+            if store:
+                self._planner.store(self.out)
+            self._make(make, pending, progress, log)
+
+    def _make(
+        self, make: Engine, pending: list[ShardId], progress: Progress, log: "_RunLog"
+    ) -> None:
         """Make the shards; JobError names those that could not be made."""
-        engine = run_in_process if self.config.run.in_process else run_on_ray
-        outcomes = engine(self.plan, self._site, iter(pending))
         failed = []
-        with closing(outcomes):
+        with closing(make(iter(pending))) as outcomes:
             for shard, outcome in outcomes:
                 log.outcome(shard, outcome)
                 if isinstance(outcome, Report):

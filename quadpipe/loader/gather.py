@@ -65,7 +65,7 @@ def gather(
         importance = data[members[2, 0] + len(headers[2]) : members[2, 1]].view(np.float32)
         if not np.isfinite(importance).all():
             continue
-        label = np.int64(-1)
+        label = -1
         if classes >= 0:
             label = _read_label(data, members[3])
             if label < 0 or label >= classes:
@@ -176,10 +176,9 @@ def _read_header(data: np.ndarray, offset: int) -> int:
 @compiled
 def _octal(data: np.ndarray, at: int, length: int) -> int:
     """An octal number in digits, ended by a blank or zero byte; -1 when it is none."""
-    value = np.int64(0)
-    digits = 0
+    value, digits = 0, 0
     while digits < length and _ZERO <= data[at + digits] < _EIGHT:
-        value = value * 8 + (data[at + digits] - _ZERO)
+        value = value * 8 + int(data[at + digits]) - _ZERO
         digits += 1
     for j in range(digits, length):
         if data[at + j] != 0 and data[at + j] != _SPACE:
@@ -203,7 +202,8 @@ def _is_array(data: np.ndarray, member: np.ndarray, header: np.ndarray, size: in
         return False
     if (data.ctypes.data + member[0] + len(header)) % 8:
         return False
-    return np.array_equal(data[member[0] : member[0] + len(header)], header)
+    same: bool = np.array_equal(data[member[0] : member[0] + len(header)], header)
+    return same
 
 
 @compiled
@@ -245,9 +245,9 @@ def _read_label(data: np.ndarray, member: np.ndarray) -> int:
     length = member[1] - member[0]
     if member[0] < 0 or length < 1 or length > 9:
         return -1
-    value = np.int64(0)
+    value = 0
     for at in range(member[0], member[1]):
-        digit = np.int64(data[at]) - _ZERO
+        digit = int(data[at]) - _ZERO
         if digit < 0 or digit > 9:
             return -1
         value = value * 10 + digit

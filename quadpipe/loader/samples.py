@@ -62,13 +62,10 @@ class SampleReader:
         stored, side = manifest.tokenizer.tokens, geometry.patch_size
         nodes, self._stored_splits = geometry.nodes(stored), geometry.splits(stored)
         self._is_raw = manifest.make_codec().name == "raw"
-        self._headers = tuple(
-            np.frombuffer(npy_header(dtype, shape), np.uint8)
-            for dtype, shape in (
-                ("|u1", (nodes, side, side, 3)),
-                ("<i4", (nodes, 4)),
-                ("<f4", (self._stored_splits,)),
-            )
+        self._headers = (
+            np.frombuffer(npy_header("|u1", (nodes, side, side, 3)), np.uint8),
+            np.frombuffer(npy_header("<i4", (nodes, 4)), np.uint8),
+            np.frombuffer(npy_header("<f4", (self._stored_splits,)), np.uint8),
         )
         self._root_boxes = geometry.boxes[: geometry.roots]
         self._classes = -1 if manifest.classes is None else len(manifest.classes)

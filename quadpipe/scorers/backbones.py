@@ -38,9 +38,9 @@ class Backbone:
 
 def build_shufflenet(weights: dict[str, Tensor], where: str) -> Backbone:
     """ShuffleNetV2 x0.5 from torchvision's weights, with or without the classifier `fc`."""
-    classes = len(weights["fc.bias"]) if "fc.bias" in weights else None
+    classes = weights["fc.bias"].numel() if "fc.bias" in weights else None
     module = ShuffleNet(classes)
-    folded = _fold_by_keys(weights)
+    folded = _fold_by_keys(weights, where)
     _load(module, folded, where, "torchvision's shufflenet_v2_x0_5")
     return Backbone(
         module=module,
@@ -111,10 +111,11 @@ def build_named(target: str, weights: dict[str, Tensor] | None, where: str) -> B
     name, _, attribute = target.partition(":")
     try:
         module, stride = getattr(import_module(name), attribute)()
-    except (ImportError, AttributeError, TypeError, ValueError) as error:
+    except Exception as error:  # whatever the user's code raises
         raise ConfigError(
-            f"backbone {target} cannot be made: {error}; give MODULE:CALLABLE that can be imported "
-            f"on every machine and returns an nn.Module and its stride"
+            f"backbone {target} cannot be made: {type(error).__name__}: {error}; give "
+            f"MODULE:CALLABLE that can be imported on every machine, runs without a GPU, and "
+            f"returns an nn.Module and its stride"
         ) from error
     if not isinstance(module, nn.Module) or not isinstance(stride, int) or stride < 1:
         raise ConfigError(
@@ -124,12 +125,14 @@ def build_named(target: str, weights: dict[str, Tensor] | None, where: str) -> B
     if weights is not None:
         _load(module, weights, where, target)
     classes = getattr(module, "classes", None)
+    if not (classes is None or all(isinstance(c, str) for c in _listed(classes))):
+        raise ConfigError(f"the classes of backbone {target} are no list of names")
     return Backbone(
         module=module,
         features=lambda images, _: module(images),
         strides=(stride,),
         head=getattr(module, "head", None),
-        classes=None if classes is None else tuple(classes),
+        classes=None if classes is None else tuple(_listed(classes)),
     )
 
 
@@ -140,6 +143,8 @@ def build(backbone: str, weights: bytes | None, where: str) -> Backbone:
     no plain weights.
     """
     tensors = None if weights is None else parse_weights(weights, where)
+    if tensors and all(name.startswith("module.") for name in tensors):  # saved on several GPUs
+        tensors = {name.removeprefix("module."): values for name, values in tensors.items()}
     if ":" in backbone:
         built = build_named(backbone, tensors, where)
     else:
@@ -154,10 +159,16 @@ def build(backbone: str, weights: bytes | None, where: str) -> Backbone:
     return built
 
 
+def _listed(classes: Any) -> list[Any]:
+    return list(classes) if isinstance(classes, list | tuple) else [None]
+
+
 def digest_of_state(module: nn.Module) -> str:
     """sha256 over names, dtypes, shapes and bytes of a module's parameters and buffers."""
     digest = sha256()
     for name, tensor in sorted(module.state_dict().items()):
+        if not isinstance(tensor, Tensor):
+            continue  # a module may keep other things there
         values = tensor.detach().cpu().contiguous()
         digest.update(f"{name} {values.dtype} {list(values.shape)}\n".encode())
         digest.update(values.flatten().view(torch.uint8).numpy().tobytes())
@@ -178,6 +189,11 @@ def _load(module: nn.Module, weights: Mapping[str, Tensor], where: str, kind: st
         for name in sorted(wanted.keys() & weights.keys())
         if weights[name].shape != wanted[name].shape
     ]
+    problems += [
+        f"{name} holds numbers that are not finite or not real"
+        for name in sorted(wanted.keys() & weights.keys())
+        if weights[name].is_complex() or not weights[name].isfinite().all()
+    ]
     if problems:
         more = f" and {len(problems) - 4} more" if len(problems) > 4 else ""
         raise ConfigError(
@@ -186,7 +202,7 @@ def _load(module: nn.Module, weights: Mapping[str, Tensor], where: str, kind: st
     module.load_state_dict(weights)
 
 
-def _fold_by_keys(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _fold_by_keys(weights: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
     """Weights of sequences conv, batch norm, .. with the norms folded into the convolutions."""
     folded = {name: values for name, values in weights.items() if name.startswith("fc.")}
     for name, weight in weights.items():
@@ -198,6 +214,8 @@ def _fold_by_keys(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         if any(f"{norm}.{part}" not in weights for part in parts):
             continue
         mean, variance, gain, shift = (weights[f"{norm}.{part}"] for part in parts)
+        if any(part.shape != weight.shape[:1] for part in (mean, variance, gain, shift)):
+            raise ConfigError(f"{where} does not fit: {norm} is not the norm of {name}")
         fused = fuse_conv_bn_weights(weight, None, mean, variance, 1e-5, gain, shift)
         folded[name], folded[f"{prefix}.{position}.bias"] = fused
     return folded

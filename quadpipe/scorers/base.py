@@ -18,7 +18,8 @@ class Scorer(ABC):
     A scorer is made for one geometry. Its parameters decide the bytes of a dataset and are
     written into its plan and its manifest: `type(scorer)(geometry, **scorer.parameters)` scores
     alike (a network scorer needs its network beside). The same image gets the same importance in
-    any batch, on any machine; of networks only on one kind of device.
+    any batch, on any machine; from networks in batches of one size, on one kind of device, and
+    otherwise but for the last digits.
     """
 
     name: ClassVar[str]
@@ -59,14 +60,15 @@ class Scorer(ABC):
         scorers that need it. Returns float32 `[B, rows, columns]` for each scale from S to 1
         (coarse to fine), finite. Raises ConfigError when hints are missing.
         """
-        if self.hint and (hints is None or len(hints) != len(images)):
+        told = list(hints) if isinstance(hints, Sequence | np.ndarray) else []
+        if self.hint and len(told) != len(images):
             raise ConfigError(
                 f"scorer {self.name} needs {self.hint} for each image; give one hint an image"
             )
         if not len(images):
             grids = [self.geometry.grid(scale) for scale in self._splittable_scales()]
             return [np.zeros((0, *grid), np.float32) for grid in grids]
-        return self._score(np.ascontiguousarray(images), hints or [])
+        return self._score(np.ascontiguousarray(images), told)
 
     def submit(
         self, images: np.ndarray, hints: Sequence[Any] | None = None

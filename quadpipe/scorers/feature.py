@@ -25,9 +25,9 @@ class Feature(NetworkScorer):
 
     For patches of scale s the whole image is downsampled by 2**s and upsampled back, bilinear,
     half-pixel centres, no antialiasing; the distance of the two feature vectors of each cell,
-    `mse` over the C channels or `cosine`, 1 - cos, is averaged over the patch (arXiv 2304.00287,
-    section 3.2, and the authors' code). Features are those of `backbone` before its classifier,
-    at a 32nd or a 16th of the image's resolution.
+    `mse` over the C channels or `cosine`, 1 - cos (0 where both are zero), is averaged over the
+    patch (arXiv 2304.00287, section 3.2, and the authors' code). Features are those of `backbone`
+    before its classifier, at a 32nd or a 16th of the image's resolution.
     """
 
     name = "feature"
@@ -47,8 +47,8 @@ class Feature(NetworkScorer):
         super().__init__(geometry, **network_options)
         if distance not in DISTANCES:
             raise ConfigError(f"scorer_distance {distance!r} is not one of {', '.join(DISTANCES)}")
-        self._stride = stride or self._backbone.strides[0]
-        self._check_stride(self._stride)
+        self._stride = self._backbone.strides[0] if stride is None else stride
+        self._check_network(self._stride)
         self._distance = distance
 
     @property
@@ -56,20 +56,13 @@ class Feature(NetworkScorer):
         return super().parameters | {"stride": self._stride, "distance": self._distance}
 
     def _score_batch(self, images: "Tensor", hints: Sequence[Any]) -> list[np.ndarray]:
-        sharp = self._features(images)
+        sharp = self._features(images, self._stride).float()
         levels = []
         for level, scale in enumerate(self._splittable_scales()):
-            blurred = self._features(_blur(images, 2**scale))
+            blurred = self._features(_blur(images, 2**scale), self._stride).float()
             distances = self._distances(sharp, blurred).cpu().numpy()
             levels.append(pool_to_patches(distances, self.geometry)[level])
         return levels
-
-    def _features(self, images: "Tensor") -> "Tensor":
-        """`[B, C, h, w]` in float32."""
-        import torch
-
-        batch = images.to(self._dtype, memory_format=torch.channels_last)
-        return self._backbone.features(batch, self._stride).float()
 
     def _distances(self, sharp: "Tensor", blurred: "Tensor") -> "Tensor":
         """`[B, h, w]`, at least 0."""
@@ -77,7 +70,9 @@ class Feature(NetworkScorer):
             return (sharp - blurred).square().mean(dim=1)
         from torch.nn.functional import cosine_similarity
 
-        return (1 - cosine_similarity(sharp, blurred, dim=1)).clamp(min=0)
+        distances = (1 - cosine_similarity(sharp, blurred, dim=1)).clamp(min=0)
+        nothing = (sharp == 0).all(dim=1) & (blurred == 0).all(dim=1)
+        return distances.masked_fill(nothing, 0)
 
 
 def _blur(images: "Tensor", factor: int) -> "Tensor":

@@ -5,6 +5,7 @@ Letters: B batch; C channels; h, w rows and columns of the feature map.
 
 from collections.abc import Sequence
 from functools import cached_property
+from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -42,7 +43,7 @@ class GradCam(NetworkScorer):
                 f"{self._parameters['backbone']} has no classifier here; give weights with one, or "
                 f"--backbone {EFFICIENTNET}"
             )
-        self._check_stride(self._backbone.strides[0])
+        self._check_network(self._backbone.strides[0])
 
     def check_classes(self, classes: Sequence[str] | None) -> None:
         super().check_classes(classes)
@@ -52,13 +53,10 @@ class GradCam(NetworkScorer):
     def _score_batch(self, images: "Tensor", hints: Sequence[Any]) -> list[np.ndarray]:
         import torch
 
-        head = self._backbone.head
-        assert head is not None
-        batch = images.to(self._dtype, memory_format=torch.channels_last)
-        features = self._backbone.features(batch, self._backbone.strides[0])
+        features = self._features(images, self._backbone.strides[0])
         with torch.enable_grad():
             features.requires_grad_()
-            logits = head(features)
+            logits = self._logits(features)
             classes = torch.tensor([self._index(hint, logits.shape[1]) for hint in hints])
             chosen = logits.gather(1, classes.to(logits.device)[:, None])
             (gradient,) = torch.autograd.grad(chosen.sum(), features)
@@ -66,18 +64,36 @@ class GradCam(NetworkScorer):
         maps = (weights * features.detach().float()).sum(dim=1).relu()
         return pool_to_patches(maps.cpu().numpy(), self.geometry)
 
+    def _logits(self, features: "Tensor") -> "Tensor":
+        """`[B, classes]`; ConfigError when the network's head fails, or gives something else."""
+        import torch
+
+        name, head = self._parameters["backbone"], self._backbone.head
+        assert head is not None
+        try:
+            logits = head(features)
+        except Exception as error:  # whatever the user's network raises
+            raise ConfigError(
+                f"the head of backbone {name} failed on features {list(features.shape)}: "
+                f"{type(error).__name__}: {error}; it must give logits [B, classes]"
+            ) from error
+        if not isinstance(logits, torch.Tensor) or logits.shape[:-1] != features.shape[:1]:
+            raise ConfigError(f"the head of backbone {name} must give logits [B, classes]")
+        return logits
+
     @cached_property
     def _indices(self) -> dict[str, int]:
         return {name: index for index, name in enumerate(self._backbone.classes or ())}
 
     def _index(self, hint: Any, count: int | None = None) -> int:
         """Index of the classifier's logit for a hint."""
+        index: int | None
         if isinstance(hint, str):
             index = self._indices.get(hint)
             if index is None and hint.isdecimal() and hint.isascii():
                 index = int(hint)
         else:
-            index = int(hint)
+            index = int(hint) if isinstance(hint, Integral) else None
         count = count or len(self._backbone.classes or ()) or None
         if index is None or index < 0 or (count is not None and index >= count):
             raise ConfigError(

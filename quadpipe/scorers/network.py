@@ -41,22 +41,23 @@ class Network:
 
     backbone: one of BACKBONES, or `module:callable`, which is imported. weights: a safetensors or
     torch file's bytes; None where the callable brings its own. sha256: of that file, or over the
-    callable's parameters; checked where the network is built.
+    callable's parameters; checked where the network is built. where: the file, for messages.
     """
 
     backbone: str
     sha256: str
     weights: bytes | None = field(default=None, compare=False, repr=False)
+    where: str = field(default="the weights", compare=False)
 
     def build(self) -> "Backbone":
         """Raises ConfigError when it cannot be built, JobError when it is not the one named."""
         from quadpipe.scorers.backbones import build, digest_of_state
 
-        built = build(self.backbone, self.weights, f"the weights of {self.backbone}")
+        built = build(self.backbone, self.weights, self.where)
         if self.weights is None and digest_of_state(built.module) != self.sha256:
             raise JobError(
-                f"{self.backbone} has other weights here than where the job was planned; load "
-                f"the same weights on every machine, or give them with --scorer-weights"
+                f"{self.backbone} has other weights than when it was first called; let it load "
+                f"the same weights every time and on every machine, or give --scorer-weights"
             )
         return built
 
@@ -81,7 +82,10 @@ def find_network(backbone: str, weights: str | os.PathLike[str] | None = None) -
         data = _packaged_efficientnet()
     else:
         data = _published_shufflenet()
-    return Network(backbone=backbone, sha256=hashlib.sha256(data).hexdigest(), weights=data)
+    where = f"the weights of {backbone}" if weights is None else os.fspath(weights)
+    return Network(
+        backbone=backbone, sha256=hashlib.sha256(data).hexdigest(), weights=data, where=where
+    )
 
 
 class NetworkScorer(Scorer):
@@ -144,6 +148,34 @@ class NetworkScorer(Scorer):
                 parts.append([level[: size - missing] for level in levels])
         return [np.concatenate(level) for level in zip(*parts, strict=True)]
 
+    def _features(self, images: "Tensor", stride: int) -> "Tensor":
+        """`[B, C, H / stride, W / stride]` of normalised images, in the scorer's dtype.
+
+        ConfigError when the network fails, or gives something else.
+        """
+        import torch
+
+        name = self._parameters["backbone"]
+        batch = images.to(self._dtype, memory_format=torch.channels_last)
+        try:
+            features = self._backbone.features(batch, stride)
+        except Exception as error:  # whatever the user's network raises
+            raise ConfigError(
+                f"backbone {name} failed on images {list(batch.shape)}: {type(error).__name__}: "
+                f"{error}; mend it, or use another --backbone"
+            ) from error
+        size, _, height, width = images.shape
+        shape = tuple(features.shape) if isinstance(features, torch.Tensor) else ()
+        if len(shape) != 4 or (shape[0], *shape[2:]) != (size, height // stride, width // stride):
+            found = f"{list(shape)}" if shape else type(features).__name__
+            raise ConfigError(
+                f"backbone {name} gave {found} for images {list(batch.shape)}; with stride "
+                f"{stride} its features must be {[size, 'C', height // stride, width // stride]}"
+            )
+        if not features.isfinite().all():
+            raise ConfigError(f"backbone {name} gave features that are not finite numbers")
+        return features
+
     @abstractmethod
     def _score_batch(self, images: "Tensor", hints: Sequence[Any]) -> list[np.ndarray]:
         """As `_score`, of normalised images `[B, 3, H, W]`, channels-last, in float32."""
@@ -160,8 +192,9 @@ class NetworkScorer(Scorer):
         # [B, H, W, 3] permuted is channels-last.
         return values.permute(0, 3, 1, 2)
 
-    def _check_stride(self, stride: int) -> None:
-        """Raise ConfigError unless the backbone has that stride and it divides the image."""
+    def _check_network(self, stride: int) -> None:
+        """Raise ConfigError unless the backbone has that stride, it divides the image, and a
+        network of the user's gives the same features twice."""
         if stride not in self._backbone.strides:
             allowed = " or ".join(map(str, self._backbone.strides))
             raise ConfigError(
@@ -172,6 +205,16 @@ class NetworkScorer(Scorer):
                 raise ConfigError(
                     f"scorer {self.name} needs an image_size that is a multiple of its features' "
                     f"stride {stride}, not {side}"
+                )
+        if ":" in str(self._parameters["backbone"]):
+            shape = (1, self.geometry.height, self.geometry.width, 3)
+            noise = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+            with _reproducible(self._torch_device):
+                once, twice = (self._features(self._normalised(noise), stride) for _ in range(2))
+            if not once.equal(twice):
+                raise ConfigError(
+                    f"backbone {self._parameters['backbone']} gives other features each time; "
+                    f"switch off what is random in it"
                 )
 
 
@@ -189,7 +232,7 @@ def _reproducible(device: Any) -> Iterator[None]:
         cudnn = torch.backends.cudnn.flags(
             enabled=True, benchmark=False, deterministic=True, allow_tf32=False
         )
-        with cudnn, torch.no_grad():
+        with cudnn, torch.inference_mode(False), torch.no_grad():
             yield
     finally:
         torch.backends.cuda.matmul.allow_tf32 = tf32
@@ -203,7 +246,12 @@ def _named_network(target: str, weights: str | os.PathLike[str] | None) -> Netwo
         sys.path.append(os.getcwd())
     if weights is not None:
         data = read_weights_file(Path(weights))
-        return Network(backbone=target, sha256=hashlib.sha256(data).hexdigest(), weights=data)
+        return Network(
+            backbone=target,
+            sha256=hashlib.sha256(data).hexdigest(),
+            weights=data,
+            where=os.fspath(weights),
+        )
     from quadpipe.scorers.backbones import build, digest_of_state
 
     return Network(backbone=target, sha256=digest_of_state(build(target, None, "").module))

@@ -1,7 +1,5 @@
 """A map over an image averaged over the patches of each scale."""
 
-import math
-
 import numpy as np
 
 from quadpipe.geometry import Geometry
@@ -26,11 +24,14 @@ def pool_to_patches(maps: np.ndarray, geometry: Geometry) -> list[np.ndarray]:
 def _mean_along(values: np.ndarray, axis: int, count: int) -> np.ndarray:
     """Resample one axis to `count` cells, each the mean of what lies under it."""
     length = values.shape[axis]
-    common = math.lcm(length, count)
-    fine = values.repeat(common // length, axis)
-    step = common // count
-    parts = [fine.take(range(k, common, step), axis) for k in range(step)]
-    total = parts[0]
-    for part in parts[1:]:
-        total = total + part
-    return total / step
+    # In units of which an input cell has `count` and an output cell `length`.
+    begins = np.arange(count) * length
+    total = np.zeros((*values.shape[:axis], count, *values.shape[axis + 1 :]))
+    shape = [-1 if a == axis else 1 for a in range(values.ndim)]
+    for step in range(-(-length // count) + 1):
+        cells = begins // count + step
+        ends = np.minimum((cells + 1) * count, begins + length)
+        overlap = np.maximum(ends - np.maximum(cells * count, begins), 0)
+        total += values.take(np.minimum(cells, length - 1), axis) * overlap.reshape(shape)
+    mean: np.ndarray = total / length
+    return mean

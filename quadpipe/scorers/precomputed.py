@@ -97,7 +97,13 @@ def read_map(folder: Path, image_path: str, geometry: Geometry) -> list[np.ndarr
 
 
 def _is_there(folder: Path, name: bytes) -> bool:
-    return os.path.exists(os.path.join(os.fsencode(folder), name))
+    try:
+        os.stat(os.path.join(os.fsencode(folder), name))
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError:
+        pass  # reading it says what is wrong, after some tries
+    return True
 
 
 def read_array(path: Path) -> np.ndarray:
@@ -119,11 +125,11 @@ def _read_array(folder: Path, name: bytes) -> np.ndarray:
             (2, 0): np.lib.format.read_array_header_2_0,
         }[version]
         shape, fortran, dtype = read_header(file)
-        if dtype.hasobject:
-            raise ValueError("it holds Python objects")
+        if dtype.hasobject or min(shape, default=0) < 0:
+            raise ValueError("it holds Python objects, or has an odd shape")
         values = np.frombuffer(data, dtype, offset=file.tell())
         return values.reshape(shape, order="F" if fortran else "C")
-    except (ValueError, KeyError, TypeError, SyntaxError, MemoryError, RecursionError) as error:
+    except Exception as error:  # whatever the file's bytes make NumPy's parser raise
         raise RejectError(
             "bad_map", f"{path_to_text(name)} is no NumPy array of numbers: {error}"
         ) from error

@@ -139,6 +139,31 @@ def test_a_scorer_that_is_killed_is_replaced(images, options, tmp_path, files_of
     assert files_of(out) == undisturbed
 
 
+def test_a_scorer_that_dies_while_it_starts_is_started_again(
+    images, options, tmp_path, files_of, undisturbed
+):
+    out = tmp_path / "out"
+    given = command(images, out, options, "--workers", "1", "--scorers", "2")
+    with subprocess.Popen(given, stderr=subprocess.PIPE, text=True) as process:
+        wait_for(lambda: actors_of(process), process)
+        actors_of(process)[0].send_signal(signal.SIGKILL)
+        _, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+    assert files_of(out) == undisturbed
+
+
+def test_a_scorer_that_hangs_is_left_alone(images, options, tmp_path, files_of, undisturbed):
+    out = tmp_path / "out"
+    given = command(images, out, options, "--workers", "1", "--scorers", "2")
+    with subprocess.Popen(given, stderr=subprocess.PIPE, text=True) as process:
+        wait_for(lambda: len(list(out.glob("*.tar"))) >= 2, process)
+        stopped = actors_of(process)[0]
+        stopped.send_signal(signal.SIGSTOP)
+        _, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+    assert files_of(out) == undisturbed
+
+
 def test_two_nodes_one_accelerator_and_a_node_that_dies(
     images, options, tmp_path, files_of, undisturbed
 ):
@@ -214,7 +239,7 @@ class Net(torch.nn.Module):
         torch.nn.init.zeros_(self.conv.bias)
 
     def forward(self, images):
-        if os.path.exists(os.environ.get("FAIL", "/nowhere")):
+        if len(images) > 1 and os.path.exists(os.environ.get("FAIL", "/nowhere")):
             raise RuntimeError("the network is broken")
         return self.conv(images)
 
@@ -235,17 +260,44 @@ def test_a_network_of_ones_own_runs_in_workers_and_pool(images, tmp_path, files_
         )
         assert done.returncode == 0, done.stderr
     assert files_of(outs[0]) == files_of(outs[1]) == files_of(outs[2])
-    # What fails in the pool fails the shard, with its cause.
+    # What fails fails the shard, with its cause.
     monkeypatch.setenv("FAIL", str(tmp_path))
-    done = subprocess.run(
-        command(images, tmp_path / "broken", given, *kinds[2]),
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-    )
-    assert done.returncode == 1
-    assert "a scorer failed: the network is broken" in done.stderr
-    assert "Traceback" not in done.stderr
+    for number, more in enumerate(kinds):
+        done = subprocess.run(
+            command(images, tmp_path / f"broken{number}", given, *more),
+            capture_output=True,
+            text=True,
+            cwd=tmp_path,
+        )
+        assert done.returncode == 1
+        assert "shard train 000000: backbone own_net:make failed on images" in done.stderr
+        assert "RuntimeError: the network is broken; mend it" in done.stderr
+        assert "Traceback" not in done.stderr
+
+
+def test_an_error_that_nobody_expected_is_a_shard_that_failed():
+    """Under Ray too, and its traceback goes to the log."""
+    program = """
+import ray
+from quadpipe.job.engines import _outcome
+
+@ray.remote
+def fail():
+    raise ZeroDivisionError("by nought")
+
+ray.init(address="local", include_dashboard=False, num_cpus=1, log_to_driver=False)
+error = _outcome(ray, fail.remote())
+print(type(error).__name__, error, "ZeroDivisionError" in error.__notes__[0])
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert "JobError ZeroDivisionError: by nought; details are in the log True" in done.stdout
+
+
+def test_a_pool_that_is_refused_leaves_the_output_as_it_was(images, options, tmp_path, files_of):
+    out = tmp_path / "out"
+    given = command(images, out, options, "--gpus-per-scorer", "0.5")
+    assert subprocess.run(given, capture_output=True).returncode == 2
+    quadpipe.tokenize(images, out, in_process=True, **options)
 
 
 def test_other_weights_are_another_plan(images, options, tmp_path, shufflenet_weights):
@@ -356,6 +408,10 @@ def test_thresholds_are_part_of_the_plan(images, tmp_path):
         ({"gpus_per_scorer": -1.0, "scorer": "feature"}, "gpus_per_scorer -1 is neither a share"),
         ({"scorer_wait": 0, "scorer": "feature"}, "scorer_wait 0 is not above 0"),
         ({"scorer_resource": "GPU=1", "scorer": "feature"}, "GPUs are asked for with gpus_per_sc"),
+        ({"scorer_resource": "memory=9", "scorer": "feature"}, "'memory=9' is not NAME or NAME"),
+        ({"scorer_resource": "a=0.00001", "scorer": "feature"}, "is not NAME or NAME=AMOUNT"),
+        ({"gpus_per_scorer": 0.00001, "scorer": "feature"}, "1e-05 is neither a share of a GPU"),
+        ({"scorer_wait": 9, "scorer": "feature"}, "scorer_wait is for scorers in actors of their"),
         ({"scorer_resource": "a=b", "scorer": "feature"}, "'a=b' is not NAME or NAME=AMOUNT"),
         ({"scorers": 1, "in_process": True, "scorer": "feature"}, "in_process scores here, with"),
         ({"scorers": 1}, "scorer pixel-blur has no network to run in actors; leave out"),

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 import quadpipe
 from quadpipe.errors import ConfigError
 from quadpipe.geometry import Geometry
+from quadpipe.quadtree import subtract_thresholds
 from quadpipe.scorers import make_scorer
 from quadpipe.scorers.apt import count_log2_table
 from reference import apt
@@ -126,6 +127,13 @@ def test_gain_0_after_thresholds_is_apts_choice(scales, grid, levels, seed):
     )
     assert {tuple(box) for box in leaves.boxes.tolist()} == expected
     assert len(leaves) == len(expected)
+
+
+def test_the_smallest_difference_from_a_threshold_keeps_its_sign():
+    geometry = Geometry(height=64, width=64, patch_size=32, max_patch_size=64)
+    less = subtract_thresholds(np.zeros((1, 1), np.float32), geometry, [(64, 1e-60)])
+    assert less[0, 0] < 0
+    assert not np.signbit(subtract_thresholds(np.ones((1, 1), np.float32), geometry, [(64, 1.0)]))
 
 
 def test_thresholds_change_the_order_of_scales(square):

@@ -79,6 +79,28 @@ def test_batches_of_a_fixed_size_change_nothing(shufflenet, square):
         np.testing.assert_array_equal(level, other[::-1])
 
 
+@pytest.mark.parametrize("name", ["feature", "grad-cam"])
+def test_the_packaged_network_rounds_alike_in_batches_of_one_size(name, efficientnet, square):
+    hints = [985, 425, 985, 425] if name == "grad-cam" else None
+    maps = scores_of(name, efficientnet, square, hints, batch=4)
+    turned = scores_of(name, efficientnet, square[::-1].copy(), hints and hints[::-1], batch=4)
+    for level, other in zip(maps, turned, strict=True):
+        np.testing.assert_array_equal(level, other[::-1])
+    for level, other in zip(
+        maps, scores_of(name, efficientnet, square, hints, batch=3), strict=True
+    ):
+        np.testing.assert_allclose(level, other, rtol=1e-4, atol=1e-6)
+
+
+def test_nothing_is_as_far_from_nothing_as_nothing(shufflenet):
+    """Features that are zero in both images have distance 0."""
+    scorer = make_scorer("feature", GEOMETRY, network=shufflenet, distance="cosine")
+    zero, one = torch.zeros(1, 4, 2, 2), torch.ones(1, 4, 2, 2)
+    assert (scorer._distances(zero, zero) == 0).all()
+    assert (scorer._distances(zero, one) == 1).all()
+    np.testing.assert_allclose(scorer._distances(one, one), 0, atol=1e-6)
+
+
 def test_one_thread_scores_and_the_others_come_back(shufflenet, square, monkeypatch):
     scorer = make_scorer("feature", GEOMETRY, network=shufflenet)
     inside = []
@@ -165,7 +187,7 @@ def test_grad_cam_needs_classes_it_knows(efficientnet, square):
         scorer.check_classes(["n02119022", "zebra"])
     with pytest.raises(ConfigError, match="scorer grad-cam needs labels"):
         scorer.check_classes(None)
-    for hint in (1000, -1, "1000", "²"):
+    for hint in (1000, -1, "1000", "²", None, 1.5):
         with pytest.raises(ConfigError, match="none of the classifier's 1000 classes"):
             scorer.score(square[:1], [hint])
     with pytest.raises(ConfigError, match="scorer grad-cam needs the class for each image"):
@@ -236,6 +258,35 @@ def test_weights_that_do_not_fit_are_named(shufflenet_weights, tmp_path):
         find_network("shufflenet-v2-x0.5", tmp_path / "none.pth")
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"conv1.1.running_mean": torch.zeros(1)}, "conv1.1 is not the norm of conv1.0.weight"),
+        ({"conv1.1.running_var": torch.full((24,), -1.0)}, "numbers that are not finite"),
+        ({"conv5.0.weight": torch.zeros(1024, 192, 1, 1).to_sparse()}, "is no plain tensor"),
+        ({"conv1.0.weight": torch.zeros(24, 3, 3, 3, dtype=torch.cfloat)}, "not finite or not re"),
+        ({"fc.bias": torch.tensor(1.0)}, "missing fc.weight"),
+    ],
+)
+def test_odd_weights_are_refused(change, message, shufflenet_weights, tmp_path):
+    state = torch.load(shufflenet_weights, weights_only=True)
+    torch.save(state | change, tmp_path / "x.pth")
+    with pytest.raises((ConfigError, ShardError), match=rf"x\.pth .*{message}"):
+        find_network("shufflenet-v2-x0.5", tmp_path / "x.pth").build()
+
+
+def test_wrapped_weights_are_unwrapped_and_circles_end(shufflenet_weights, tmp_path):
+    state = torch.load(shufflenet_weights, weights_only=True)
+    wrapped = {"model": {"state_dict": {f"module.{k}": v for k, v in state.items()}}}
+    torch.save(wrapped, tmp_path / "x.pth")
+    find_network("shufflenet-v2-x0.5", tmp_path / "x.pth").build()
+    circle: dict[str, object] = {}
+    circle["model"] = circle
+    torch.save(circle, tmp_path / "circle.pth")
+    with pytest.raises(ConfigError, match="does not fit: missing"):
+        find_network("shufflenet-v2-x0.5", tmp_path / "circle.pth").build()
+
+
 def test_published_weights_come_from_the_cache_or_the_network(
     shufflenet_weights, tmp_path, monkeypatch
 ):
@@ -301,6 +352,50 @@ def other():
 def wrong():
     return Edges()
 
+def fails():
+    raise RuntimeError("no GPU")
+
+class Odd(Edges):
+    def __init__(self, kind):
+        super().__init__()
+        self.kind = kind
+
+    def forward(self, images):
+        features = super().forward(images)
+        if self.kind == "tuple":
+            return features, features
+        if self.kind == "raises":
+            raise KeyError("layer")
+        if self.kind == "nan":
+            return features / 0
+        if self.kind == "random":
+            return torch.nn.functional.dropout(features, training=True)
+        return {"pooled": features.mean((2, 3)), "one": features[:, :, :1, :1],
+                "last": features.permute(0, 2, 3, 1), "first": features[:1]}[self.kind]
+
+def odd(kind):
+    return lambda: (Odd(kind), 16)
+
+odd_tuple, odd_raises, odd_nan, odd_random = map(odd, ("tuple", "raises", "nan", "random"))
+odd_pooled, odd_one, odd_last = map(odd, ("pooled", "one", "last"))
+
+def names():
+    module = Edges()
+    module.classes = 4
+    return module, 16
+
+class Bare(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = torch.nn.Conv2d(3, 4, 16, stride=16)
+        self.head = torch.nn.Linear(4, 2)
+
+    def forward(self, images):
+        return self.conv(images)
+
+def layer():
+    return Bare(), 16
+
 def strange():
     return "network", 16
 """
@@ -342,16 +437,18 @@ def test_a_network_of_ones_own_takes_weights_from_a_file(own, tmp_path, square):
 def test_a_network_that_has_changed_is_not_run(own):
     network = find_network("my_networks:make")
     sys.modules["my_networks"].make = sys.modules["my_networks"].other
-    with pytest.raises(JobError, match="my_networks:make has other weights here than where"):
+    with pytest.raises(JobError, match="my_networks:make has other weights than when it was first"):
         network.build()
 
 
 @pytest.mark.parametrize(
     ("target", "message"),
     [
-        ("no_such_module:make", "cannot be made: No module named"),
-        ("my_networks:nothing", "cannot be made: module 'my_networks' has no attribute"),
-        ("my_networks:wrong", "cannot be made: cannot unpack"),
+        ("no_such_module:make", "cannot be made: ModuleNotFoundError: No module named"),
+        ("my_networks:nothing", "cannot be made: AttributeError: module 'my_networks' has no"),
+        ("my_networks:wrong", "cannot be made: TypeError: cannot unpack"),
+        ("my_networks:fails", "cannot be made: RuntimeError: no GPU; give MODULE:CALLABLE"),
+        ("my_networks:names", "the classes of backbone my_networks:names are no list of names"),
         ("my_networks:strange", "returned str and 16; it must return an nn.Module"),
         ("resnet50", "no backbone is called 'resnet50'; use one of shufflenet-v2-x0.5, eff"),
     ],
@@ -359,6 +456,28 @@ def test_a_network_that_has_changed_is_not_run(own):
 def test_networks_that_cannot_be_made_are_refused(own, target, message):
     with pytest.raises(ConfigError, match=message):
         find_network(target)
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("tuple", "gave tuple for images .*its features must be"),
+        ("raises", "failed on images .*KeyError: 'layer'; mend it"),
+        ("nan", "gave features that are not finite"),
+        ("random", "gives other features each time; switch off what is random"),
+        ("pooled", r"gave \[1, 4\] for images"),
+        ("one", r"gave \[1, 4, 1, 1\] for images"),
+        ("last", r"gave \[1, 16, 16, 4\] for images"),
+    ],
+)
+def test_networks_that_give_something_else_are_refused(own, kind, message):
+    with pytest.raises(ConfigError, match=message):
+        quadpipe.Tokenizer(scorer="feature", backbone=f"my_networks:odd_{kind}")
+
+
+def test_a_head_that_fails_is_a_clear_error(own, square):
+    with pytest.raises(ConfigError, match="the head of backbone my_networks:layer"):
+        scores_of("grad-cam", find_network("my_networks:layer"), square, [0] * 4)
 
 
 def test_a_configuration_from_a_file_runs_no_code(own):
@@ -371,6 +490,7 @@ def test_a_configuration_from_a_file_runs_no_code(own):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"scorer_stride": 0}, "shufflenet-v2-x0.5 has no features of stride 0; use 32 or 16"),
         ({"scorer_stride": 8}, "shufflenet-v2-x0.5 has no features of stride 8; use 32 or 16"),
         ({"scorer_distance": "l1"}, "scorer_distance 'l1' is not one of mse, cosine"),
         ({"scorer_dtype": "int8"}, "scorer_dtype 'int8' is not one of float32"),

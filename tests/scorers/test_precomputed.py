@@ -24,6 +24,24 @@ def test_a_patch_has_the_mean_of_what_lies_under_it(cells):
         np.testing.assert_allclose(level, expected, rtol=1e-6)
 
 
+def test_a_large_map_of_odd_sides_takes_little_memory():
+    import tracemalloc
+
+    importance = np.ones((1021, 1021), np.float32)
+    tracemalloc.start()
+    coarse, _ = map_levels(importance, GEOMETRY)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert (coarse == 1).all()
+    assert peak < 40e6
+
+
+def test_a_map_that_cannot_be_looked_at_is_not_missing(tmp_path):
+    (tmp_path / "cat.npy").symlink_to("cat.npy")
+    with pytest.raises(SourceError, match=r"cannot read cat\.npy"):
+        read_map(tmp_path, "cat.jpg", GEOMETRY)
+
+
 def test_an_image_that_is_not_square_has_square_cells():
     importance = np.arange(4 * 8, dtype=np.float32).reshape(1, 4, 8)
     coarse, middle = pool_to_patches(importance, WIDE)
@@ -94,6 +112,8 @@ def test_maps_that_are_none_are_refused(importance, message):
         ("objects", "holds Python objects"),
         ("terabytes", "is no NumPy array"),
         ("short", "is no NumPy array"),
+        ("cut header", "is no NumPy array"),
+        ("negative", "odd shape"),
         ("nan", "finite"),
     ],
 )
@@ -103,6 +123,11 @@ def test_hostile_maps_are_rejects(data, message, tmp_path):
         np.save(path, np.array([{"a": 1}], object), allow_pickle=True)
     elif data == "nan":
         np.save(path, np.full((4, 4), np.nan))
+    elif data in ("cut header", "negative"):
+        shape = b"(16, 16" if data == "cut header" else b"(-1, 16), }"
+        header = (b"{'descr': '<f4', 'fortran_order': False, 'shape': " + shape).ljust(117) + b"\n"
+        head = b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little")
+        path.write_bytes(head + header + bytes(1024))
     elif isinstance(data, str):
         np.save(path, np.zeros((16, 16)))
         whole = path.read_bytes()
@@ -141,5 +166,9 @@ def test_one_map_from_a_file(tmp_path):
 def test_a_missing_hint_is_a_clear_error(square):
     with pytest.raises(ConfigError, match="precomputed needs an importance map for each image"):
         quadpipe.Tokenizer(scorer="precomputed")(square[0])
+    maps = np.stack([np.eye(16)] * 2)
+    assert len(quadpipe.Tokenizer(scorer="precomputed")(square[:2], maps)) == 2
+    with pytest.raises(ConfigError, match="give one hint an image"):
+        quadpipe.Tokenizer(scorer="precomputed")(square[:2], 5)
     with pytest.raises(ConfigError, match="give one hint an image"):
         quadpipe.Tokenizer(scorer="precomputed")(square[:2], [np.eye(16)])
