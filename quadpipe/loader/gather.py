@@ -192,7 +192,7 @@ def _is_name(data: np.ndarray, offset: int, first: int, name: np.ndarray) -> boo
     for j in range(len(name)):
         if data[offset + first + j] != name[j]:
             return False
-    return data[offset + first + len(name)] == 0
+    return bool(data[offset + first + len(name)] == 0)
 
 
 @compiled
@@ -202,8 +202,7 @@ def _is_array(data: np.ndarray, member: np.ndarray, header: np.ndarray, size: in
         return False
     if (data.ctypes.data + member[0] + len(header)) % 8:
         return False
-    same: bool = np.array_equal(data[member[0] : member[0] + len(header)], header)
-    return same
+    return np.array_equal(data[member[0] : member[0] + len(header)], header)
 
 
 @compiled
