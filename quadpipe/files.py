@@ -11,7 +11,7 @@ import mmap
 import os
 import shutil
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from io import BufferedReader
 from itertools import accumulate
@@ -19,14 +19,16 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any
 from uuid import uuid4
 
+import numpy as np
+
 from quadpipe.errors import ConfigError, OutputError, ShardError
 
 STAGING = ".quadpipe/tmp"
 
-RangeReader = Callable[[Sequence[tuple[int, int]]], tuple[memoryview, list[int]]]
-"""Takes (first byte, byte after the last) pairs; gives bytes, and where each range begins in them.
+RangeReader = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
+"""Takes where ranges start and stop in a file; gives bytes, uint8, and where each begins in them.
 
-What cannot be read whole comes out shorter."""
+What a file is too short for comes out shorter."""
 
 
 def open_folder(location: str | os.PathLike[str]) -> "ReadableFolder":
@@ -135,15 +137,16 @@ class RemoteFolder(ReadableFolder):
     def open_ranges(self, name: str) -> "RangeReader":
         path = self._path(name)
 
-        def read(ranges: Sequence[tuple[int, int]]) -> tuple[memoryview, list[int]]:
-            starts, stops = ([pair[end] for pair in ranges] for end in (0, 1))
-            paths = [path] * len(ranges)
+        def read(starts: np.ndarray, stops: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            paths = [path] * len(starts)
             try:
-                parts = self._system.cat_ranges(paths, starts, stops, on_error="raise")
+                parts = self._system.cat_ranges(
+                    paths, starts.tolist(), stops.tolist(), on_error="raise"
+                )
             except OSError as error:
                 raise self._unreadable(name, error) from error
-            ends = list(accumulate(map(len, parts), initial=0))
-            return memoryview(b"".join(parts)), ends[:-1]
+            begins = np.fromiter(accumulate(map(len, parts), initial=0), np.int64)
+            return np.frombuffer(b"".join(parts), np.uint8), begins[:-1]
 
         return read
 
@@ -217,8 +220,8 @@ class Folder(ReadableFolder):
             return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
 
     def open_ranges(self, name: str) -> "RangeReader":
-        contents = self.map(name)
-        return lambda ranges: (contents, [start for start, _ in ranges])
+        contents = np.frombuffer(self.map(name), np.uint8)
+        return lambda starts, stops: (contents, starts)
 
     def sha256(self, name: str) -> str:
         with self.open(name) as file:

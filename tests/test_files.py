@@ -1,6 +1,7 @@
 import errno
 import os
 
+import numpy as np
 import pytest
 
 from quadpipe.errors import OutputError, ShardError
@@ -17,8 +18,9 @@ def test_files_appear_whole_or_not_at_all(tmp_path):
     folder.write("a/b.bin", b"whole")
     assert folder.read("a/b.bin") == b"whole"
     assert bytes(folder.map("a/b.bin")) == b"whole"
-    contents, starts = folder.open_ranges("a/b.bin")([(1, 3), (0, 1)])
-    assert [bytes(contents[start : start + 1]) for start in starts] == [b"h", b"w"]
+    starts, stops = np.array([1, 0]), np.array([3, 1])
+    contents, begins = folder.open_ranges("a/b.bin")(starts, stops)
+    assert [bytes(contents[begin : begin + 1]) for begin in begins] == [b"h", b"w"]
 
 
 def test_a_write_that_fails_is_named_with_the_next_step(tmp_path, monkeypatch):

@@ -169,10 +169,7 @@ class Loader:
         size, side = stop - start, self.dataset.manifest.tokenizer.patch_size
         tokens = self._memory.take((size, self.tokens, side * side * 3))
         rows = Rows(tokens.numpy())
-        by_shard = np.argsort(shards, kind="stable")
-        ends = np.flatnonzero(np.diff(shards[by_shard])) + 1
-        for places in np.split(by_shard, ends):
-            reader.gather(int(shards[places[0]]), numbers[places], places, rows)
+        reader.gather(shards, numbers, rows)
         return Batch(
             tokens=tokens.view(size, self.tokens, side, side, 3),
             boxes=self._pinned(torch.from_numpy(rows.boxes)),

@@ -10,7 +10,12 @@ Letters: b samples; M nodes; R roots; K stored splits; k splits of the batch's b
 T = P * P * 3 bytes of a token.
 """
 
+from typing import Any
+
+import numba
 import numpy as np
+from numba.core import cgutils, types
+from numba.extending import intrinsic
 
 from quadpipe.kernels import compiled
 
@@ -22,12 +27,20 @@ _TOKENS, _NODES, _IMPORTANCE, _LABEL = (
 )
 
 
+@intrinsic
+def _pointer(typing: Any, address: Any) -> Any:
+    """An int64 as the pointer that it is."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.inttoptr(arguments[0], cgutils.voidptr_t)
+
+    return types.voidptr(types.int64), generate
+
+
 @compiled
 def gather(
-    data: np.ndarray,
-    starts: np.ndarray,
-    stops: np.ndarray,
-    places: np.ndarray,
+    addresses: np.ndarray,
+    lengths: np.ndarray,
     headers: tuple[np.ndarray, np.ndarray, np.ndarray],
     root_boxes: np.ndarray,
     stored: int,
@@ -38,21 +51,20 @@ def gather(
     labels: np.ndarray,
     keys: np.ndarray,
 ) -> np.ndarray:
-    """Read samples of one shard; returns bool `[b]`, where it did.
+    """Read samples; returns bool `[b]`, which ones it did.
 
-    data: uint8, the shard or parts of it. starts, stops: int64 `[b]`, where samples lie in it.
-    places: int64 `[b]`, their rows in the batch. headers: the NumPy headers of tokens, nodes and
-    importance. root_boxes: int32 `[R, 3]`. stored, splits: K and k. classes: number of classes,
-    -1 without labels. Written are tokens: uint8 `[rows, N, T]`, boxes: int16 `[rows, N, 3]`,
-    labels: int64 `[rows]`, keys: uint8 `[rows, bytes of the longest key]`.
+    addresses, lengths: int64 `[b]`, where samples lie in memory, which the caller holds. headers:
+    the NumPy headers of tokens, nodes and importance. root_boxes: int32 `[R, 3]`. stored, splits:
+    K and k. classes: number of classes, -1 without labels. Written are tokens: uint8 `[b, N, T]`,
+    boxes: int16 `[b, N, 3]`, labels: int64 `[b]`, keys: uint8 `[b, bytes of the longest key]`.
     """
     roots, size = len(root_boxes), tokens.shape[2]
     count = roots + 4 * stored
     node_of_step = np.empty(stored, np.int64)
-    done = np.zeros(len(starts), np.bool_)
-    for i in range(len(starts)):
-        row = places[i]
-        members = _find_members(data, starts[i], stops[i], keys[row])
+    done = np.zeros(len(addresses), np.bool_)
+    for row in range(len(addresses)):
+        data = numba.carray(_pointer(addresses[row]), (lengths[row],), np.uint8)
+        members = _find_members(data, keys[row])
         if not (
             _is_array(data, members[0], headers[0], count * size)
             and _is_array(data, members[1], headers[1], count * 16)
@@ -79,7 +91,7 @@ def gather(
             tokens[row],
             boxes[row],
         )
-        done[i] = True
+        done[row] = True
     return done
 
 
@@ -108,14 +120,14 @@ def _copy_leaves(
 
 
 @compiled
-def _find_members(data: np.ndarray, start: int, stop: int, key: np.ndarray) -> np.ndarray:
+def _find_members(data: np.ndarray, key: np.ndarray) -> np.ndarray:
     """int64 `[4, 2]`: where the contents of tokens, nodes, importance and label begin and end.
 
     -1 in all of the first column when anything is not as it should be. Fills `key`.
     """
     found = np.full((4, 2), -1, np.int64)
     bad = np.full((4, 2), -1, np.int64)
-    offset = start
+    offset, stop = 0, len(data)
     key_length = -1
     while offset < stop and data[offset] != 0:
         if offset + BLOCK > stop:

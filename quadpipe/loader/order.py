@@ -49,11 +49,10 @@ class EpochOrder:
         shards, numbers = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
         position = start
         while position < stop:
-            first, lane, index = self._block(self._block_of(position))
-            part = slice(position - first, min(stop - first, len(lane)))
-            found = self._in_lanes(lane[part], index[part])
-            shards.append(found[0])
-            numbers.append(found[1])
+            first, in_shards, in_numbers = self._block(self._block_of(position))
+            part = slice(position - first, min(stop - first, len(in_shards)))
+            shards.append(in_shards[part])
+            numbers.append(in_numbers[part])
             position = first + part.stop
         return np.concatenate(shards), np.concatenate(numbers)
 
@@ -69,14 +68,14 @@ class EpochOrder:
         return found - 1
 
     def _merged_block(self, block: int) -> tuple[int, np.ndarray, np.ndarray]:
-        """First position of a block; lane and index in the lane of each of its samples."""
+        """First position of a block; shard and number inside it of each of its samples."""
         low, high = self._before(block), self._before(block + 1)
         counts = high - low
         lane = np.repeat(np.arange(len(counts)), counts)
         index = np.arange(len(lane)) - np.repeat(np.cumsum(counts) - counts, counts) + low[lane]
         place = (2 * index + 1) / (2 * self._lengths[lane])
         order = np.lexsort((lane, place))
-        return int(low.sum()), lane[order], index[order]
+        return int(low.sum()), *self._in_lanes(lane[order], index[order])
 
     def _in_lanes(self, lane: np.ndarray, index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Shard and number inside it of samples given by lane and index in the lane."""

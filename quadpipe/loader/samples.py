@@ -70,46 +70,48 @@ class SampleReader:
         self._root_boxes = geometry.boxes[: geometry.roots]
         self._classes = -1 if manifest.classes is None else len(manifest.classes)
 
-    def gather(self, shard: int, numbers: np.ndarray, places: np.ndarray, rows: Rows) -> None:
-        """Fill some rows with samples of one shard, by number.
+    def gather(self, shards: np.ndarray, numbers: np.ndarray, rows: Rows) -> None:
+        """Fill the rows with samples given by shard and number in the shard, int64 `[b]`.
 
-        numbers, places: int64, of the samples in the shard and of their rows. ShardError names
-        shard and key of what is wrong.
+        ShardError names shard and key of what is wrong.
         """
-        offsets = self._offsets(shard)
-        firsts, ends = offsets[numbers], offsets[numbers + 1]
-        contents, found = self._ranges(shard)(
-            list(zip(firsts.tolist(), ends.tolist(), strict=True))
-        )
-        starts = np.array(found, np.int64)
-        stops = starts + (ends - firsts)
-        if len(contents) < stops.max():
-            raise ShardError(f"{self._where(shard)}: cut short")
-        done = self._gather_usual(contents, starts, stops, places, rows)
-        for i in np.flatnonzero(~done).tolist():
-            try:
-                self._parse(contents[starts[i] : stops[i]], int(places[i]), rows)
-            except ShardError as error:
-                raise ShardError(f"{self._where(shard)}: {error}") from error
+        addresses, lengths = np.empty_like(shards), np.empty_like(shards)
+        by_shard = np.argsort(shards, kind="stable")
+        groups = []
+        for places in np.split(by_shard, np.flatnonzero(np.diff(shards[by_shard])) + 1):
+            shard, chosen = int(shards[places[0]]), numbers[places]
+            offsets = self._offsets(shard)
+            starts, stops = offsets[chosen], offsets[chosen + 1]
+            contents, begins = self._ranges(shard)(starts, stops)
+            lengths[places] = sizes = stops - starts
+            if len(contents) < (begins + sizes).max():
+                raise ShardError(f"{self._where(shard)}: cut short")
+            addresses[places] = contents.__array_interface__["data"][0] + begins
+            groups.append((shard, places, contents, begins))
+        unusual = ~self._gather_usual(addresses, lengths, rows)
+        if not unusual.any():
+            return
+        for shard, places, contents, begins in groups:
+            for place, begin in zip(places.tolist(), begins.tolist(), strict=True):
+                if unusual[place]:
+                    part = memoryview(contents)[begin : begin + lengths[place]]
+                    try:
+                        self._parse(part, place, rows)
+                    except ShardError as error:
+                        raise ShardError(f"{self._where(shard)}: {error}") from error
 
-    def _gather_usual(
-        self,
-        contents: memoryview,
-        starts: np.ndarray,
-        stops: np.ndarray,
-        places: np.ndarray,
-        rows: Rows,
-    ) -> np.ndarray:
-        """Fill the rows of samples that are as quadpipe writes them; bool, which ones."""
+    def _gather_usual(self, addresses: np.ndarray, lengths: np.ndarray, rows: Rows) -> np.ndarray:
+        """Fill the rows of samples that are as quadpipe writes them; bool `[b]`, which ones.
+
+        addresses, lengths: int64 `[b]`, where the samples lie in memory.
+        """
         if not self._is_raw:
-            return np.zeros(len(starts), np.bool_)
+            return np.zeros(len(addresses), np.bool_)
         from quadpipe.loader.gather import gather
 
         done: np.ndarray = gather(
-            np.frombuffer(contents, np.uint8),
-            starts,
-            stops,
-            places,
+            addresses,
+            lengths,
             self._headers,
             self._root_boxes,
             self._stored_splits,

@@ -18,7 +18,7 @@ import numpy as np
 from quadpipe.errors import ConfigError
 from quadpipe.geometry import Geometry
 from quadpipe.scorers.base import Scorer
-from quadpipe.scorers.pixel_blur import check_blur_is_exact
+from quadpipe.scorers.pixel_blur import BlurError
 
 _GREY_UNITS = 10_000 * 255
 _LARGEST_ENTROPY_SIDE = 256
@@ -87,31 +87,20 @@ class Laplacian(Scorer):
         ]
 
 
-class UpsampleMse(Scorer):
+class UpsampleMse(BlurError):
     """Mean squared error of RGB / 255 after downsampling by 2**s and upsampling back.
 
-    Bilinear, half-pixel centres, no antialiasing; the mean over the patch's pixels and channels,
-    from 0 to 1. `pixel-blur` is the root of this, with normalised colours, times the root of the
-    patch's side. Summed as integers.
+    The mean over the patch's pixels and channels, from 0 to 1. `pixel-blur` is the root of this,
+    with normalised colours, times the root of the patch's side.
     """
 
     name = "upsample-mse"
     summary = "squared error of downsampling and upsampling (APT)"
     cost = "0.3 ms"
 
-    def __init__(self, geometry: Geometry) -> None:
-        super().__init__(geometry)
-        check_blur_is_exact(self.name, geometry)
-
-    def _score(self, images: np.ndarray, hints: Sequence[Any]) -> list[np.ndarray]:
-        from quadpipe.kernels import blur_errors
-
-        maps = []
-        for scale, side in zip(self._splittable_scales(), self._sides(), strict=True):
-            red, green, blue = np.moveaxis(blur_errors(images, scale, side), -1, 0)
-            unit = 16.0 * 4.0**scale * 255.0
-            maps.append(((red + green + blue) / (3 * side * side * unit**2)).astype(np.float32))
-        return maps
+    def _importance(self, sums: np.ndarray, unit: float, side: int) -> np.ndarray:
+        total: np.ndarray = sums[..., 0] + sums[..., 1] + sums[..., 2]
+        return total / (3 * side * side * unit**2)
 
 
 @cache

@@ -1,5 +1,6 @@
 """`pixel-blur`, the paper's baseline: what is lost when a patch is shown at fewer pixels."""
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,22 +16,21 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 LARGEST_SUM = 2**63 - 1
 
 
-class PixelBlur(Scorer):
-    """sqrt(mean squared error of blurring) * sqrt(side of the patch in pixels).
+class BlurError(Scorer):
+    """Scores by the squared error of downsampling the whole image by 2**s and upsampling it again.
 
-    The whole image is downsampled by 2**s and upsampled back, bilinear, half-pixel centres, no
-    antialiasing; the squared difference is averaged over the patch's pixels and the three
-    channels, normalised by ImageNet's standard deviations (arXiv 2304.00287, section 3.2, and the
-    authors' code). The squares are summed as integers, so importances are the same everywhere.
+    Bilinear, half-pixel centres, no antialiasing. The squares are summed as integers, so that
+    importances are the same everywhere. Raises ConfigError on patches too large for that.
     """
-
-    name = "pixel-blur"
-    summary = "error of downsampling and upsampling the pixels (the paper's baseline)"
-    cost = "0.3 ms"
 
     def __init__(self, geometry: Geometry) -> None:
         super().__init__(geometry)
-        check_blur_is_exact(self.name, geometry)
+        factor = 2**geometry.max_scale
+        if (16 * factor**2 * 255) ** 2 * geometry.max_patch_size > LARGEST_SUM:
+            raise ConfigError(
+                f"{self.name} cannot sum patches of {geometry.max_patch_size} pixels exactly, "
+                f"{factor} times patch_size; use a smaller max_patch_size"
+            )
 
     def _score(self, images: np.ndarray, hints: Sequence[Any]) -> list[np.ndarray]:
         from quadpipe.kernels import blur_errors
@@ -39,18 +39,31 @@ class PixelBlur(Scorer):
         for scale, side in zip(self._splittable_scales(), self._sides(), strict=True):
             sums = blur_errors(images, scale, side)
             unit = 16.0 * 4.0**scale * 255.0
-            red, green, blue = (
-                sums[..., c] / (side * side * unit * unit * IMAGENET_STD[c] ** 2) for c in range(3)
-            )
-            maps.append(np.sqrt((red + green + blue) / 3.0 * side).astype(np.float32))
+            maps.append(self._importance(sums, unit, side).astype(np.float32))
         return maps
 
+    @abstractmethod
+    def _importance(self, sums: np.ndarray, unit: float, side: int) -> np.ndarray:
+        """From sums over the patches' pixels, float64 `[B, rows, columns, 3]`.
 
-def check_blur_is_exact(scorer: str, geometry: Geometry) -> None:
-    """Raise ConfigError when the squared errors of a column of a patch may not fit an int64."""
-    factor = 2**geometry.max_scale
-    if (16 * factor**2 * 255) ** 2 * geometry.max_patch_size > LARGEST_SUM:
-        raise ConfigError(
-            f"{scorer} cannot sum patches of {geometry.max_patch_size} pixels exactly, "
-            f"{factor} times patch_size; use a smaller max_patch_size"
+        They are in units of (1 / unit)^2 for pixels from 0 to 1.
+        """
+
+
+class PixelBlur(BlurError):
+    """sqrt(mean squared error of blurring) * sqrt(side of the patch in pixels).
+
+    The squared difference is averaged over the patch's pixels and the three channels, normalised by
+    ImageNet's standard deviations (arXiv 2304.00287, section 3.2, and the authors' code).
+    """
+
+    name = "pixel-blur"
+    summary = "error of downsampling and upsampling the pixels (the paper's baseline)"
+    cost = "0.3 ms"
+
+    def _importance(self, sums: np.ndarray, unit: float, side: int) -> np.ndarray:
+        red, green, blue = (
+            sums[..., c] / (side * side * unit * unit * IMAGENET_STD[c] ** 2) for c in range(3)
         )
+        importance: np.ndarray = np.sqrt((red + green + blue) / 3.0 * side)
+        return importance

@@ -41,11 +41,11 @@ def read_both(shards: Path, part: bytes, tokens: int = 40) -> tuple[bool, Rows, 
     dataset = quadpipe.Dataset(shards)
     reader = SampleReader(dataset, "train", 0)
     rows = Rows(np.zeros((1, tokens, 192), np.uint8))
-    contents = memoryview(part)
-    whole = np.array([0]), np.array([len(part)]), np.array([0])
-    (done,) = reader._gather_usual(contents, *whole, rows)
+    contents = np.frombuffer(part, np.uint8)
+    address = contents.__array_interface__["data"][0]
+    (done,) = reader._gather_usual(np.array([address]), np.array([len(part)]), rows)
     try:
-        return bool(done), rows, dataset.parse_sample(contents)
+        return bool(done), rows, dataset.parse_sample(memoryview(part))
     except ShardError as error:
         return bool(done), rows, error
 
