@@ -12,8 +12,8 @@ T = P * P * 3 bytes of a token.
 
 from typing import Any
 
-import numba
 import numpy as np
+from numba import carray  # type: ignore[attr-defined]
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
@@ -27,14 +27,15 @@ _TOKENS, _NODES, _IMPORTANCE, _LABEL = (
 )
 
 
-@intrinsic
-def _pointer(typing: Any, address: Any) -> Any:
-    """An int64 as the pointer that it is."""
-
+def _pointer_type(typing: Any, address: Any) -> Any:
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         return builder.inttoptr(arguments[0], cgutils.voidptr_t)
 
     return types.voidptr(types.int64), generate
+
+
+_pointer: Any = intrinsic(_pointer_type)
+"""An int64 as the pointer that it is."""
 
 
 @compiled
@@ -63,7 +64,7 @@ def gather(
     node_of_step = np.empty(stored, np.int64)
     done = np.zeros(len(addresses), np.bool_)
     for row in range(len(addresses)):
-        data = numba.carray(_pointer(addresses[row]), (lengths[row],), np.uint8)
+        data = carray(_pointer(addresses[row]), (lengths[row],), np.uint8)
         members = _find_members(data, keys[row])
         if not (
             _is_array(data, members[0], headers[0], count * size)

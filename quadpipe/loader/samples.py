@@ -94,7 +94,7 @@ class SampleReader:
         for shard, places, contents, begins in groups:
             for place, begin in zip(places.tolist(), begins.tolist(), strict=True):
                 if unusual[place]:
-                    part = memoryview(contents)[begin : begin + lengths[place]]
+                    part = contents.data[begin : begin + lengths[place]]
                     try:
                         self._parse(part, place, rows)
                     except ShardError as error:

@@ -18,7 +18,7 @@ import numpy as np
 from quadpipe.errors import ConfigError
 from quadpipe.geometry import Geometry
 from quadpipe.scorers.base import Scorer
-from quadpipe.scorers.pixel_blur import BlurError
+from quadpipe.scorers.pixel_blur import BlurScorer
 
 _GREY_UNITS = 10_000 * 255
 _LARGEST_ENTROPY_SIDE = 256
@@ -87,7 +87,7 @@ class Laplacian(Scorer):
         ]
 
 
-class UpsampleMse(BlurError):
+class UpsampleMse(BlurScorer):
     """Mean squared error of RGB / 255 after downsampling by 2**s and upsampling back.
 
     The mean over the patch's pixels and channels, from 0 to 1. `pixel-blur` is the root of this,

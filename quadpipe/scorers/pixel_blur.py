@@ -16,7 +16,7 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 LARGEST_SUM = 2**63 - 1
 
 
-class BlurError(Scorer):
+class BlurScorer(Scorer):
     """Scores by the squared error of downsampling the whole image by 2**s and upsampling it again.
 
     Bilinear, half-pixel centres, no antialiasing. The squares are summed as integers, so that
@@ -50,7 +50,7 @@ class BlurError(Scorer):
         """
 
 
-class PixelBlur(BlurError):
+class PixelBlur(BlurScorer):
     """sqrt(mean squared error of blurring) * sqrt(side of the patch in pixels).
 
     The squared difference is averaged over the patch's pixels and the three channels, normalised by
