@@ -21,9 +21,9 @@ from quadpipe.kernels import compiled
 
 BLOCK = 512
 _DOT, _SPACE, _ZERO, _EIGHT = ord("."), ord(" "), ord("0"), ord("8")
-_TOKENS, _NODES, _IMPORTANCE, _LABEL = (
+_TOKENS, _NODES, _IMPORTANCE, _LABEL, _INFO = (
     np.frombuffer(name, np.uint8)
-    for name in (b"tokens.npy", b"nodes.npy", b"importance.npy", b"cls")
+    for name in (b"tokens.npy", b"nodes.npy", b"importance.npy", b"cls", b"json")
 )
 
 
@@ -122,12 +122,12 @@ def _copy_leaves(
 
 @compiled
 def _find_members(data: np.ndarray, key: np.ndarray) -> np.ndarray:
-    """int64 `[4, 2]`: where the contents of tokens, nodes, importance and label begin and end.
+    """int64 `[5, 2]`: where contents begin and end, of tokens, nodes, importance, label and info.
 
-    -1 in all of the first column when anything is not as it should be. Fills `key`.
+    -1 everywhere when anything is not as it should be. Fills `key`.
     """
-    found = np.full((4, 2), -1, np.int64)
-    bad = np.full((4, 2), -1, np.int64)
+    found = np.full((5, 2), -1, np.int64)
+    bad = np.full((5, 2), -1, np.int64)
     offset, stop = 0, len(data)
     key_length = -1
     while offset < stop and data[offset] != 0:
@@ -160,13 +160,16 @@ def _find_members(data: np.ndarray, key: np.ndarray) -> np.ndarray:
             which = 2
         elif _is_name(data, offset, dot + 1, _LABEL):
             which = 3
-        if which >= 0:
-            if found[which, 0] >= 0:
-                return bad
-            found[which, 0] = first
-            found[which, 1] = last
+        elif _is_name(data, offset, dot + 1, _INFO):
+            which = 4
+        if which < 0 or found[which, 0] >= 0:
+            return bad
+        found[which, 0] = first
+        found[which, 1] = last
         offset = last + (-size) % BLOCK
-    return bad if np.any(data[offset:stop]) else found
+    if found[4, 0] < 0 or stop % BLOCK or np.any(data[offset:stop]):
+        return bad
+    return found
 
 
 @compiled
