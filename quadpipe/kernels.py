@@ -1,4 +1,4 @@
-"""The loops that numpy cannot run fast, compiled by numba; integers only, so exact everywhere.
+"""The loops that numpy cannot run fast, compiled by numba; exact sums, so the same everywhere.
 
 Import this module inside the functions that need it: numba takes half a second to load.
 Arguments are not checked here, callers do.
@@ -24,6 +24,92 @@ def compiled(function: _Function) -> _Function:
 
 
 @compiled
+def best_first(importance: np.ndarray, children: np.ndarray, roots: int, splits: int) -> np.ndarray:
+    """Ids of the patches that are split, best first, int32 `[B, splits]`.
+
+    A heap for each image: the most important leaf is split, and its quarters that can be split
+    again go onto the heap; of equal ones the smaller id goes first. importance: float32 `[B, A]` by
+    patch id; children: int32 `[A, 4]`; roots: the ids 0 to roots - 1.
+    """
+    batch, patches = importance.shape
+    order = np.empty((batch, splits), np.int32)
+    heap = np.empty(patches, np.int64)
+    keys = np.empty(patches, np.int64)
+    low = np.int64(0xFFFFFFFF)
+    for b in range(batch):
+        # One number a patch: importance above, the id turned round below.
+        bits = (importance[b] + np.float32(0)).view(np.int32)
+        for patch in range(patches):
+            rank = np.int64(bits[patch] ^ ((bits[patch] >> 31) & 0x7FFFFFFF))
+            keys[patch] = (rank << 32) | (low - patch)
+        size = 0
+        for patch in range(min(roots, patches)):
+            size = _push(heap, size, keys[patch])
+        for step in range(splits):
+            best = low - (heap[0] & low)
+            order[b, step] = best
+            size -= 1
+            _replace_first(heap, size, heap[size])
+            if children[best, 0] < patches:
+                for quarter in range(4):
+                    size = _push(heap, size, keys[children[best, quarter]])
+    return order
+
+
+@compiled
+def _push(heap: np.ndarray, size: int, key: int) -> int:
+    """Add a key to a heap of `size`, largest first; the new size."""
+    place = size
+    while place > 0:
+        above = (place - 1) >> 1
+        if heap[above] >= key:
+            break
+        heap[place] = heap[above]
+        place = above
+    heap[place] = key
+    return size + 1
+
+
+@compiled
+def _replace_first(heap: np.ndarray, size: int, key: int) -> None:
+    """Put a key where the first one was, in a heap that has `size`."""
+    place, child = 0, 1
+    while child < size:
+        if child + 1 < size and heap[child + 1] > heap[child]:
+            child += 1
+        if heap[child] <= key:
+            break
+        heap[place] = heap[child]
+        place, child = child, 2 * child + 1
+    heap[place] = key
+
+
+@compiled
+def tree_nodes(
+    order: np.ndarray, boxes: np.ndarray, children: np.ndarray, roots: int
+) -> np.ndarray:
+    """Nodes int32 `[B, roots + 4 K, 4]`, x, y, scale and split step, of K splits in order.
+
+    order: int32 `[B, K]`, ids; boxes: int32 `[T, 3]`; children: int32 `[A, 4]`.
+    """
+    batch, splits = order.shape
+    nodes = np.empty((batch, roots + 4 * splits, 4), np.int32)
+    step_of = np.empty(len(boxes), np.int32)
+    for b in range(batch):
+        step_of[:] = -1
+        for step in range(splits):
+            step_of[order[b, step]] = step
+        for node in range(roots + 4 * splits):
+            patch = node
+            if node >= roots:
+                patch = children[order[b, (node - roots) >> 2], (node - roots) & 3]
+            for column in range(3):
+                nodes[b, node, column] = boxes[patch, column]
+            nodes[b, node, 3] = step_of[patch]
+    return nodes
+
+
+@compiled
 def blur_errors(images: np.ndarray, scale: int, side: int) -> np.ndarray:
     """Squared error of resampling down by f and up again, summed over square patches.
 
@@ -42,7 +128,8 @@ def blur_errors(images: np.ndarray, scale: int, side: int) -> np.ndarray:
     # The four centre pixels' sum, interpolated along x with weights that add up to 2 f.
     widened = np.empty((rows, row_values), np.int32)
     centre = np.empty((columns, 3), np.int32)
-    squares = np.empty(row_values, np.int64)
+    squares = np.empty(row_values, np.float64)
+    unit = np.int32(16 * factor * factor)
     for b in range(batch):
         for row in range(rows):
             y = row * factor + half
@@ -71,17 +158,16 @@ def blur_errors(images: np.ndarray, scale: int, side: int) -> np.ndarray:
             lower = widened[min(below, rows - 1)]
             lower_weight = np.int32(2 * ((y + half) & (factor - 1)) + 1)
             upper_weight = np.int32(2 * factor - lower_weight)
-            unit = np.int32(16 * factor * factor)
             pixels = images[b, y].reshape(row_values)
             for j in range(row_values):
-                error = np.int64(
+                error = np.float64(
                     np.int32(pixels[j]) * unit - upper_weight * upper[j] - lower_weight * lower[j]
                 )
                 squares[j] += error * error
             if (y + 1) % side == 0:
                 for x in range(width):
                     for c in range(3):
-                        sums[b, y // side, x // side, c] += np.float64(squares[3 * x + c])
+                        sums[b, y // side, x // side, c] += squares[3 * x + c]
                 squares[:] = 0
     return sums
 
@@ -185,6 +271,8 @@ def cut_tokens(images: np.ndarray, nodes: np.ndarray, patch_size: int, area: boo
     """
     batch, count = nodes.shape[:2]
     tokens = np.empty((batch, count, patch_size, patch_size, 3), np.uint8)
+    lines = images.reshape(batch, images.shape[1], 3 * images.shape[2])
+    flat = tokens.reshape(batch, count, patch_size, 3 * patch_size)
     for b in range(batch):
         for m in range(count):
             scale = nodes[b, m, 2]
@@ -194,9 +282,10 @@ def cut_tokens(images: np.ndarray, nodes: np.ndarray, patch_size: int, area: boo
             half = factor >> 1
             if scale == 0:
                 for row in range(patch_size):
-                    for column in range(patch_size):
-                        for c in range(3):
-                            tokens[b, m, row, column, c] = images[b, top + row, left + column, c]
+                    source = lines[b, top + row, 3 * left : 3 * (left + patch_size)]
+                    target = flat[b, m, row]
+                    for j in range(3 * patch_size):
+                        target[j] = source[j]
             elif area:
                 for row in range(patch_size):
                     for column in range(patch_size):
@@ -211,14 +300,16 @@ def cut_tokens(images: np.ndarray, nodes: np.ndarray, patch_size: int, area: boo
             else:
                 for row in range(patch_size):
                     y = top + row * factor + half
+                    upper, lower = lines[b, y - 1], lines[b, y]
+                    target = flat[b, m, row]
                     for column in range(patch_size):
-                        x = left + column * factor + half
+                        first = 3 * (left + column * factor + half - 1)
                         for c in range(3):
                             centre = (
-                                np.int32(images[b, y - 1, x - 1, c])
-                                + np.int32(images[b, y - 1, x, c])
-                                + np.int32(images[b, y, x - 1, c])
-                                + np.int32(images[b, y, x, c])
+                                np.int32(upper[first + c])
+                                + np.int32(upper[first + 3 + c])
+                                + np.int32(lower[first + c])
+                                + np.int32(lower[first + 3 + c])
                             )
-                            tokens[b, m, row, column, c] = (centre + 2) >> 2
+                            target[3 * column + c] = (centre + 2) >> 2
     return tokens

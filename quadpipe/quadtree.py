@@ -1,11 +1,9 @@
-"""Best-first quadtrees by sorting, for a whole batch at once, and their prefixes.
+"""Best-first quadtrees, and their prefixes.
 
 The paper grows a tree greedily: split the most important splittable leaf, put its quarters on the
-heap, repeat (Ronen et al., arXiv 2304.00287). The order in which the heap pops patches is a sort.
-Rank all splittable patches of an image by (importance descending, coarser scale first, raster
-order). For a patch v of depth d below the roots let E_j(v) be the largest rank on the path from
-its ancestor of depth j down to v. The heap pops patches in ascending lexicographic order of
-(E_0, .., E_d), missing entries first. So the tree of every smaller budget is a prefix.
+heap, repeat (Ronen et al., arXiv 2304.00287). Of equal importances the coarser goes first, then
+raster order. That order does not depend on where it ends, so the tree of every smaller budget is a
+prefix.
 
 Letters: B batch; R roots; A splittable patches; N tokens; K = (N - R) / 3 splits; M = R + 4K nodes.
 """
@@ -80,32 +78,17 @@ def subtract_thresholds(
     return less
 
 
-def split_order(importance: np.ndarray, geometry: Geometry) -> np.ndarray:
-    """Order of all splits, int64 `[B, A]`: ids of the splittable patches, best first.
+def split_order(
+    importance: np.ndarray, geometry: Geometry, splits: int | None = None
+) -> np.ndarray:
+    """The first K = `splits` splits, or all, int32 `[B, K]`: ids of the patches, best first.
 
-    importance: float32 `[B, A]` by patch id, from `join_maps`; equal importances go coarser
-    first, then in raster order.
+    importance: float32 `[B, A]` by patch id, from `join_maps`.
     """
-    batch, patches = importance.shape
-    ranks = np.empty((batch, patches), np.int32)
-    descending = np.argsort(-importance, axis=1, kind="stable")
-    np.put_along_axis(ranks, descending, np.arange(patches, dtype=np.int32), axis=1)
-    if geometry.max_scale < 2:
-        return descending
+    from quadpipe.kernels import best_first
 
-    # worst[j][b, v] is E_j(v), -1 where v is shallower than j.
-    worst = np.full((geometry.max_scale, batch, patches), -1, np.int32)
-    path: list[np.ndarray] = []
-    first = 0
-    for scale in range(geometry.max_scale, 0, -1):
-        rows, columns = geometry.grid(scale)
-        level = slice(first, first + rows * columns)
-        rank = ranks[:, level].reshape(-1, rows, columns)
-        path = [np.maximum(_repeat_to_quarters(above), rank) for above in path] + [rank]
-        for depth, largest in enumerate(path):
-            worst[depth][:, level] = largest.reshape(batch, -1)
-        first = level.stop
-    return np.lexsort(worst[::-1], axis=-1)
+    count = geometry.splittable if splits is None else splits
+    return best_first(importance, geometry.children, geometry.roots, count)
 
 
 def grow(importance: np.ndarray, geometry: Geometry, tokens: int) -> Trees:
@@ -114,19 +97,11 @@ def grow(importance: np.ndarray, geometry: Geometry, tokens: int) -> Trees:
     importance: float32 `[B, A]` by patch id, from `join_maps`. Raises ConfigError when the
     budget is not legal.
     """
-    splits = geometry.splits(tokens)
-    batch = len(importance)
-    chosen = split_order(importance, geometry)[:, :splits]
+    from quadpipe.kernels import tree_nodes
 
-    step_of = np.full((batch, len(geometry.boxes)), -1, np.int32)
-    np.put_along_axis(step_of, chosen, np.arange(splits, dtype=np.int32), axis=1)
-
-    roots = np.broadcast_to(np.arange(geometry.roots), (batch, geometry.roots))
-    quarters = geometry.children[chosen].reshape(batch, 4 * splits)
-    ids = np.concatenate([roots, quarters], axis=1)
-    step = np.take_along_axis(step_of, ids, axis=1)
+    chosen = split_order(importance, geometry, geometry.splits(tokens))
     return Trees(
-        nodes=np.concatenate([geometry.boxes[ids], step[..., None]], axis=2),
+        nodes=tree_nodes(chosen, geometry.boxes, geometry.children, geometry.roots),
         importance=np.take_along_axis(importance, chosen, axis=1),
     )
 
@@ -151,8 +126,3 @@ def splits_at_threshold(importance: np.ndarray, threshold: float) -> int:
     if np.isnan(threshold):
         raise ConfigError("threshold is NaN; give a number")
     return int(np.count_nonzero(gains(importance) >= threshold))
-
-
-def _repeat_to_quarters(level: np.ndarray) -> np.ndarray:
-    """`[B, rows, columns]` repeated to the grid one scale finer."""
-    return level.repeat(2, axis=1).repeat(2, axis=2)

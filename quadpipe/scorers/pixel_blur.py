@@ -12,14 +12,14 @@ from quadpipe.scorers.base import Scorer
 
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
-# The squares of one column of a patch are summed in int64.
-LARGEST_SUM = 2**63 - 1
+# The squares of one column of a patch are summed in float64, exactly.
+LARGEST_SUM = 2**53
 
 
 class BlurScorer(Scorer):
     """Scores by the squared error of downsampling the whole image by 2**s and upsampling it again.
 
-    Bilinear, half-pixel centres, no antialiasing. The squares are summed as integers, so that
+    Bilinear, half-pixel centres, no antialiasing. The squares are summed exactly, so that
     importances are the same everywhere. Raises ConfigError on patches too large for that.
     """
 
