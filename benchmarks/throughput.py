@@ -1,16 +1,19 @@
 """How fast images become shards, against the decoder alone, and how much memory a worker takes.
 
-    python benchmarks/throughput.py [--images 5000] [--runs 5] [--in FOLDER]
+    python benchmarks/throughput.py [--images 5000] [--runs 5] [--in FOLDER] [--memory 50000]
 
-Without --in it makes JPEGs from the photographs that scikit-learn ships. All on one core, the row
-of two workers on two, page cache warm, output on the system's temporary folder. Rates leave out
-the start of Ray and the first shard of every run.
+Without --in it makes JPEGs of 500 x 375 pixels and about 160 kB, as ImageNet's are, from the
+photographs that scikit-learn ships. One core (two for the rows of two), page cache warm, output in
+memory (/dev/shm where there is one), fsync included, which costs nothing there. Rates leave out the
+start of Ray and the first shard of every run. `PIL` reads, decodes with the job's rule for scaled
+decoding, resizes and crops. The rows take turns. --memory repeats the images to so many inputs, and
+compares a worker's memory.
 """
 
 import argparse
 import io
+import multiprocessing
 import os
-import platform
 import random
 import statistics
 import tempfile
@@ -21,58 +24,111 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
+from common import describe_machine, spread
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
 import quadpipe
-from quadpipe.images.library import describe, imaging_library
 from quadpipe.job import Progress
 
 BATCH = 1000
+PIL, TWO_RUNS = "PIL alone", "two runs in process at once"
+# Row: what it is compared with, and at least how much of that is wanted.
+BARS = {
+    "in process, 100 tokens": (PIL, 0.75),
+    "in process, 196 tokens": (PIL, 0.70),
+    "Ray, 2 workers": (TWO_RUNS, 0.95),
+}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--images", type=int, default=5000)
     parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--memory", type=int, default=50_000)
     parser.add_argument("--in", dest="source", type=Path)
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as temporary:
+    shared = Path("/dev/shm")
+    with tempfile.TemporaryDirectory(dir=shared if shared.is_dir() else None) as temporary:
         images = options.source or make_images(Path(temporary) / "images", options.images)
         paths = sorted(path for path in images.rglob("*") if path.is_file())
-        print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores")
-        print(f"Python {platform.python_version()}, {describe(imaging_library())}")
+        describe_machine()
         total = sum(path.stat().st_size for path in paths)
         print(f"{len(paths):,} images of {total / len(paths) / 1000:.0f} kB\n")
-        measure(images, paths, Path(temporary), options.runs)
+        measure(paths, Path(temporary), options.runs)
+        if options.memory:
+            measure_memory(paths, Path(temporary), options.memory)
 
 
-def measure(images: Path, paths: list[Path], temporary: Path, runs: int) -> None:
+def measure(paths: list[Path], temporary: Path, runs: int) -> None:
+    listing = write_listing(temporary / "all.csv", paths)
+    halves = [
+        write_listing(temporary / f"half{half}.csv", paths[half::2], folder=half) for half in (0, 1)
+    ]
     rows: dict[str, Callable[[Path], float]] = {
-        "decode, resize, crop (PIL)": lambda out: decode_alone(paths),
-        "in process, 100 tokens": lambda out: tokenize(images, out, in_process=True),
-        "in process, 196 tokens": lambda out: tokenize(images, out, in_process=True, tokens=196),
-        "Ray, 1 worker, 100 tokens": lambda out: tokenize(images, out, workers=1),
-        "Ray, 2 workers, 100 tokens": lambda out: tokenize(images, out, workers=2),
+        PIL: lambda out: decode_alone(paths),
+        "in process, 100 tokens": lambda out: tokenize(listing, out, in_process=True),
+        "in process, 196 tokens": lambda out: tokenize(listing, out, in_process=True, tokens=196),
+        "Ray, 1 worker": lambda out: tokenize(listing, out, workers=1),
+        TWO_RUNS: lambda out: tokenize_twice(halves, out),
+        "Ray, 2 workers": lambda out: tokenize(listing, out, workers=2),
     }
     rates: dict[str, list[float]] = {name: [] for name in rows}
-    peaks: dict[str, int] = {}
     decode_alone(paths[:BATCH])  # warm the page cache
     for run in range(runs):
-        for name, row in rows.items():
-            with on_cores(2 if "2 workers" in name else 1), watched_memory() as peak:
-                rates[name].append(
-                    row(temporary / f"{run}-{len(rates[name])}-{name[:4]}{name[-9:]}")
-                )
-            peaks[name] = max(peaks.get(name, 0), peak[0])
-    base = statistics.median(rates["decode, resize, crop (PIL)"])
-    print(f"{'':28}  images/s      spread  of PIL  peak USS of a process")
+        for number, (name, row) in enumerate(rows.items()):
+            with on_cores(2 if name in (TWO_RUNS, "Ray, 2 workers") else 1):
+                rates[name].append(row(temporary / f"out-{run}-{number}"))
+    middle = {name: statistics.median(values) for name, values in rates.items()}
+    print("| work | images a second, median (smallest-largest) | of PIL | wanted |")
+    print("|---|---|---|---|")
     for name, values in rates.items():
-        middle = statistics.median(values)
-        spread = f"{min(values):.0f}-{max(values):.0f}"
-        print(
-            f"{name:28} {middle:9.0f} {spread:>11} {middle / base:7.2f} {peaks[name] >> 20:8} MiB"
-        )
+        wanted = ""
+        if name in BARS:
+            other, bar = BARS[name]
+            ratio = middle[name] / middle[other]
+            verdict = "met" if ratio >= bar else "NOT met"
+            wanted = f"{bar} of {other}: {ratio:.2f}, {verdict}"
+        print(f"| {name} | {spread(values)} | {middle[name] / middle[PIL]:.2f} | {wanted} |")
+
+
+def measure_memory(paths: list[Path], temporary: Path, many: int) -> None:
+    """Unique memory of one Ray worker at the end of a short and of a long job."""
+    peaks = []
+    for count in (1000, many):
+        repeated = (paths * -(-count // len(paths)))[:count]
+        listing = write_listing(temporary / f"{count}.csv", repeated)
+        with watched_memory() as peak:
+            tokenize(listing, temporary / f"memory-{count}", workers=1)
+        peaks.append(peak[0])
+        print(f"\npeak USS of a worker, {count:,} images: {peak[0] / 2**20:.0f} MiB", end="")
+    growth = peaks[1] / peaks[0] - 1
+    print(f"\ngrowth: {growth:.1%}, at most 5% wanted: {'met' if growth <= 0.05 else 'NOT met'}")
+
+
+def write_listing(path: Path, images: list[Path], folder: int | None = None) -> Path:
+    """A list of paths for the job, in a folder of its own where one is given."""
+    if folder is not None:
+        path = path.parent / str(folder) / path.name
+        path.parent.mkdir()
+    path.write_text("".join(f"{os.path.relpath(image, path.parent)}\n" for image in images))
+    return path
+
+
+def tokenize_twice(halves: list[Path], out: Path) -> float:
+    """The rates of two processes, a core and half of the images each, added."""
+    context = multiprocessing.get_context("spawn")
+    with context.Pool(2) as pool:
+        cores = sorted(os.sched_getaffinity(0))[:2]
+        jobs = [
+            (core, half, Path(f"{out}-{core}")) for core, half in zip(cores, halves, strict=True)
+        ]
+        return sum(pool.starmap(tokenize_on, jobs, chunksize=1))
+
+
+def tokenize_on(core: int, listing: Path, out: Path) -> float:
+    os.sched_setaffinity(0, {core})
+    return tokenize(listing, out, in_process=True)
 
 
 def decode_alone(paths: list[Path]) -> float:
@@ -168,7 +224,7 @@ def make_images(folder: Path, count: int) -> Path:
             part = part.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         target = folder / f"{number % 10}" / f"{number:06d}.jpg"
         target.parent.mkdir(parents=True, exist_ok=True)
-        part.save(target, quality=97)
+        part.save(target, quality=99)
     return folder
 
 

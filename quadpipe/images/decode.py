@@ -104,6 +104,7 @@ class EncodedImage:
                 )
             self.scalable = isinstance(image, JpegImagePlugin.JpegImageFile)
             self._decoded: dict[int, Image.Image] = {}
+            self._opened: ImageFile.ImageFile | None = image  # not decoded yet: used once
             if self.scalable:
                 if _orientation(image) in (5, 6, 7, 8):
                     width, height = height, width
@@ -116,7 +117,7 @@ class EncodedImage:
         """The upright RGB image at 1 / `reduction` of its size (1, 2, 4 or 8; JPEG only)."""
         if reduction not in self._decoded:
             with _rejecting(self._data):
-                image = self._open()
+                image, self._opened = self._opened or self._open(), None
                 image.draft(None, (image.width // reduction, image.height // reduction))
                 self._decoded[reduction] = self._upright_rgb(image)
         return self._decoded[reduction]
