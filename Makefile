@@ -1,7 +1,7 @@
 # make demo    tokenize real photographs and draw what came out
 # make test    run the tests
 # make lint    check style, and types on the installed wheel
-# make bench   print the tables that the docs quote: throughput, scorers, coverage
+# make bench   measure everything and write docs/performance.md; PEERS=python adds other loaders
 # All of them create .venv on first use. PYTHON=python3.12 chooses another interpreter.
 
 PYTHON ?= python3
@@ -54,10 +54,7 @@ lint: $(VENV)/installed
 	MYPYPATH=$(VENV)/types $(BIN)/mypy -p quadpipe
 
 bench: $(VENV)/installed
-	$(BIN)/python benchmarks/throughput.py
-	$(BIN)/python benchmarks/scorers.py
-	$(BIN)/python benchmarks/coverage.py --parts 0.5 1
-	$(BIN)/python benchmarks/coverage.py --parts 0.25 0.4
+	$(BIN)/python benchmarks/report.py $(if $(PEERS),--peers $(PEERS))
 
 clean:
 	rm -rf $(VENV) .demo build

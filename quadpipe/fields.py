@@ -3,6 +3,7 @@
 import types
 import typing
 from dataclasses import fields
+from functools import cache
 from numbers import Integral, Real
 from typing import Any
 
@@ -15,13 +16,12 @@ def check_types(instance: Any) -> None:
     Whole numbers of any kind become int, numbers become float where a float is declared, lists
     become tuples where a tuple is.
     """
-    hints = typing.get_type_hints(type(instance))
-    for item in fields(instance):
-        value = getattr(instance, item.name)
+    for name, hint in _hints(type(instance)).items():
+        value = getattr(instance, name)
         try:
-            object.__setattr__(instance, item.name, _converted(value, hints[item.name]))
+            object.__setattr__(instance, name, _converted(value, hint))
         except TypeError as error:
-            raise ConfigError(f"{item.name} must be {error}, not {value!r}") from None
+            raise ConfigError(f"{name} must be {error}, not {value!r}") from None
 
 
 def known_fields(kind: type, document: Any) -> dict[str, Any]:
@@ -31,8 +31,15 @@ def known_fields(kind: type, document: Any) -> dict[str, Any]:
     """
     if not isinstance(document, dict):
         raise TypeError(f"{document!r} is not an object")
-    names = {item.name for item in fields(kind)}
+    names = _hints(kind)
     return {name: value for name, value in document.items() if name in names}
+
+
+@cache
+def _hints(kind: type) -> dict[str, Any]:
+    """Declared types of a dataclass's fields, by name."""
+    hints = typing.get_type_hints(kind)
+    return {item.name: hints[item.name] for item in fields(kind)}
 
 
 def _converted(value: Any, hint: Any) -> Any:

@@ -1,0 +1,137 @@
+"""What planning, merging and opening cost as a dataset grows: a synthetic one of many shards.
+
+    python benchmarks/scale.py [--shards 1000000]
+
+As many inputs as shards, empty files in 1,000 folders, are listed and planned, a shard each.
+Done-markers and empty tars of the right sizes are put in the place of the work (their offsets are
+short: one sample a shard), then the job runs as after a crash: it finds all shards done and merges
+them. Then the loader opens the dataset and computes where batches of an epoch lie. Every step runs
+in a process of its own; peak memory is that of the process. All in memory (/dev/shm where there is
+one).
+"""
+
+import argparse
+import json
+import multiprocessing
+import resource
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from common import describe_machine
+
+BYTES = 512 * 200
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--shards", type=int, default=1_000_000)
+    options = parser.parse_args()
+    describe_machine()
+    shared = Path("/dev/shm")
+    folder = Path(tempfile.mkdtemp(dir=shared if shared.is_dir() else None))
+    try:
+        measure(folder, options.shards)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def measure(folder: Path, shards: int) -> None:
+    for number in range(shards):
+        image = folder / f"images/n{number % 1000:08d}/ILSVRC2012_train_{number:08d}.JPEG"
+        if number < 1000:
+            image.parent.mkdir(parents=True)
+        image.touch()
+    print(f"\n| {shards:,} shards | seconds | peak memory, MiB |")
+    print("|---|---|---|")
+    for name, step in (
+        ("plan: list, shuffle, cut, store", plan),
+        ("(stand-ins for the work)", stand_in),
+        ("resume and merge", merge),
+        ("`Dataset`: manifest and shard list", open_dataset),
+        ("loader: open, and locate the first, a middle and the last batch", locate),
+    ):
+        seconds, peak = in_process_of_its_own(step, folder)
+        print(f"| {name} | {seconds:.1f} | {peak / 2**20:,.0f} |", flush=True)
+    sizes = {
+        "dataset.json": folder / "out/dataset.json",
+        "train.shards.jsonl": folder / "out/train.shards.jsonl",
+        "plan.json": folder / "out/.quadpipe/plan.json",
+    }
+    listed = sum(
+        path.stat().st_size for path in (folder / "out/.quadpipe/listing").rglob("*.jsonl")
+    )
+    cells = [f"{name} {path.stat().st_size:,} bytes" for name, path in sizes.items()]
+    print(f"\n{', '.join(cells)}, the listing {listed:,} bytes")
+
+
+def in_process_of_its_own(step: Callable[[Path], None], folder: Path) -> tuple[float, int]:
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(timed, (step, folder))
+
+
+def timed(step: Callable[[Path], None], folder: Path) -> tuple[float, int]:
+    started = time.perf_counter()
+    step(folder)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return time.perf_counter() - started, peak
+
+
+def make_job(folder: Path) -> object:
+    from quadpipe.job import Job, JobConfig
+
+    config = JobConfig.from_options(samples_per_shard=1, in_process=True)
+    return Job(folder / "images", folder / "out", config)
+
+
+def plan(folder: Path) -> None:
+    from quadpipe.files import Folder
+
+    make_job(folder)._planner.store(Folder(folder / "out"))
+
+
+def stand_in(folder: Path) -> None:
+    """Markers and tars that look done; nobody reads the tars here."""
+    from quadpipe.shards.format import marker_name
+
+    out = folder / "out"
+    shards = json.loads((out / ".quadpipe/plan.json").read_text())["splits"]["train"]["shards"]
+    for index in range(shards):
+        name = f"train-{index:06d}.tar"
+        view = {"name": name, "view": 0, "samples": 1, "bytes": BYTES, "offsets": [0]}
+        view["sha256"] = "0" * 64
+        marker = {"split": "train", "shard": index, "inputs": 1, "rejected": [], "views": [view]}
+        path = out / marker_name("train", index)
+        if index % 1000 == 0:
+            path.parent.mkdir(parents=True)
+        path.write_text(json.dumps(marker))
+        with (out / name).open("wb") as file:
+            file.truncate(BYTES)
+
+
+def merge(folder: Path) -> None:
+    make_job(folder).run()
+
+
+def open_dataset(folder: Path) -> None:
+    import quadpipe
+
+    quadpipe.Dataset(folder / "out").shards("train")
+
+
+def locate(folder: Path) -> None:
+    from quadpipe.loader import Loader
+    from quadpipe.loader.order import EpochOrder
+    from quadpipe.loader.samples import SampleReader
+
+    loader = Loader(folder / "out", "train", batch_size=256)
+    counts = [shard.samples for shard in SampleReader(loader.dataset, "train", 0).shards]
+    order = EpochOrder(counts, seed=0, epoch=0)
+    for start in (0, order.samples // 2, order.samples - 256):
+        order.locate(start, start + 256)
+
+
+if __name__ == "__main__":
+    main()
