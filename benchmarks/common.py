@@ -4,14 +4,16 @@ import os
 import platform
 import random
 import statistics
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
 from pathlib import Path
+
+SHORTEST_RUN = 0.2  # seconds; what is faster is repeated
 
 
 def describe_machine() -> None:
     """Print processor, cores and versions."""
-    import numpy as np
-
     import quadpipe
     from quadpipe.images.library import describe, imaging_library
 
@@ -20,10 +22,12 @@ def describe_machine() -> None:
         for line in _lines("/proc/cpuinfo")
         if line.startswith("model name")
     ]
+    packages = ("numpy", "numba", "torch", "ray", "webdataset")
+    versions = ", ".join(f"{package} {version(package)}" for package in packages)
     processor = names[0] if names else platform.processor() or platform.machine()
     print(
         f"{processor}, {os.cpu_count()} cores; Python {platform.python_version()}, quadpipe "
-        f"{quadpipe.__version__}, NumPy {np.__version__}, {describe(imaging_library())}"
+        f"{quadpipe.__version__}, {versions}, {describe(imaging_library())}"
     )
 
 
@@ -42,6 +46,16 @@ def make_images(folder: Path, count: int, *, side: int, quality: int = 90) -> No
         target.mkdir(parents=True, exist_ok=True)
         part = photograph.crop((left, top, left + side, top + side))
         part.save(target / f"{number:06d}.jpg", quality=quality)
+
+
+def seconds_of(function: Callable[[], object]) -> float:
+    """Mean over as many calls as SHORTEST_RUN takes, after one that does not count."""
+    function()
+    calls, started = 0, time.perf_counter()
+    while (elapsed := time.perf_counter() - started) < SHORTEST_RUN:
+        function()
+        calls += 1
+    return elapsed / calls
 
 
 def spread(values: Sequence[float]) -> str:

@@ -12,13 +12,12 @@ that suits it best. Both choose the same leaves, which is checked. The versions 
 import argparse
 import os
 import statistics
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812  its usual name
-from common import describe_machine
+from common import describe_machine, seconds_of
 from sklearn.datasets import load_sample_images
 from torch import Tensor
 
@@ -44,7 +43,7 @@ def main() -> None:
     tokenizer = quadpipe.Tokenizer(tokens=TOKENS)
     maps = tokenizer.scorer.score(images)
     check_same_leaves(tokenizer, images)
-    best = min((4, 8, 16, 32, 64), key=lambda size: seconds(lambda: plain_in(images, size)))
+    best = min((4, 8, 16, 32, 64), key=lambda size: seconds_of(lambda: plain_in(images, size)))
     rows: dict[str, tuple[Callable[[], object], Callable[[], object]]] = {
         "score, tree and mosaic": (
             lambda: tokenizer.tokenize(images),
@@ -59,12 +58,21 @@ def main() -> None:
     print("| work | ours, ms an image | plain, ms an image | times faster | wanted |")
     print("|---|---|---|---|---|")
     for name, (ours, plain) in rows.items():
-        times = [(seconds(ours), seconds(plain)) for _ in range(options.runs)]
+        times = [(seconds_of(ours), seconds_of(plain)) for _ in range(options.runs)]
         fast, slow = (statistics.median(column) for column in zip(*times, strict=True))
-        cells = [f"{1000 * value / IMAGES:.4f}" for value in (fast, slow)]
+        cells = [spread(column) for column in zip(*times, strict=True)]
         bar = BARS[name]
         verdict = "met" if slow / fast >= bar else "NOT met"
         print(f"| {name} | {cells[0]} | {cells[1]} | {slow / fast:.1f} | {bar:g}: {verdict} |")
+
+
+def spread(values: Sequence[float]) -> str:
+    """Milliseconds an image, median (smallest-largest)."""
+    middle, low, high = (
+        f"{1000 * value / IMAGES:.4f}"
+        for value in (statistics.median(values), min(values), max(values))
+    )
+    return f"{middle} ({low}-{high})"
 
 
 def make_crops() -> np.ndarray:
@@ -76,12 +84,6 @@ def make_crops() -> np.ndarray:
         top, left = (chance.integers(0, length - SIDE) for length in photograph.shape[:2])
         crops.append(photograph[top : top + SIDE, left : left + SIDE])
     return np.stack(crops)
-
-
-def seconds(function: Callable[[], object]) -> float:
-    started = time.perf_counter()
-    function()
-    return time.perf_counter() - started
 
 
 def plain_in(images: np.ndarray, size: int) -> list[tuple[Tensor, Tensor]]:

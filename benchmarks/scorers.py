@@ -18,10 +18,8 @@ the network scorers alone are timed, images a second of one scorer.
 import argparse
 import functools
 import os
-import platform
 import statistics
 import tempfile
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +28,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812  its usual name
+from common import describe_machine, seconds_of
 from sklearn.datasets import load_sample_images
 from torch import Tensor, nn
 
@@ -41,7 +40,6 @@ SIDE, IMAGES, BATCH = 256, 16, 8
 GEOMETRY = Geometry(height=SIDE, width=SIDE, patch_size=16, max_patch_size=64)
 FACTORS = {64: 4, 32: 2}  # sides of the splittable patches, coarse to fine: how much they shrink
 PLAIN_BATCHES = (1, 2, 4, 8, 16)
-SHORTEST_RUN = 0.2  # seconds; faster scorers are repeated
 
 # Largest relative difference that still is agreement. A grey level on the edge of a histogram's
 # bin falls into one or the other in float32; sums of float32 differ in their last digits.
@@ -80,7 +78,7 @@ def main() -> None:
     contests = make_contests(names)
     if not contests:
         parser.error("there is nothing to time")
-    print(f"{platform.processor() or platform.machine()}, one core, torch {torch.__version__}")
+    describe_machine()
     print(f"{IMAGES} images of {SIDE} x {SIDE}, {options.runs} runs, medians (smallest-largest)\n")
     print(
         f"| scorer | ours, ms | plain, ms | plain's batch | plain at {IMAGES}, ms | times faster | "
@@ -245,16 +243,6 @@ def in_batches(plain: Plain, images: np.ndarray, hints: Hints, batch: int) -> li
         for first in range(0, len(images), batch)
     ]
     return [torch.cat(levels).numpy() for levels in zip(*parts, strict=True)]
-
-
-def seconds_of(function: Callable[[], Any]) -> float:
-    """Mean over as many calls as SHORTEST_RUN takes, after one that does not count."""
-    function()
-    calls, started = 0, time.perf_counter()
-    while (elapsed := time.perf_counter() - started) < SHORTEST_RUN:
-        function()
-        calls += 1
-    return elapsed / calls
 
 
 def largest_difference(ours: Sequence[np.ndarray], plain: Sequence[np.ndarray]) -> float:

@@ -36,11 +36,11 @@ def best_first(importance: np.ndarray, children: np.ndarray, roots: int, splits:
     heap = np.empty(patches, np.int64)
     keys = np.empty(patches, np.int64)
     low = np.int64(0xFFFFFFFF)
+    bits = (importance + np.float32(0)).view(np.int32)  # 0 for -0
     for b in range(batch):
         # One number a patch: importance above, the id turned round below.
-        bits = (importance[b] + np.float32(0)).view(np.int32)
         for patch in range(patches):
-            rank = np.int64(bits[patch] ^ ((bits[patch] >> 31) & 0x7FFFFFFF))
+            rank = np.int64(bits[b, patch] ^ ((bits[b, patch] >> 31) & 0x7FFFFFFF))
             keys[patch] = (rank << 32) | (low - patch)
         size = 0
         for patch in range(min(roots, patches)):
@@ -48,11 +48,13 @@ def best_first(importance: np.ndarray, children: np.ndarray, roots: int, splits:
         for step in range(splits):
             best = low - (heap[0] & low)
             order[b, step] = best
-            size -= 1
-            _replace_first(heap, size, heap[size])
             if children[best, 0] < patches:
-                for quarter in range(4):
+                _replace_first(heap, size, keys[children[best, 0]])
+                for quarter in range(1, 4):
                     size = _push(heap, size, keys[children[best, quarter]])
+            else:
+                size -= 1
+                _replace_first(heap, size, heap[size])
     return order
 
 

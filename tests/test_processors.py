@@ -1,0 +1,52 @@
+"""The same bytes on processors of other kinds: their instructions are switched off one by one."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+from numpy._core._multiarray_umath import __cpu_dispatch__ as dispatched
+
+PROGRAM = """
+import hashlib
+import numpy as np
+import quadpipe
+from sklearn.datasets import load_sample_images
+
+images = [image[100:400, 100:500] for image in load_sample_images().images]
+digest = hashlib.sha256()
+for scorer in ("pixel-blur", "entropy", "laplacian", "upsample-mse", "random"):
+    thresholds = ((32, 1.7), (64, 0.3))
+    tokenizer = quadpipe.Tokenizer(scorer=scorer, tokens=148, thresholds=thresholds)
+    for mosaic in tokenizer(images):
+        for part in (mosaic.tokens, mosaic.nodes, mosaic.importance):
+            digest.update(part.tobytes())
+print(digest.hexdigest())
+"""
+
+
+def digest(cache: object, **environment: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM],
+        env={**os.environ, "NUMBA_CACHE_DIR": str(cache), **environment},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def here(tmp_path_factory) -> str:
+    return digest(tmp_path_factory.mktemp("here"))
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {"NUMBA_CPU_NAME": "generic", "NUMBA_CPU_FEATURES": ""},
+        {"NPY_DISABLE_CPU_FEATURES": " ".join(dispatched)},
+    ],
+)
+def test_other_processors_give_the_same_bytes(environment, here, tmp_path):
+    assert digest(tmp_path, **environment) == here
