@@ -36,7 +36,7 @@ def known_fields(kind: type, document: Any) -> dict[str, Any]:
 
 
 @cache
-def _hints(kind: type) -> dict[str, Any]:
+def _hints(kind: Any) -> dict[str, Any]:
     """Declared types of a dataclass's fields, by name."""
     hints = typing.get_type_hints(kind)
     return {item.name: hints[item.name] for item in fields(kind)}

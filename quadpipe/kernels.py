@@ -15,6 +15,9 @@ import numpy as np
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
+_LOW = np.int64(0xFFFFFFFF)
+
+
 def compiled(function: _Function) -> _Function:
     """Compile on first call and cache on disk, or in memory where no folder can be written."""
     try:
@@ -24,38 +27,65 @@ def compiled(function: _Function) -> _Function:
 
 
 @compiled
-def best_first(importance: np.ndarray, children: np.ndarray, roots: int, splits: int) -> np.ndarray:
-    """Ids of the patches that are split, best first, int32 `[B, splits]`.
+def grow_trees(
+    importance: np.ndarray, boxes: np.ndarray, children: np.ndarray, roots: int, splits: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Best-first trees of K = `splits` splits, with a heap for each image.
 
-    A heap for each image: the most important leaf is split, and its quarters that can be split
-    again go onto the heap; of equal ones the smaller id goes first. importance: float32 `[B, A]` by
-    patch id; children: int32 `[A, 4]`; roots: the ids 0 to roots - 1.
+    The most important leaf is split, and its quarters that can be split again go onto the heap; of
+    equal ones the smaller id goes first. importance: float32 `[B, A]` by patch id; boxes: int32
+    `[T, 3]`; children: int32 `[A, 4]`; roots: R, the ids 0 to R - 1. Returns the nodes, int32
+    `[B, R + 4 K, 4]`, x, y, scale and split step; the ids of the split patches, int32 `[B, K]`, and
+    their importance, float32 `[B, K]`.
     """
     batch, patches = importance.shape
+    nodes = np.empty((batch, roots + 4 * splits, 4), np.int32)
     order = np.empty((batch, splits), np.int32)
+    worth = np.empty((batch, splits), np.float32)
     heap = np.empty(patches, np.int64)
-    keys = np.empty(patches, np.int64)
-    low = np.int64(0xFFFFFFFF)
+    node_of = np.empty(len(boxes), np.int32)
     bits = (importance + np.float32(0)).view(np.int32)  # 0 for -0
     for b in range(batch):
-        # One number a patch: importance above, the id turned round below.
-        for patch in range(patches):
-            rank = np.int64(bits[b, patch] ^ ((bits[b, patch] >> 31) & 0x7FFFFFFF))
-            keys[patch] = (rank << 32) | (low - patch)
         size = 0
-        for patch in range(min(roots, patches)):
-            size = _push(heap, size, keys[patch])
+        for patch in range(roots):
+            _set_node(nodes[b, patch], boxes[patch])
+            node_of[patch] = patch
+            if patch < patches:
+                size = _push(heap, size, _key(bits[b, patch], patch))
         for step in range(splits):
-            best = low - (heap[0] & low)
+            best = _LOW - (heap[0] & _LOW)
             order[b, step] = best
-            if children[best, 0] < patches:
-                _replace_first(heap, size, keys[children[best, 0]])
+            worth[b, step] = importance[b, best]
+            nodes[b, node_of[best], 3] = step
+            for quarter in range(4):
+                child = children[best, quarter]
+                node = roots + 4 * step + quarter
+                _set_node(nodes[b, node], boxes[child])
+                node_of[child] = node
+            first = children[best, 0]
+            if first < patches:
+                _replace_first(heap, size, _key(bits[b, first], first))
                 for quarter in range(1, 4):
-                    size = _push(heap, size, keys[children[best, quarter]])
+                    child = children[best, quarter]
+                    size = _push(heap, size, _key(bits[b, child], child))
             else:
                 size -= 1
                 _replace_first(heap, size, heap[size])
-    return order
+    return nodes, order, worth
+
+
+@compiled
+def _set_node(node: np.ndarray, box: np.ndarray) -> None:
+    node[0] = box[0]
+    node[1] = box[1]
+    node[2] = box[2]
+    node[3] = -1
+
+
+@compiled
+def _key(bits: int, patch: int) -> int:
+    """One number that orders patches: importance above, the id turned round below."""
+    return int((np.int64(bits ^ ((bits >> 31) & 0x7FFFFFFF)) << 32) | (_LOW - patch))
 
 
 @compiled
@@ -84,31 +114,6 @@ def _replace_first(heap: np.ndarray, size: int, key: int) -> None:
         heap[place] = heap[child]
         place, child = child, 2 * child + 1
     heap[place] = key
-
-
-@compiled
-def tree_nodes(
-    order: np.ndarray, boxes: np.ndarray, children: np.ndarray, roots: int
-) -> np.ndarray:
-    """Nodes int32 `[B, roots + 4 K, 4]`, x, y, scale and split step, of K splits in order.
-
-    order: int32 `[B, K]`, ids; boxes: int32 `[T, 3]`; children: int32 `[A, 4]`.
-    """
-    batch, splits = order.shape
-    nodes = np.empty((batch, roots + 4 * splits, 4), np.int32)
-    step_of = np.empty(len(boxes), np.int32)
-    for b in range(batch):
-        step_of[:] = -1
-        for step in range(splits):
-            step_of[order[b, step]] = step
-        for node in range(roots + 4 * splits):
-            patch = node
-            if node >= roots:
-                patch = children[order[b, (node - roots) >> 2], (node - roots) & 3]
-            for column in range(3):
-                nodes[b, node, column] = boxes[patch, column]
-            nodes[b, node, 3] = step_of[patch]
-    return nodes
 
 
 @compiled

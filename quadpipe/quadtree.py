@@ -78,32 +78,32 @@ def subtract_thresholds(
     return less
 
 
-def split_order(
-    importance: np.ndarray, geometry: Geometry, splits: int | None = None
-) -> np.ndarray:
-    """The first K = `splits` splits, or all, int32 `[B, K]`: ids of the patches, best first.
-
-    importance: float32 `[B, A]` by patch id, from `join_maps`.
-    """
-    from quadpipe.kernels import best_first
-
-    count = geometry.splittable if splits is None else splits
-    return best_first(importance, geometry.children, geometry.roots, count)
-
-
 def grow(importance: np.ndarray, geometry: Geometry, tokens: int) -> Trees:
     """The trees of B images at a legal budget.
 
     importance: float32 `[B, A]` by patch id, from `join_maps`. Raises ConfigError when the
     budget is not legal.
     """
-    from quadpipe.kernels import tree_nodes
+    from quadpipe.kernels import grow_trees
 
-    chosen = split_order(importance, geometry, geometry.splits(tokens))
-    return Trees(
-        nodes=tree_nodes(chosen, geometry.boxes, geometry.children, geometry.roots),
-        importance=np.take_along_axis(importance, chosen, axis=1),
+    nodes, _, worth = grow_trees(
+        importance, geometry.boxes, geometry.children, geometry.roots, geometry.splits(tokens)
     )
+    return Trees(nodes=nodes, importance=worth)
+
+
+def split_order(importance: np.ndarray, geometry: Geometry) -> np.ndarray:
+    """Order of all splits, int32 `[B, A]`: ids of the splittable patches, best first.
+
+    importance: float32 `[B, A]` by patch id, from `join_maps`.
+    """
+    from quadpipe.kernels import grow_trees
+
+    order: np.ndarray
+    _, order, _ = grow_trees(
+        importance, geometry.boxes, geometry.children, geometry.roots, geometry.splittable
+    )
+    return order
 
 
 def leaf_indices(nodes: np.ndarray, roots: int, splits: int) -> np.ndarray:
