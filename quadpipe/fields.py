@@ -16,7 +16,7 @@ def check_types(instance: Any) -> None:
     Whole numbers of any kind become int, numbers become float where a float is declared, lists
     become tuples where a tuple is.
     """
-    for name, hint in _hints(type(instance)).items():
+    for name, hint in _hints(type(instance)).items():  # type: ignore[arg-type]
         value = getattr(instance, name)
         try:
             object.__setattr__(instance, name, _converted(value, hint))
