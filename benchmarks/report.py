@@ -18,6 +18,7 @@ SCRIPTS = {
     "startup": [],
     "kernels": [],
     "throughput": ["--images", "2000"],
+    "memory": [],
     "loader": [],
     "training": [],
     "scorers": [],

@@ -1,13 +1,12 @@
-"""How fast images become shards, against the decoder alone, and how much memory a worker takes.
+"""How fast images become shards, against the decoder alone.
 
-    python benchmarks/throughput.py [--images 5000] [--runs 5] [--in FOLDER] [--memory 50000]
+    python benchmarks/throughput.py [--images 5000] [--runs 5] [--in FOLDER]
 
 Without --in it makes JPEGs of 500 x 375 pixels and about 160 kB, as ImageNet's are, from the
 photographs that scikit-learn ships. One core (two for the rows of two), page cache warm, output in
 memory (/dev/shm where there is one), fsync included, which costs nothing there. Rates leave out the
 start of Ray and the first shard of every run. `PIL` reads, decodes with the job's rule for scaled
-decoding, resizes and crops. The rows take turns. --memory repeats the images to so many inputs, and
-compares a worker's memory.
+decoding, resizes and crops. The rows take turns.
 """
 
 import argparse
@@ -17,13 +16,11 @@ import os
 import random
 import statistics
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import psutil
 from common import describe_machine, spread
 from PIL import Image
 from sklearn.datasets import load_sample_images
@@ -45,7 +42,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--images", type=int, default=5000)
     parser.add_argument("--runs", type=int, default=5)
-    parser.add_argument("--memory", type=int, default=50_000)
     parser.add_argument("--in", dest="source", type=Path)
     options = parser.parse_args()
     shared = Path("/dev/shm")
@@ -56,8 +52,6 @@ def main() -> None:
         total = sum(path.stat().st_size for path in paths)
         print(f"{len(paths):,} images of {total / len(paths) / 1000:.0f} kB\n")
         measure(paths, Path(temporary), options.runs)
-        if options.memory:
-            measure_memory(paths, Path(temporary), options.memory)
 
 
 def measure(paths: list[Path], temporary: Path, runs: int) -> None:
@@ -90,20 +84,6 @@ def measure(paths: list[Path], temporary: Path, runs: int) -> None:
             verdict = "met" if ratio >= bar else "NOT met"
             wanted = f"{bar} of {other}: {ratio:.2f}, {verdict}"
         print(f"| {name} | {spread(values)} | {middle[name] / middle[PIL]:.2f} | {wanted} |")
-
-
-def measure_memory(paths: list[Path], temporary: Path, many: int) -> None:
-    """Unique memory of one Ray worker at the end of a short and of a long job."""
-    peaks = []
-    for count in (1000, many):
-        repeated = (paths * -(-count // len(paths)))[:count]
-        listing = write_listing(temporary / f"{count}.csv", repeated)
-        with watched_memory() as peak:
-            tokenize(listing, temporary / f"memory-{count}", workers=1)
-        peaks.append(peak[0])
-        print(f"\npeak USS of a worker, {count:,} images: {peak[0] / 2**20:.0f} MiB", end="")
-    growth = peaks[1] / peaks[0] - 1
-    print(f"\ngrowth: {growth:.1%}, at most 5% wanted: {'met' if growth <= 0.05 else 'NOT met'}")
 
 
 def write_listing(path: Path, images: list[Path], folder: int | None = None) -> Path:
@@ -179,34 +159,6 @@ def on_cores(count: int) -> Iterator[None]:
         yield
     finally:
         os.sched_setaffinity(0, before)
-
-
-@contextmanager
-def watched_memory() -> Iterator[list[int]]:
-    """Largest unique set size of this process, or of a Ray worker where there are any, in bytes."""
-    peak, stop = [0], threading.Event()
-
-    def watch() -> None:
-        me = psutil.Process()
-        while not stop.wait(0.2):
-            try:
-                below = me.children(recursive=True)
-                workers = [
-                    p
-                    for p in below
-                    if "".join(p.cmdline()[:1]).startswith(("ray::make_shard", "ray::IDLE"))
-                ]
-                peak[0] = max([peak[0], *(p.memory_full_info().uss for p in workers or [me])])
-            except psutil.Error:
-                continue
-
-    thread = threading.Thread(target=watch)
-    thread.start()
-    try:
-        yield peak
-    finally:
-        stop.set()
-        thread.join()
 
 
 def make_images(folder: Path, count: int) -> Path:
