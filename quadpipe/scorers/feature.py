@@ -32,7 +32,7 @@ class Feature(NetworkScorer):
 
     name = "feature"
     summary = "what a network no longer sees of a blurred patch (the paper's main scorer)"
-    cost = "11 ms (ShuffleNetV2 x0.5), 70 ms (EfficientNet-Lite0)"
+    cost = "11 ms (ShuffleNetV2 x0.5), 66 ms (EfficientNet-Lite0)"
     options = ("backbone", "scorer_stride", "scorer_distance", "scorer_dtype")
     default_backbone = SHUFFLENET
 

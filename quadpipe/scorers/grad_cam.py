@@ -30,7 +30,7 @@ class GradCam(NetworkScorer):
 
     name = "grad-cam"
     summary = "where a classifier sees the image's own class (the paper's oracle; needs labels)"
-    cost = "23 ms (EfficientNet-Lite0)"
+    cost = "22 ms (EfficientNet-Lite0)"
     options = ("backbone", "scorer_dtype")
     hint = "the class"
     label_aware = True

@@ -146,7 +146,13 @@ class NetworkScorer(Scorer):
                     told += told[-1:] * missing
                 levels = self._score_batch(self._normalised(chunk), told)
                 parts.append([level[: size - missing] for level in levels])
-        return [np.concatenate(level) for level in zip(*parts, strict=True)]
+        maps = [np.concatenate(level) for level in zip(*parts, strict=True)]
+        if not all(np.isfinite(level).all() for level in maps):
+            raise ConfigError(
+                f"backbone {self._parameters['backbone']} made importances that are not finite; "
+                f"use other weights, or --scorer-dtype float32"
+            )
+        return maps
 
     def _features(self, images: "Tensor", stride: int) -> "Tensor":
         """`[B, C, H / stride, W / stride]` of normalised images, in the scorer's dtype.
@@ -172,8 +178,6 @@ class NetworkScorer(Scorer):
                 f"backbone {name} gave {found} for images {list(batch.shape)}; with stride "
                 f"{stride} its features must be {[size, 'C', height // stride, width // stride]}"
             )
-        if not features.isfinite().all():
-            raise ConfigError(f"backbone {name} gave features that are not finite numbers")
         return features
 
     @abstractmethod
@@ -211,6 +215,10 @@ class NetworkScorer(Scorer):
             noise = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
             with _reproducible(self._torch_device):
                 once, twice = (self._features(self._normalised(noise), stride) for _ in range(2))
+            if not once.isfinite().all():
+                raise ConfigError(
+                    f"backbone {self._parameters['backbone']} gave features that are not finite"
+                )
             if not once.equal(twice):
                 raise ConfigError(
                     f"backbone {self._parameters['backbone']} gives other features each time; "

@@ -476,6 +476,14 @@ def test_networks_that_give_something_else_are_refused(own, kind, message):
         quadpipe.Tokenizer(scorer="feature", backbone=f"my_networks:odd_{kind}")
 
 
+def test_importances_that_are_not_finite_name_the_network(shufflenet, square, monkeypatch):
+    scorer = make_scorer("feature", GEOMETRY, network=shufflenet)
+    whole = scorer._distances
+    monkeypatch.setattr(scorer, "_distances", lambda *both: whole(*both) / 0)
+    with pytest.raises(ConfigError, match="shufflenet-v2-x0.5 made importances that are not fin"):
+        scorer.score(square[:1])
+
+
 def test_a_head_that_fails_is_a_clear_error(own, square):
     with pytest.raises(ConfigError, match="the head of backbone my_networks:layer"):
         scores_of("grad-cam", find_network("my_networks:layer"), square, [0] * 4)
