@@ -70,7 +70,7 @@ def watched_memory() -> Iterator[list[int]]:
 
     def watch() -> None:
         me = psutil.Process()
-        while not stop.wait(0.2):
+        while not stop.wait(0.05):
             try:
                 below = me.children(recursive=True)
                 workers = [
