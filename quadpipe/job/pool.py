@@ -122,7 +122,7 @@ class PooledScorer(Scorer):
                 if ray.wait([pending], timeout=_SECONDS_BETWEEN_LOOKS)[0]:
                     maps: list[np.ndarray] = ray.get(pending)
                     return maps
-                if _answering(ray, [actor]):
+                if _first_answering(ray, [actor]) is not None:
                     continue  # busy
             except ray.exceptions.RayTaskError as error:
                 raise _failure(error) from error
@@ -138,10 +138,9 @@ class PooledScorer(Scorer):
         """Wait until some actor is there, busy or not; JobError when there is none for too long."""
         deadline = time.monotonic() + self._patience
         while time.monotonic() < deadline:
-            answering = _answering(ray, self._actors)
-            for actor in answering:
+            actor = _first_answering(ray, self._actors)
+            if actor is not None:
                 _silent_until.pop(_name(actor), None)
-            if answering:
                 return
             time.sleep(_SECONDS_BETWEEN_TRIES)
         raise JobError(
@@ -159,8 +158,8 @@ def _name(actor: Any) -> str:
     return name
 
 
-def _answering(ray: Any, actors: list[Any]) -> list[Any]:
-    """The first of the actors that answer in time."""
+def _first_answering(ray: Any, actors: list[Any]) -> Any:
+    """The first actor that answers a ping; None when none does in time."""
     calls = {a.ping.options(concurrency_group=_CONTROL).remote(): a for a in actors}
     deadline = time.monotonic() + _SECONDS_BETWEEN_LOOKS
     waiting = list(calls)
@@ -169,10 +168,10 @@ def _answering(ray: Any, actors: list[Any]) -> list[Any]:
         for call in done:
             try:
                 ray.get(call)
-                return [calls[call]]
+                return calls[call]
             except ray.exceptions.RayError:
                 continue
-    return []
+    return None
 
 
 def cpus_of_scorers(run: RunConfig) -> int:

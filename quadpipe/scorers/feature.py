@@ -12,7 +12,7 @@ from quadpipe.errors import ConfigError
 from quadpipe.geometry import Geometry
 from quadpipe.scorers.base import Parameter
 from quadpipe.scorers.network import SHUFFLENET, NetworkScorer
-from quadpipe.scorers.pooling import pool_to_patches
+from quadpipe.scorers.pooling import pool_to_scale
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -58,10 +58,10 @@ class Feature(NetworkScorer):
     def _score_batch(self, images: "Tensor", hints: Sequence[Any]) -> list[np.ndarray]:
         sharp = self._features(images, self._stride).float()
         levels = []
-        for level, scale in enumerate(self._splittable_scales()):
+        for scale in self._splittable_scales():
             blurred = self._features(_blur(images, 2**scale), self._stride).float()
             distances = self._distances(sharp, blurred).cpu().numpy()
-            levels.append(pool_to_patches(distances, self.geometry)[level])
+            levels.append(pool_to_scale(distances, self.geometry, scale))
         return levels
 
     def _distances(self, sharp: "Tensor", blurred: "Tensor") -> "Tensor":

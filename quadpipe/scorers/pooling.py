@@ -12,13 +12,14 @@ def pool_to_patches(maps: np.ndarray, geometry: Geometry) -> list[np.ndarray]:
     evenly. Returns float32 `[B, rows, columns]` for each scale, coarse to fine. Summed in float64
     in a fixed order, so that the result is the same everywhere.
     """
-    exact = maps.astype(np.float64)
-    levels = []
-    for scale in range(geometry.max_scale, 0, -1):
-        rows, columns = geometry.grid(scale)
-        pooled = _mean_along(_mean_along(exact, 1, rows), 2, columns)
-        levels.append(pooled.astype(np.float32))
-    return levels
+    return [pool_to_scale(maps, geometry, scale) for scale in range(geometry.max_scale, 0, -1)]
+
+
+def pool_to_scale(maps: np.ndarray, geometry: Geometry, scale: int) -> np.ndarray:
+    """As `pool_to_patches`, for the patches of one scale."""
+    rows, columns = geometry.grid(scale)
+    pooled = _mean_along(_mean_along(maps.astype(np.float64), 1, rows), 2, columns)
+    return pooled.astype(np.float32)
 
 
 def _mean_along(values: np.ndarray, axis: int, count: int) -> np.ndarray:
