@@ -87,9 +87,9 @@ def make_job(folder: Path) -> object:
 
 
 def plan(folder: Path) -> None:
-    from quadpipe.files import Folder
+    from quadpipe.files import LocalFolder
 
-    make_job(folder)._planner.store(Folder(folder / "out"))
+    make_job(folder)._planner.store(LocalFolder(folder / "out"))
 
 
 def stand_in(folder: Path) -> None:

@@ -24,8 +24,8 @@ def print_preview(preview: Preview, out: str) -> None:
     shards = sum(split.shards for split in plan.splits.values())
     click.echo(
         f"output   {preview.write_samples:,} samples of about {bytes_text(plan.bytes_per_sample)}, "
-        f"{bytes_text(preview.write_bytes)} in all, to {out}; "
-        f"{bytes_text(preview.free_bytes)} free",
+        f"{bytes_text(preview.write_bytes)} in all, to {out}"
+        + ("" if preview.free_bytes is None else f"; {bytes_text(preview.free_bytes)} free"),
         err=True,
     )
     click.echo(

@@ -16,14 +16,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
 import torch
 from torch import Tensor
 
 from quadpipe.errors import ConfigError, OutputError, ShardError
 from quadpipe.fields import check_types
-from quadpipe.files import Folder
+from quadpipe.files import LocalFolder
 from quadpipe.model.config import TrainConfig
 from quadpipe.model.quadformer import Quadformer, QuadformerConfig
 from quadpipe.shards.format import json_bytes
@@ -100,7 +100,7 @@ class RunFolder:
     """Reads and writes a run. All that is read loads without running code."""
 
     def __init__(self, location: str | os.PathLike[str]) -> None:
-        self.folder = Folder(location)
+        self.folder = LocalFolder(location)
 
     def __str__(self) -> str:
         return str(self.folder)
@@ -155,7 +155,7 @@ class RunFolder:
         if state is not None:
             metadata["state"] = f"state-{step:010d}.pt"
             with self.folder.staged(metadata["state"]) as file:
-                torch.save(state, file)
+                torch.save(state, cast(IO[bytes], file))
         tensors = {k: v.detach().cpu().contiguous() for k, v in weights.items()}
         for key, value in (average or {}).items():
             tensors[_EMA + key] = value.detach().cpu().contiguous()

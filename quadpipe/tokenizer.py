@@ -159,6 +159,12 @@ class TokenizerConfig:
             max_patch_size=self.max_patch_size,
         )
 
+    def view_box(self, width: int, height: int) -> Box:
+        """The part of a picture of this size that view 0 shows."""
+        if self.resize == "squash":
+            return Box(0, 0, width, height)
+        return centre_box(width, height, self.image_size, self.crop_pct)
+
     def find_network(self, weights: str | PathLike[str] | None = None) -> Network | None:
         """The network of the scorer, None where it needs none.
 
@@ -293,7 +299,7 @@ class Tokenizer:
             picture = Image.fromarray(image)
         else:
             picture = to_rgb(image)
-        box = self.view_box(picture.width, picture.height)
+        box = self.config.view_box(picture.width, picture.height)
         return resample(picture, box, self.config.image_size)
 
     def prepare_file(self, data: bytes) -> np.ndarray:
@@ -302,14 +308,8 @@ class Tokenizer:
         Raises RejectError when the bytes are no image that can be used.
         """
         image = EncodedImage(data)
-        box = self.view_box(image.width, image.height)
+        box = self.config.view_box(image.width, image.height)
         return decode_and_resample(image, box, self.config.image_size)
-
-    def view_box(self, width: int, height: int) -> Box:
-        """The part of a picture of this size that view 0 shows."""
-        if self.config.resize == "squash":
-            return Box(0, 0, width, height)
-        return centre_box(width, height, self.config.image_size, self.config.crop_pct)
 
     def tokenize(self, images: np.ndarray, hints: Sequence[Any] | None = None) -> list[Mosaic]:
         """The mosaics of prepared images, uint8 `[B, H, W, 3]` of exactly the image size.

@@ -5,11 +5,11 @@ import numpy as np
 import pytest
 
 from quadpipe.errors import OutputError, ShardError
-from quadpipe.files import Folder, open_folder
+from quadpipe.files import LocalFolder, open_folder
 
 
 def test_files_appear_whole_or_not_at_all(tmp_path):
-    folder = Folder(tmp_path / "new")
+    folder = LocalFolder(tmp_path / "new")
     with pytest.raises(ZeroDivisionError), folder.staged("a/b.bin") as file:
         file.write(b"half")
         raise ZeroDivisionError
@@ -29,19 +29,19 @@ def test_a_write_that_fails_is_named_with_the_next_step(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OutputError, match="cannot write .*x: No space left on device; free some"):
-        Folder(tmp_path).write("x", b"data")
+        LocalFolder(tmp_path).write("x", b"data")
     assert not (tmp_path / "x").exists()
 
 
 @pytest.mark.parametrize("name", ["../x", "/x", "a/../../x", "a\\b", "a\0b", ""])
 def test_names_that_lead_out_are_refused(tmp_path, name):
-    for folder in (Folder(tmp_path), open_folder("memory://data")):
+    for folder in (LocalFolder(tmp_path), open_folder("memory://data")):
         with pytest.raises(ShardError, match="is not the name of a file in a dataset"):
             folder.read(name)
 
 
 def test_what_is_not_there_is_named(tmp_path):
-    for folder in (Folder(tmp_path), open_folder("memory://data")):
+    for folder in (LocalFolder(tmp_path), open_folder("memory://data")):
         assert not folder.exists("gone.tar")
         for read in (folder.read, folder.map, folder.sha256):
             with pytest.raises(ShardError, match="cannot read .*gone.tar"):
@@ -49,8 +49,11 @@ def test_what_is_not_there_is_named(tmp_path):
 
 
 def test_a_lock_is_freed_with_its_holder_and_refused_where_there_are_none(tmp_path, monkeypatch):
-    folder = Folder(tmp_path)
-    with folder.lock("lock"), pytest.raises(OutputError, match="another quadpipe is writing to"):
+    folder = LocalFolder(tmp_path)
+    with (
+        folder.lock("lock"),
+        pytest.raises(OutputError, match="another quadpipe .process .* is writing to"),
+    ):
         with folder.lock("lock"):
             pass
     with folder.lock("lock"):
@@ -59,14 +62,14 @@ def test_a_lock_is_freed_with_its_holder_and_refused_where_there_are_none(tmp_pa
     def none(*arguments: object) -> None:
         raise OSError(errno.EOPNOTSUPP, "Operation not supported")
 
-    monkeypatch.setattr("quadpipe.files.fcntl.flock", none)
+    monkeypatch.setattr("quadpipe.files.local.fcntl.flock", none)
     with pytest.raises(OutputError, match="cannot be locked .*choose an --out on a file system"):
         with folder.lock("lock"):
             pass
 
 
 def test_hidden_files_at_the_top_are_not_the_datasets(tmp_path):
-    folder = Folder(tmp_path)
+    folder = LocalFolder(tmp_path)
     for name in (".quadpipe/plan.json", ".git/x", "a.tar", "data/.b"):
         folder.write(name, b"x")
     assert folder.names() == ["a.tar", "data/.b"]

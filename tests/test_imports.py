@@ -14,8 +14,8 @@ REPOSITORY = Path(__file__).parents[1]
 
 # From the ground up; a room may import from rooms before it, and from within itself.
 ROOMS = (
-    ("errors", "seeds"),
-    ("fields", "weights"),
+    ("errors", "faults", "seeds"),
+    ("fields", "patience", "weights"),
     ("files", "geometry"),
     ("kernels",),
     ("quadtree",),

@@ -133,6 +133,10 @@ class RunConfig:
         default=None,
         metadata={"help": "Seconds to wait for these actors to start or answer, by default 300."},
     )
+    retry_rejected: bool = field(
+        default=False,
+        metadata={"help": "Try rejected inputs again, and make the shards anew that they are of."},
+    )
     max_rejected: str = field(
         default="1%", metadata={"help": "How many inputs may be rejected: a share or a count."}
     )

@@ -6,23 +6,28 @@ An engine yields each shard with its report, or with the error that kept it from
 import logging
 import os
 import socket
+import time
 import traceback
+from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from itertools import islice
+from itertools import chain, islice
 from typing import Any
 
 from quadpipe.errors import ConfigError, JobError, QuadpipeError
 from quadpipe.job.config import RunConfig
+from quadpipe.job.decoding import Decoder, IsolatedDecoder, WatchedDecoder
 from quadpipe.job.plan import Plan, ShardId
 from quadpipe.job.pool import PooledScorer, cpus_of_scorers, start_pool
 from quadpipe.job.shard import Report, Site, make_shard
 
 Outcome = tuple[ShardId, Report | QuadpipeError]
 
-# Ray starts a task that lost its process again, so many times.
+# A shard that lost its worker is made again, so many times, with a pause before: a node that has
+# died is thought to be alive for a while.
 _RETRIES = 3
+_SECONDS_BEFORE_RETRY = 2.0
 # Enough that no CPU waits for the driver, few enough that memory does not grow with the job.
 _IN_FLIGHT_PER_CPU = 2
 # Tasks pass file names, not images; Ray would set aside a third of the memory.
@@ -33,48 +38,75 @@ Engine = Callable[[Iterator[ShardId]], Generator[Outcome, None, None]]
 
 
 @contextmanager
-def in_process(plan: Plan, site: Site) -> Iterator[Engine]:
-    """One shard after the other, here. Errors that are not for users surface at once."""
+def in_process(plan: Plan, site: Site, *, resumed: bool) -> Iterator[Engine]:
+    """One shard after the other, here. Errors that are not for users surface at once.
+
+    resumed: the first shard may be the one that the last run died of.
+    """
 
     def make(shards: Iterator[ShardId]) -> Generator[Outcome, None, None]:
+        decoder: type[Decoder] = IsolatedDecoder if resumed else Decoder
         for shard in shards:
             try:
-                yield shard, make_shard(plan, site, shard)
+                yield shard, make_shard(plan, site, shard, decoder=decoder)
             except QuadpipeError as error:
                 yield shard, error
             except MemoryError:
                 yield shard, JobError("out of memory; use smaller images or fewer --views")
+            decoder = Decoder
 
     yield make
+
+
+class _LostError(JobError):
+    """A worker, or the machine it was on, died with its shard."""
 
 
 @contextmanager
 def on_ray(plan: Plan, site: Site) -> Iterator[Engine]:
     """One Ray task a shard, a bounded number in flight; the pool of scorers is started first.
 
-    ConfigError when Ray cannot be started, the cluster cannot be joined, or it cannot hold the
-    scorers.
+    A shard whose worker is lost is made again with its inputs decoded apart, since one of them may
+    have been the cause. ConfigError when Ray cannot be started, the cluster cannot be joined, or it
+    cannot hold the scorers.
     """
     run = plan.config.run
     with _ray(run, _object_store_bytes(plan, site)) as (ray, private):
         pool = start_pool(ray, plan, site.network, private=private) if run.pooled else None
         slots = _slots(ray, run, pool, private=private)
-        task = ray.remote(num_cpus=1, max_retries=_RETRIES)(make_shard)
+        task = ray.remote(num_cpus=1, max_retries=0)(make_shard)
         shared = ray.put(plan), ray.put(replace(site, network=None) if pool else site)
 
         def make(shards: Iterator[ShardId]) -> Generator[Outcome, None, None]:
             # What is still running when this ends is not cancelled: Ray ends the tasks of a driver
             # that leaves, and cancelling one that is about to finish can bring the driver down.
             running: dict[Any, ShardId] = {}
+            losses: Counter[ShardId] = Counter()
+            lost: deque[tuple[float, ShardId]] = deque()  # when to make it again; in order of time
+
+            def due() -> Iterator[ShardId]:
+                while lost and lost[0][0] <= time.monotonic():
+                    yield lost.popleft()[1]
+
             while True:
-                for shard in islice(shards, slots - len(running)):
+                for shard in islice(chain(due(), shards), slots - len(running)):
                     scorer = pool and pool.starting_at(shard.index)
-                    running[task.remote(*shared, shard, scorer)] = shard
-                if not running:
+                    decoder = IsolatedDecoder if losses[shard] else WatchedDecoder
+                    running[task.remote(*shared, shard, scorer, decoder)] = shard
+                if not running and not lost:
                     return
-                done, _ = ray.wait(list(running))
+                wait = max(0.0, lost[0][0] - time.monotonic()) if lost else None
+                if not running:
+                    time.sleep(wait or 0.0)
+                    continue
+                done, _ = ray.wait(list(running), timeout=wait)
                 for reference in done:
-                    yield running.pop(reference), _outcome(ray, reference)
+                    shard, outcome = running.pop(reference), _outcome(ray, reference)
+                    losses[shard] += isinstance(outcome, _LostError)
+                    if isinstance(outcome, _LostError) and losses[shard] <= _RETRIES:
+                        lost.append((time.monotonic() + _SECONDS_BEFORE_RETRY, shard))
+                    else:
+                        yield shard, outcome
 
         yield make
 
@@ -92,7 +124,7 @@ def _outcome(ray: Any, reference: Any) -> Report | QuadpipeError:
         return unexpected
     except ray.exceptions.RayError as error:
         lines = str(error).strip().splitlines() or [type(error).__name__]
-        return JobError(f"its worker was lost and could not be replaced: {lines[0]}")
+        return _LostError(f"its worker was lost {_RETRIES + 1} times: {lines[0]}")
 
 
 def _reach(address: str) -> None:

@@ -3,7 +3,10 @@
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from dataclasses import replace
+from itertools import islice
 from typing import Any
 
 from quadpipe.errors import ShardError, TooManyRejectsError
@@ -14,31 +17,55 @@ from quadpipe.shards.format import (
     CARD,
     MANIFEST,
     REJECTED,
+    WITHDRAWN,
     json_bytes,
     marker_name,
     shard_list_name,
 )
-from quadpipe.shards.manifest import SplitInfo
+from quadpipe.shards.manifest import Manifest, SplitInfo
+
+_MARKERS_AT_ONCE = 1024
 
 
-def read_marker(out: Folder, shard: ShardId) -> dict[str, Any] | None:
-    """The done-marker of a shard whose tars are all there with their sizes; None otherwise."""
-    name = marker_name(shard.split, shard.index)
-    if not out.exists(name):
+def read_markers(out: Folder, shards: Iterable[ShardId]) -> Iterator[dict[str, Any] | None]:
+    """The done-markers of shards whose tars are all there with their sizes; None for others."""
+    size_of = out.sizes()
+    waiting = iter(shards)
+    while batch := list(islice(waiting, _MARKERS_AT_ONCE)):
+        names = [marker_name(shard.split, shard.index) for shard in batch]
+        for data in out.read_many(names):
+            yield _parse_marker(data, size_of)
+
+
+def _parse_marker(data: bytes | None, size_of: Callable[[str], int | None]) -> Any:
+    if data is None:
         return None
     try:
-        marker = json.loads(out.read(name))
-        done = all(out.size(view["name"]) == view["bytes"] for view in marker["views"])
+        marker = json.loads(data)
+        done = all(size_of(view["name"]) == view["bytes"] for view in marker["views"])
     except (ValueError, TypeError, KeyError, ShardError):
         return None
     return marker if done else None
 
 
+def withdraw(out: Folder, shards: list[ShardId]) -> None:
+    """Take back a dataset of which these shards will be made anew; `merge` publishes it again.
+
+    The manifest is kept aside for its revision; without it nobody takes the folder for finished.
+    """
+    if out.exists(MANIFEST):
+        out.write(WITHDRAWN, out.read(MANIFEST))
+        out.remove(MANIFEST)
+    for shard in shards:
+        out.remove(marker_name(shard.split, shard.index))
+
+
 def merge(out: Folder, plan: Plan, *, allowed_rejects: int) -> None:
     """Make the dataset whole from its finished shards.
 
-    Raises TooManyRejectsError before the manifest is written when more than `allowed_rejects`
-    inputs were rejected.
+    What was published before and has changed since gets the next revision. Raises
+    TooManyRejectsError before the manifest is written when more than `allowed_rejects` inputs were
+    rejected.
     """
     reasons: Counter[str] = Counter()
     with out.staged(REJECTED) as rejects:
@@ -48,13 +75,25 @@ def merge(out: Folder, plan: Plan, *, allowed_rejects: int) -> None:
         listed = ", ".join(f"{count:,} {reason}" for reason, count in reasons.most_common())
         raise TooManyRejectsError(
             f"{rejected:,} of {plan.inputs:,} inputs were rejected ({listed}), more than "
-            f"{allowed_rejects:,}; see {out.path(REJECTED)}, then run the same command with a "
+            f"{allowed_rejects:,}; see {out.where(REJECTED)}, then run the same command with a "
             f"larger --max-rejected: all shards are done, only the manifest is missing"
         )
-    manifest = plan.manifest(splits=splits)
-    if not out.exists(CARD):  # people may have edited it
+    before = _published(out)
+    manifest = plan.manifest(splits=splits, revision=before.revision if before else 1)
+    if before and manifest != before:
+        manifest = replace(manifest, revision=before.revision + 1)
+    ours = card(before).encode() if before else None
+    if not out.exists(CARD) or out.read(CARD) == ours:  # people may have edited it
         out.write(CARD, card(manifest).encode())
     out.write(MANIFEST, manifest.to_bytes())
+
+
+def _published(out: Folder) -> Manifest | None:
+    """The manifest that is there, or was until it was withdrawn."""
+    for name in (MANIFEST, WITHDRAWN):
+        with suppress(ShardError):
+            return Manifest.read(out, name)
+    return None
 
 
 def _merge_split(
@@ -91,9 +130,8 @@ def _merge_split(
 
 
 def _markers(out: Folder, shards: int, split: str) -> Iterator[dict[str, Any]]:
-    for index in range(shards):
-        shard = ShardId(split=split, index=index)
-        marker = read_marker(out, shard)
+    planned = [ShardId(split=split, index=index) for index in range(shards)]
+    for shard, marker in zip(planned, read_markers(out, planned), strict=True):
         if marker is None:
             raise ShardError(
                 f"{out}: shard {shard} was changed while it was merged; run the same command again"

@@ -180,10 +180,8 @@ class Planner:
         Raises OutputError when the folder holds something else, ConfigError when it holds another
         plan, naming what differs, ShardError when its plan is damaged.
         """
-        if out.root.exists() and not out.root.is_dir():
-            raise OutputError(f"{out} is a file; choose a new or empty folder for --out")
         if not out.exists(PLAN):
-            strangers = out.names()
+            strangers = out.names() or []
             if strangers:
                 raise OutputError(
                     f"{out} is not empty ({strangers[0]}) and holds no quadpipe plan; choose a "
@@ -194,7 +192,7 @@ class Planner:
             stored = json.loads(out.read(PLAN))
         except ValueError as error:
             raise ShardError(
-                f"{out.path(PLAN)} is damaged: {error}; choose another --out, or remove {out}"
+                f"{out.where(PLAN)} is damaged: {error}; choose another --out, or remove {out}"
             ) from error
         differences = list(_differences(stored, self.plan.to_json()))
         if differences:
@@ -206,8 +204,8 @@ class Planner:
 
     def store(self, out: Folder) -> None:
         """Write the listing, then the plan; what an earlier try left without a plan goes."""
-        out.remove(LISTING)
-        out.remove(MARKERS)
+        out.remove_folder(LISTING)
+        out.remove_folder(MARKERS)
         for split in self._ordered:
             for chunk, rows in enumerate(self._chunks(split)):
                 out.write(listing_name(split, chunk), rows)

@@ -13,17 +13,20 @@ from typing import Any
 
 from quadpipe import __version__
 from quadpipe.errors import ConfigError, JobError, OutputError, ShardError
-from quadpipe.files import Folder
+from quadpipe.files import Folder, LocalFolder, open_folder
 from quadpipe.job.config import JobConfig
 from quadpipe.job.engines import Engine, in_process, on_ray
-from quadpipe.job.merge import merge, read_marker
+from quadpipe.job.merge import merge, read_markers, withdraw
 from quadpipe.job.plan import Plan, Planner, ShardId
 from quadpipe.job.shard import Report, Site
 from quadpipe.scorers import Scorer
 from quadpipe.scorers.precomputed import Precomputed
-from quadpipe.shards.format import LOGS
+from quadpipe.shards.format import LOGS, WITHDRAWN
 from quadpipe.shards.reader import Dataset
 from quadpipe.sources import source_root
+
+# Rows of the log are kept together: on object stores each addition is a file of its own.
+_SECONDS_BETWEEN_LOGS = 10.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +35,7 @@ class Preview:
 
     done: inputs whose shards are finished already. skipped: files passed over, by cause.
     write_samples, write_bytes: what is still to be written, if nothing is rejected; the bytes are
-    an estimate. free_bytes: what the output has room for.
+    an estimate. free_bytes: what the output has room for, None where nobody knows.
     """
 
     plan: Plan
@@ -40,7 +43,7 @@ class Preview:
     skipped: dict[str, int]
     write_samples: int
     write_bytes: int
-    free_bytes: int
+    free_bytes: int | None
 
 
 class Progress:
@@ -72,13 +75,13 @@ class Job:
     ) -> None:
         self.config = config
         self.source = Path(source)
-        self.out = Folder(out)
-        _check_apart(self.source, self.out.root)
+        self.out = open_folder(out)
+        _check_apart(self.source, self.out)
         network = config.tokenizer.find_network(scorer_weights)
         scorer = config.tokenizer.make_scorer(network)
         self._site = Site(
             source=source_root(self.source).absolute(),
-            out=Folder(self.out.root.absolute()),
+            out=self.out,
             maps=_checked_maps(scorer, maps, config),
             network=network,
         )
@@ -104,15 +107,18 @@ class Job:
         progress = progress or Progress()
         self._planner.check(self.out)  # refuse before anything is touched
         with self.out.lock(f"{LOGS}/lock"), _RunLog(self.out).session() as log:
+            self.out.check_writable()
             self.out.clear_staging()
             stored = self._planner.check(self.out)
             pending = self._pending() if stored else list(self.plan.shards())
             preview = self._preview(pending)
-            if preview.write_bytes > preview.free_bytes:
+            if preview.free_bytes is not None and preview.write_bytes > preview.free_bytes:
                 raise OutputError(
                     f"{self.out} has {preview.free_bytes:,} bytes free, the job will write about "
                     f"{preview.write_bytes:,}; free some space, lower --tokens, or use --codec jpg"
                 )
+            if stored and self.config.run.retry_rejected and pending:
+                withdraw(self.out, pending)
             progress.planned(preview)
             try:
                 self._work(pending, progress, log, store=not stored)
@@ -121,13 +127,14 @@ class Job:
             if pending or not self._is_whole():
                 allowed = self.config.run.allowed_rejects(self.plan.inputs)
                 merge(self.out, self.plan, allowed_rejects=allowed)
+            self.out.remove(WITHDRAWN)
             self.out.clear_staging()
-        return Dataset(self.out.root)
+        return Dataset(self.out)
 
     def _is_whole(self) -> bool:
         """Whether manifest and shard lists are there and agree; the tars' sizes were looked at."""
         try:
-            dataset = Dataset(self.out.root)
+            dataset = Dataset(self.out)
             for split in dataset.manifest.splits:
                 dataset.shards(split)
         except ShardError:
@@ -135,7 +142,14 @@ class Job:
         return True
 
     def _pending(self) -> list[ShardId]:
-        return [shard for shard in self.plan.shards() if not read_marker(self.out, shard)]
+        """Shards that are not done; with `retry_rejected` those with rejects too."""
+        retry = self.config.run.retry_rejected
+        markers = read_markers(self.out, self.plan.shards())
+        return [
+            shard
+            for shard, marker in zip(self.plan.shards(), markers, strict=True)
+            if marker is None or (retry and marker["rejected"])
+        ]
 
     def _preview(self, pending: list[ShardId]) -> Preview:
         left = Counter[str]()
@@ -157,8 +171,11 @@ class Job:
         """Start the engine, store the plan once it runs, make the shards."""
         if not pending:
             return
-        engine = in_process if self.config.run.in_process else on_ray
-        with engine(self.plan, self._site) as make:
+        if self.config.run.in_process:
+            engine = in_process(self.plan, self._site, resumed=not store)
+        else:
+            engine = on_ray(self.plan, self._site)
+        with engine as make:
             if store:
                 self._planner.store(self.out)
             self._make(make, pending, progress, log)
@@ -201,10 +218,10 @@ def tokenize(
 
         dataset = quadpipe.tokenize("imagenet/", "shards/", tokens=196, workers=8)
 
-    inputs: a folder, a .tar, or a .csv of paths. labels: a `path,label` file for a folder.
-    scorer_weights: file of a scorer's network. maps: folder of maps for scorer precomputed.
-    options: the fields of TokenizerConfig, DatasetConfig and RunConfig. Running again with the
-    same options resumes.
+    inputs: a folder, a .tar, or a .csv of paths. out: a folder or any fsspec URL. labels: a
+    `path,label` file for a folder. scorer_weights: file of a scorer's network. maps: folder of maps
+    for scorer precomputed. options: the fields of TokenizerConfig, DatasetConfig and RunConfig.
+    Running again with the same options resumes.
 
     Raises ConfigError on options that cannot work or differ from the stored plan, SourceError on
     an input that cannot be listed, OutputError on an output that cannot be written, JobError when
@@ -241,9 +258,11 @@ def _checked_maps(
     return Path(maps).absolute()
 
 
-def _check_apart(source: Path, out: Path) -> None:
+def _check_apart(source: Path, out: Folder) -> None:
     """Raise ConfigError when the output lies in the input, where the next run would list it."""
-    inside, around = os.path.realpath(out), os.path.realpath(source)
+    if not isinstance(out, LocalFolder):
+        return
+    inside, around = os.path.realpath(out.root), os.path.realpath(source)
     if os.path.isdir(source) and os.path.commonpath([inside, around]) == around:
         raise ConfigError(f"--out {out} lies in --in {source}; choose a folder beside it")
 
@@ -253,11 +272,13 @@ class _RunLog:
 
     def __init__(self, out: Folder) -> None:
         stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
-        self._path = out.path(f"{LOGS}/{stamp}-{os.getpid()}.jsonl")
+        self._out, self._name = out, f"{LOGS}/{stamp}-{os.getpid()}.jsonl"
+        self._rows: list[bytes] = []
+        self._written = time.monotonic()
 
     @contextmanager
     def session(self) -> Iterator["_RunLog"]:
-        self._write(event="start", version=__version__, host=socket.gethostname())
+        self._add(event="start", version=__version__, host=socket.gethostname())
         ended = "failed"
         try:
             yield self
@@ -266,12 +287,13 @@ class _RunLog:
             ended = "interrupted"
             raise
         finally:
-            self._write(event=ended)
+            self._add(event=ended)
+            self._write()
 
     def outcome(self, shard: Any, outcome: Any) -> None:
         if isinstance(outcome, Report):
             rate = round(outcome.inputs / max(outcome.seconds, 1e-9), 1)
-            self._write(
+            self._add(
                 event="shard",
                 shard=str(shard),
                 inputs=outcome.inputs,
@@ -283,10 +305,17 @@ class _RunLog:
             )
         else:
             details = getattr(outcome, "__notes__", [])
-            self._write(event="shard failed", shard=str(shard), error=str(outcome), details=details)
+            self._add(event="shard failed", shard=str(shard), error=str(outcome), details=details)
 
-    def _write(self, **row: Any) -> None:
+    def _add(self, **row: Any) -> None:
         row["time"] = round(time.time(), 3)
+        self._rows.append(json.dumps(row).encode() + b"\n")
+        if time.monotonic() - self._written >= _SECONDS_BETWEEN_LOGS:
+            self._write()
+
+    def _write(self) -> None:
         # A log that cannot be written must not stop the work, nor hide why it stopped.
-        with suppress(OSError), self._path.open("a") as file:
-            file.write(json.dumps(row) + "\n")
+        with suppress(OutputError):
+            self._out.append(self._name, b"".join(self._rows))
+        self._rows.clear()
+        self._written = time.monotonic()

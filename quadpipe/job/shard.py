@@ -1,12 +1,13 @@
 """One shard's work: read, decode, crop, score, cut, write, commit. The same under any engine."""
 
+import json
 import os
 import socket
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import chain, repeat
 from pathlib import Path
@@ -16,9 +17,8 @@ import numpy as np
 
 from quadpipe.errors import JobError, RejectError
 from quadpipe.files import Folder
-from quadpipe.images.crop import Box, decode_and_resample, random_box
-from quadpipe.images.decode import EncodedImage
 from quadpipe.images.library import describe, imaging_library
+from quadpipe.job.decoding import CRASHED, TIMED_OUT, Decoder
 from quadpipe.job.plan import Plan, ShardId, read_inputs
 from quadpipe.mosaic import Mosaic
 from quadpipe.scorers import Network, Scorer
@@ -52,6 +52,10 @@ class View:
     label: int | None
     hint: Any
 
+    @property
+    def key(self) -> str:
+        return sample_key(self.index, self.view)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Site:
@@ -66,7 +70,13 @@ class Site:
     network: Network | None = None
 
 
-def make_shard(plan: Plan, site: Site, shard: ShardId, scorer: Scorer | None = None) -> Report:
+def make_shard(
+    plan: Plan,
+    site: Site,
+    shard: ShardId,
+    scorer: Scorer | None = None,
+    decoder: type[Decoder] = Decoder,
+) -> Report:
     """Write the tars of all views of one shard, then its done-marker.
 
     scorer: a stand-in for the plan's scorer, which by default runs here. Raises SourceError when
@@ -75,29 +85,28 @@ def make_shard(plan: Plan, site: Site, shard: ShardId, scorer: Scorer | None = N
     when the stored listing is not the plan's.
     """
     started = time.monotonic()
-    here = imaging_library()
-    if here != plan.imaging_library:
-        raise JobError(
-            f"{socket.gethostname()} has {describe(here)}, the plan was made with "
-            f"{describe(plan.imaging_library)}; install the same library on all machines"
-        )
+    check_machine(plan)
     inputs = read_inputs(site.out, plan, shard)
     rejects: list[dict[str, Any]] = []
     writers: list[ShardWriter] = []
     views = plan.splits[shard.split].views
     names = [shard_name(shard.split, view, shard.index) for view in range(views)]
     tokenizer = Tokenizer(plan.config.tokenizer, scorer=scorer or local_scorer(plan, site.network))
-    with ExitStack() as files:
-        batches = _batches(plan, tokenizer, site, shard, inputs, rejects)
-        for view, mosaic in _tokenized(tokenizer, batches):
+    with ExitStack() as held:
+        work = Work(plan, site, shard, decoder(plan), decided_rejects(site.out, shard))
+        held.callback(work.decoder.close)
+        batches = work.batches(inputs, rejects)
+        for view, mosaic in tokenized(tokenizer, batches):
             if not writers:  # a shard without samples has no tar
                 codec = plan.config.make_codec()
-                staged = [files.enter_context(site.out.staged(name)) for name in names]
+                staged = [held.enter_context(site.out.staged(name)) for name in names]
                 writers = [ShardWriter(file, codec) for file in staged]
-            key = sample_key(view.index, view.view)
-            writers[view.view].add(key, mosaic, view.label, view.info)
+            writers[view.view].add(view.key, mosaic, view.label, view.info)
         for writer in writers:
             writer.close()
+    if not writers:
+        for name in names:  # of another try, in which there were samples
+            site.out.remove(name)
     marker = {
         "split": shard.split,
         "shard": shard.index,
@@ -126,32 +135,97 @@ def make_shard(plan: Plan, site: Site, shard: ShardId, scorer: Scorer | None = N
     )
 
 
-def _batches(
-    plan: Plan,
-    tokenizer: Tokenizer,
-    site: Site,
-    shard: ShardId,
-    inputs: list[Input],
-    rejects: list[dict[str, Any]],
-) -> Iterator[list[View]]:
-    """The views of `score_batch` consecutive inputs at a time; appends to `rejects`."""
-    first, size = plan.inputs_of(shard).start, plan.config.dataset.score_batch
-    for start in range(0, len(inputs), size):
-        batch: list[View] = []
-        for index, entry in enumerate(inputs[start : start + size], start=first + start):
-            try:
-                batch += _prepare(plan, tokenizer, site, shard, index, entry)
-            except RejectError as error:
-                rejects.append(
-                    {"path": entry.path, "reason": error.reason, "message": error.message}
-                )
-        if batch:
-            yield batch
+def check_machine(plan: Plan) -> None:
+    """Raise JobError where the imaging library is another than the plan's."""
+    here = imaging_library()
+    if here != plan.imaging_library:
+        raise JobError(
+            f"{socket.gethostname()} has {describe(here)}, the plan was made with "
+            f"{describe(plan.imaging_library)}; install the same library on all machines"
+        )
 
 
-def _tokenized(
-    tokenizer: Tokenizer, batches: Iterator[list[View]]
-) -> Iterator[tuple[View, Mosaic]]:
+def decided_rejects(out: Folder, shard: ShardId) -> dict[str, RejectError]:
+    """By path, the inputs that a decoder has died of before, when the shard was made.
+
+    They are not tried again, so that what a clock has decided stays decided.
+    """
+    name = marker_name(shard.split, shard.index)
+    if not out.exists(name):
+        return {}
+    try:
+        rows = json.loads(out.read(name))["rejected"]
+        return {
+            row["path"]: RejectError(row["reason"], row["message"])
+            for row in rows
+            if row["reason"] in (CRASHED, TIMED_OUT)
+        }
+    except (ValueError, TypeError, KeyError):
+        return {}
+
+
+@dataclass(frozen=True)
+class Work:
+    """What the inputs of one shard go through before they are scored."""
+
+    plan: Plan
+    site: Site
+    shard: ShardId
+    decoder: Decoder
+    decided: dict[str, RejectError] = field(default_factory=dict)
+
+    def batches(
+        self, inputs: list[Input], rejects: list[dict[str, Any]], start: int = 0
+    ) -> Iterator[list[View]]:
+        """The views of `score_batch` consecutive inputs at a time; appends to `rejects`.
+
+        start: number in the shard of the first of the inputs, which begins a batch.
+        """
+        first = self.plan.inputs_of(self.shard).start + start
+        size = self.plan.config.dataset.score_batch
+        for begin in range(0, len(inputs), size):
+            batch: list[View] = []
+            for index, entry in enumerate(inputs[begin : begin + size], start=first + begin):
+                try:
+                    batch += self._prepare(index, entry)
+                except RejectError as error:
+                    rejects.append(
+                        {"path": entry.path, "reason": error.reason, "message": error.message}
+                    )
+            if batch:
+                yield batch
+
+    def _prepare(self, index: int, entry: Input) -> list[View]:
+        """All views of one input; RejectError when its bytes are no image we can use."""
+        if entry.path in self.decided:
+            raise self.decided[entry.path]
+        data = read_input(self.site.source, entry)
+        decoded = self.decoder(self.shard, index, entry.path, data)
+        hint = self._hint(entry)
+        views = []
+        for view, (box, pixels) in enumerate(zip(decoded.boxes, decoded.pixels, strict=True)):
+            info = {
+                "path": entry.path,
+                "width": decoded.width,
+                "height": decoded.height,
+                "view": view,
+                "box": box.rounded(),
+            }
+            if self.plan.classes is not None and entry.label is not None:
+                info["class"] = self.plan.classes[entry.label]
+            views.append(View(index, view, pixels, info, entry.label, hint))
+        return views
+
+    def _hint(self, entry: Input) -> Any:
+        """What the scorer must be told beside the pixels; RejectError without its map."""
+        if self.site.maps is not None:
+            return read_map(self.site.maps, entry.path, self.plan.config.tokenizer.geometry)
+        if self.plan.classes is not None and entry.label is not None:
+            return self.plan.classes[entry.label]
+        return None
+
+
+def tokenized(tokenizer: Tokenizer, batches: Iterator[list[View]]) -> Iterator[tuple[View, Mosaic]]:
     """Views with their mosaics, in order.
 
     While a scorer elsewhere has `batches_out` batches, this waits for the first of them.
@@ -166,41 +240,6 @@ def _tokenized(
         if out and (not batch or len(out) == scorer.batches_out):
             views, images, maps = out.popleft()
             yield from zip(views, tokenizer.cut(images, maps()), strict=True)
-
-
-def _prepare(
-    plan: Plan, tokenizer: Tokenizer, site: Site, shard: ShardId, index: int, entry: Input
-) -> list[View]:
-    """All views of one input; RejectError when its bytes are no image we can use."""
-    config = plan.config
-    image = EncodedImage(read_input(site.source, entry))
-    hint = _hint(plan, site, entry)
-    views = []
-    for view in range(plan.splits[shard.split].views):
-        box = tokenizer.view_box(image.width, image.height)
-        if view:
-            box = _random_view(plan, image, shard, index, view)
-        info = {
-            "path": entry.path,
-            "width": image.width,
-            "height": image.height,
-            "view": view,
-            "box": box.rounded(),
-        }
-        if plan.classes is not None and entry.label is not None:
-            info["class"] = plan.classes[entry.label]
-        pixels = decode_and_resample(image, box, config.tokenizer.image_size)
-        views.append(View(index, view, pixels, info, entry.label, hint))
-    return views
-
-
-def _hint(plan: Plan, site: Site, entry: Input) -> Any:
-    """What the scorer must be told of an image beside its pixels; RejectError without its map."""
-    if site.maps is not None:
-        return read_map(site.maps, entry.path, plan.config.tokenizer.geometry)
-    if plan.classes is not None and entry.label is not None:
-        return plan.classes[entry.label]
-    return None
 
 
 def local_scorer(plan: Plan, network: Network | None) -> Scorer:
@@ -225,18 +264,3 @@ def local_scorer(plan: Plan, network: Network | None) -> Scorer:
 @lru_cache(maxsize=1)
 def _scorer(config: TokenizerConfig, network: Network | None, batch: int, device: str) -> Scorer:
     return config.make_scorer(network, batch=batch, device=device)
-
-
-def _random_view(plan: Plan, image: EncodedImage, shard: ShardId, index: int, view: int) -> Box:
-    dataset, seed = plan.config.dataset, plan.config.tokenizer.seed
-    return random_box(
-        image.width,
-        image.height,
-        dataset.view_scale,
-        dataset.view_ratio,
-        "job/view",
-        seed,
-        shard.split,
-        index,
-        view,
-    )

@@ -33,6 +33,7 @@ PLAN = ".quadpipe/plan.json"
 LISTING = ".quadpipe/listing"
 MARKERS = ".quadpipe/markers"
 REJECTED = ".quadpipe/rejected.jsonl"
+WITHDRAWN = ".quadpipe/withdrawn.json"
 LOGS = ".quadpipe/logs"
 
 CODECS = ("raw", "jpg", "png")

@@ -100,16 +100,16 @@ class Manifest:
         return json_bytes(document, indent=2)
 
     @classmethod
-    def read(cls, folder: ReadableFolder) -> "Manifest":
+    def read(cls, folder: ReadableFolder, name: str = MANIFEST) -> "Manifest":
         """The manifest of a dataset; ShardError when there is none, or one we cannot trust."""
-        where = folder.where(MANIFEST)
-        if not folder.exists(MANIFEST):
+        where = folder.where(name)
+        if not folder.exists(name):
             raise ShardError(
                 f"{folder} is not a finished dataset: it has no {MANIFEST}; run the quadpipe "
                 f"tokenize command that writes it to its end"
             )
         try:
-            document = json.loads(folder.read(MANIFEST))
+            document = json.loads(folder.read(name))
             _check_version(where, document["format_version"])
             manifest = cls._from_json(document)
         except (ValueError, TypeError, KeyError, RecursionError, ConfigError) as error:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from quadpipe.errors import ConfigError, ShardError
-from quadpipe.files import open_folder
+from quadpipe.files import Cache, CachedFolder, Folder, ReadableFolder, RemoteFolder, open_folder
 from quadpipe.geometry import Geometry
 from quadpipe.mosaic import Mosaic
 from quadpipe.shards.format import npy_array
@@ -44,11 +44,16 @@ class Dataset:
         dataset = quadpipe.Dataset("shards/")
         for sample in dataset.samples("train"): ...
 
-    Raises ShardError when the folder holds no dataset, or one in another format.
+    cache: keeps shards of a dataset at a URL in a local folder. Raises ShardError when the folder
+    holds no dataset, or one in another format.
     """
 
-    def __init__(self, location: str | PathLike[str]) -> None:
-        self.folder = open_folder(location)
+    def __init__(
+        self, location: str | PathLike[str] | Folder, *, cache: Cache | None = None
+    ) -> None:
+        self.folder: ReadableFolder = open_folder(location)
+        if cache is not None:
+            self.folder = _cached(self.folder, cache)
         self.manifest = Manifest.read(self.folder)
 
     def split(self, name: str) -> SplitInfo:
@@ -61,7 +66,10 @@ class Dataset:
 
     def shards(self, split: str) -> list[ShardInfo]:
         """The shards of a split, in the order of the plan, views interleaved."""
-        return read_shard_list(self.folder, split, self.split(split))
+        shards = read_shard_list(self.folder, split, self.split(split))
+        if isinstance(self.folder, CachedFolder):
+            self.folder.know({shard.name: (shard.sha256, shard.bytes) for shard in shards})
+        return shards
 
     def samples(self, split: str, view: int | None = None) -> Iterator[Sample]:
         """The samples of a split in the order of the plan, of one view or of all."""
@@ -115,6 +123,12 @@ class Dataset:
             raise ShardError(f"{key}: has no member {error.args[0]}") from error
         except ShardError as error:
             raise ShardError(f"{key}.{error}") from error
+
+
+def _cached(folder: ReadableFolder, cache: Cache) -> ReadableFolder:
+    if not isinstance(folder, RemoteFolder):
+        raise ConfigError(f"{folder} is on this machine, a cache is for URLs; leave out --cache")
+    return CachedFolder(folder, cache)
 
 
 def _mosaic(members: Mapping[str, Content], manifest: Manifest) -> Mosaic:

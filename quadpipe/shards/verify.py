@@ -27,7 +27,7 @@ def verify(dataset: Dataset) -> Iterator[str]:
                 yield str(error)
                 continue
             yield from _check_marker(dataset, split, shard, offsets)
-    for name in dataset.folder.names():
+    for name in dataset.folder.names() or ():
         if name not in expected and name.endswith((".tar", ".shards.jsonl")):
             yield f"{dataset.folder.where(name)}: extra: the manifest does not name it"
     yield from _check_rejects(dataset)

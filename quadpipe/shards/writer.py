@@ -1,11 +1,15 @@
 """Mosaics -> one shard. The mirror image of `reader`."""
 
 import hashlib
-from typing import IO, Any
+from typing import Any, Protocol
 
 from quadpipe.mosaic import Mosaic
 from quadpipe.shards.format import Codec, json_bytes, npy_bytes
 from quadpipe.shards.tar import END, member_bytes
+
+
+class Writable(Protocol):
+    def write(self, data: bytes, /) -> Any: ...
 
 
 class ShardWriter:
@@ -14,7 +18,7 @@ class ShardWriter:
     offsets: where each sample's first member begins. bytes and sha256: of what was written so far.
     """
 
-    def __init__(self, file: IO[bytes], codec: Codec) -> None:
+    def __init__(self, file: Writable, codec: Codec) -> None:
         self.offsets: list[int] = []
         self.bytes = 0
         self._file = file

@@ -6,7 +6,6 @@ takes what the paths take.
 
 import os
 import stat
-import time
 from array import array
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,10 +14,10 @@ from typing import Any
 import numpy as np
 
 from quadpipe.errors import RejectError, SourceError
+from quadpipe.patience import patiently
 from quadpipe.sources.names import path_to_text, text_to_path
 
 MAX_FILE_BYTES = 1 << 30
-_RETRY_SECONDS = (0.1, 0.5, 2.0)
 _NO_LABEL = -1
 
 
@@ -112,20 +111,17 @@ class Inputs:
 def read_input(root: Path, entry: Input) -> bytes:
     """The bytes of one input.
 
-    I/O errors are tried again with back-off. SourceError when they persist, RejectError on a
+    I/O errors are tried again with back-off, also that it is not there: a network's folders come
+    and go. SourceError when they persist, RejectError on a
     file that is too large to be an image.
     """
-    for pause in (*_RETRY_SECONDS, None):
-        try:
-            return _read(root, entry)
-        except OSError as error:
-            if pause is None:
-                raise SourceError(
-                    f"cannot read {entry.path} in {root}: {error.strerror or error}; mend it and "
-                    f"run the same command again"
-                ) from error
-            time.sleep(pause)
-    raise AssertionError("unreachable")
+    try:
+        return patiently(lambda: _read(root, entry), final=())
+    except OSError as error:
+        raise SourceError(
+            f"cannot read {entry.path} in {root}: {error.strerror or error}; mend it and run the "
+            f"same command again"
+        ) from error
 
 
 def _read(root: Path, entry: Input) -> bytes:

@@ -22,7 +22,7 @@ from quadpipe.errors import (
     TooManyRejectsError,
 )
 from quadpipe.images.library import imaging_library
-from quadpipe.job import Job, JobConfig, Progress
+from quadpipe.job import Job, JobConfig, Progress, decoding
 from quadpipe.job import shard as shard_module
 from quadpipe.shards.verify import verify
 
@@ -270,7 +270,7 @@ def test_a_shard_of_rejects_has_a_marker_and_no_tar(images, tmp_path):
 def test_a_shard_that_cannot_be_read_is_named_and_the_others_are_kept(
     images, tmp_path, monkeypatch, files_of
 ):
-    monkeypatch.setattr("quadpipe.sources.listing.time.sleep", lambda seconds: None)
+    monkeypatch.setattr("quadpipe.patience.time.sleep", lambda seconds: None)
     tokenize(images, tmp_path / "whole")
     vanished = images / "flower" / "00.jpg"
     data = vanished.read_bytes()
@@ -304,7 +304,7 @@ def test_two_jobs_do_not_write_to_one_output(image_folder, tmp_path):
 
     class Second(Progress):
         def planned(self, preview) -> None:
-            with pytest.raises(OutputError, match="another quadpipe is writing to"):
+            with pytest.raises(OutputError, match=r"another quadpipe \(process \d+ on "):
                 tokenize(image_folder, tmp_path / "out")
             refused.append(True)
 
@@ -351,7 +351,7 @@ def test_a_full_disk_stops_the_job_and_loses_nothing(image_folder, tmp_path, mon
 
 
 def test_a_job_that_cannot_fit_is_refused_before_it_starts(image_folder, tmp_path, monkeypatch):
-    monkeypatch.setattr("quadpipe.files.Folder.free_bytes", lambda self: 1_000_000)
+    monkeypatch.setattr("quadpipe.files.LocalFolder.free_bytes", lambda self: 1_000_000)
     with pytest.raises(OutputError, match="has 1,000,000 bytes free, the job will write about"):
         tokenize(image_folder, tmp_path / "out")
     assert not (tmp_path / "out" / ".quadpipe" / "plan.json").exists()
@@ -461,13 +461,13 @@ def test_large_jpegs_are_decoded_at_a_reduced_size(jpeg, tmp_path, monkeypatch):
     large = Image.open(io.BytesIO(jpeg(0, (400, 300)))).resize((2400, 1800))
     large.save(tmp_path / "images" / "large.jpg")
     asked = []
-    real = shard_module.EncodedImage.decode
+    real = decoding.EncodedImage.decode
 
     def decode(self, reduction: int = 1) -> Image.Image:
         asked.append(reduction)
         return real(self, reduction)
 
-    monkeypatch.setattr(shard_module.EncodedImage, "decode", decode)
+    monkeypatch.setattr(decoding.EncodedImage, "decode", decode)
     tokenize(tmp_path / "images", tmp_path / "out")
     assert asked == [2]
 

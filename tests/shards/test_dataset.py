@@ -15,7 +15,7 @@ import pytest
 
 import quadpipe
 from quadpipe.errors import ConfigError, ShardError
-from quadpipe.files import Folder
+from quadpipe.files import LocalFolder
 from quadpipe.geometry import Geometry
 from quadpipe.quadtree import grow
 from quadpipe.shards.format import npy_bytes
@@ -363,7 +363,7 @@ def test_names_that_lead_out_of_the_dataset_are_refused(dataset, name):
     with pytest.raises(ShardError, match="val: .* is not the name of its shard list"):
         quadpipe.Dataset(dataset)
     with pytest.raises(ShardError, match="is not the name of a file in a dataset"):
-        Folder(dataset).read(name)
+        LocalFolder(dataset).read(name)
 
 
 def test_a_folder_without_a_manifest_is_no_dataset(tmp_path):
@@ -373,8 +373,8 @@ def test_a_folder_without_a_manifest_is_no_dataset(tmp_path):
         quadpipe.Dataset("nosuch://x")
     with pytest.raises(ShardError, match="memory://nowhere is not a finished dataset"):
         quadpipe.Dataset("memory://nowhere")
-    with pytest.raises(ConfigError, match="s3://bucket/x is a URL; this version writes to local"):
-        Folder("s3://bucket/x")
+    with pytest.raises(ConfigError, match="s3://bucket/x is a URL; give a local folder"):
+        LocalFolder("s3://bucket/x")
 
 
 def test_a_dataset_at_a_url_is_read_and_verified(finished):

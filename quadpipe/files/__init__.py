@@ -1,0 +1,19 @@
+"""The folder of a dataset, on a disk or at a URL: reading, files that appear whole or not at all,
+one writer's lock, and a cache for what lies far away."""
+
+from quadpipe.files.cache import Cache, CachedFolder
+from quadpipe.files.folder import Folder, RangeReader, ReadableFolder
+from quadpipe.files.local import LocalFolder
+from quadpipe.files.opening import open_folder
+from quadpipe.files.remote import RemoteFolder
+
+__all__ = [
+    "Cache",
+    "CachedFolder",
+    "Folder",
+    "LocalFolder",
+    "RangeReader",
+    "ReadableFolder",
+    "RemoteFolder",
+    "open_folder",
+]

@@ -1,0 +1,206 @@
+"""Shards that lie far away, kept in a local folder of bounded size.
+
+A shard is kept under its checksum, which it had when it arrived. Processes of one machine share the
+folder: one fetches a shard, the others wait for it. What was used least lately makes room.
+"""
+
+import fcntl
+import hashlib
+import os
+import re
+import time
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from quadpipe.errors import ConfigError, OutputError, ShardError
+from quadpipe.files.folder import RangeReader, ReadableFolder
+from quadpipe.files.remote import RemoteFolder
+
+# Of nobody else's files in the folder.
+_OURS = re.compile(r"[0-9a-f]{64}\.(tar|part)")
+_FETCH_AT_ONCE = 8
+# A shard that is used all the time need not be marked as used each time.
+_SECONDS_BETWEEN_MARKS = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cache:
+    """Where shards are kept, and how many bytes of them."""
+
+    folder: Path
+    bytes: int
+
+    def __post_init__(self) -> None:
+        if self.bytes < 1:
+            raise ConfigError(f"a cache of {self.bytes} bytes holds nothing; give more")
+
+
+class CachedFolder(ReadableFolder):
+    """A remote folder whose shards are read from the cache; all else goes through.
+
+    Raises ShardError when a shard arrives with another checksum twice, OutputError when the cache
+    cannot be written.
+    """
+
+    def __init__(self, remote: RemoteFolder, cache: Cache) -> None:
+        self._remote = remote
+        self._cache = cache
+        self._known: dict[str, tuple[str, int]] = {}
+        self._marked: dict[str, float] = {}
+        try:
+            cache.folder.mkdir(parents=True, exist_ok=True)
+            self._bookkeeping = cache.folder / ".lock"
+            self._bookkeeping.touch()
+        except OSError as error:
+            raise self._unwritable(error) from error
+
+    def __str__(self) -> str:
+        return str(self._remote)
+
+    def know(self, shards: Mapping[str, tuple[str, int]]) -> None:
+        """Checksum and bytes of shards by name; only these are kept."""
+        self._known.update(shards)
+
+    def check_room(self, sizes: list[int]) -> None:
+        """Raise ConfigError when shards of these sizes, read by turns, do not fit together."""
+        if sum(sizes) > self._cache.bytes:
+            raise ConfigError(
+                f"a cache of {self._cache.bytes:,} bytes is too small: {len(sizes):,} shards of "
+                f"{sum(sizes):,} bytes are needed at a time; give a larger --cache-size, or leave "
+                f"out --cache to read parts of shards"
+            )
+
+    def where(self, name: str) -> str:
+        return self._remote.where(name)
+
+    def size(self, name: str) -> int | None:
+        return self._remote.size(name)
+
+    def names(self) -> list[str] | None:
+        return self._remote.names()
+
+    def read(self, name: str) -> bytes:
+        return bytes(self.map(name)) if name in self._known else self._remote.read(name)
+
+    def sha256(self, name: str) -> str:
+        if name in self._known:
+            return hashlib.sha256(self.map(name)).hexdigest()
+        return self._remote.sha256(name)
+
+    def map(self, name: str) -> memoryview:
+        return self._contents(name).data if name in self._known else self._remote.map(name)
+
+    def open_ranges(self, name: str) -> RangeReader:
+        if name not in self._known:
+            return self._remote.open_ranges(name)
+        # Mapped for each batch anew: a shard that is still mapped would take its room for good.
+        return lambda starts, stops: (self._contents(name), starts)
+
+    def fetch(self, names: list[str]) -> None:
+        """Have shards here, several at a time."""
+        missing = [name for name in names if not self._target(name).exists()]
+        if len(missing) > 1:
+            with ThreadPoolExecutor(_FETCH_AT_ONCE, "quadpipe-fetch") as pool:
+                list(pool.map(self._contents, missing))
+
+    def _contents(self, name: str) -> np.ndarray:
+        target, size = self._target(name), self._known[name][1]
+        while True:
+            try:
+                contents: np.ndarray = np.memmap(target, np.uint8, "r")
+            except (FileNotFoundError, ValueError):  # not there, or empty
+                contents = np.empty(0, np.uint8)
+            except OSError as error:
+                raise self._unwritable(error) from error
+            if len(contents) == size:
+                self._mark_used(target)
+                return contents
+            self._fetch(name)
+
+    def _target(self, name: str) -> Path:
+        return self._cache.folder / f"{self._known[name][0]}.tar"
+
+    def _mark_used(self, target: Path) -> None:
+        now = time.monotonic()
+        if now - self._marked.get(target.name, -_SECONDS_BETWEEN_MARKS) >= _SECONDS_BETWEEN_MARKS:
+            self._marked[target.name] = now
+            with suppress(FileNotFoundError):
+                os.utime(target)
+
+    def _fetch(self, name: str) -> None:
+        """Bring a shard here, unless another process has done so meanwhile."""
+        target, (sha256, size) = self._target(name), self._known[name]
+        self.check_room([size])
+        part = target.with_suffix(".part")
+        try:
+            with _locked_part(part) as ours:
+                if not ours or (target.exists() and target.stat().st_size == size):
+                    return
+                self._make_room(part, size)
+                for _ in range(2):
+                    self._remote.download(name, str(part))
+                    with part.open("rb") as file:
+                        if hashlib.file_digest(file, "sha256").hexdigest() == sha256:
+                            part.rename(target)
+                            return
+                part.unlink()
+                raise ShardError(
+                    f"{self.where(name)} has arrived twice with another checksum than in the shard "
+                    f"list; tell those who publish it"
+                )
+        except OSError as error:
+            raise self._unwritable(error) from error
+
+    def _make_room(self, part: Path, size: int) -> None:
+        """Remove what was used least lately until so many bytes fit, and keep them for `part`."""
+        with self._bookkeeping.open("r+b") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            total, shards = size, []
+            for path in self._cache.folder.iterdir():
+                if path == part or not _OURS.fullmatch(path.name):
+                    continue
+                with suppress(FileNotFoundError):
+                    status = path.stat()
+                    if path.suffix == ".tar":
+                        shards.append((status.st_mtime, status.st_size, path))
+                        total += status.st_size
+                    elif not _remove_orphan(path):
+                        total += max(status.st_size, size)  # it is about to grow
+            for _, freed, path in sorted(shards):
+                if total <= self._cache.bytes:
+                    break
+                path.unlink(missing_ok=True)
+                total -= freed
+            os.truncate(part, size)
+
+    def _unwritable(self, error: OSError) -> OutputError:
+        return OutputError(
+            f"the cache {self._cache.folder} cannot be used: {error.strerror or error}; choose "
+            f"another --cache, or a smaller --cache-size"
+        )
+
+
+@contextmanager
+def _locked_part(part: Path) -> Iterator[bool]:
+    """Be the one that writes a file; False when another one has just finished or given up."""
+    with part.open("ab") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        try:
+            still_there = os.fstat(file.fileno()).st_ino == part.stat().st_ino
+        except FileNotFoundError:
+            still_there = False
+        yield still_there
+
+
+def _remove_orphan(part: Path) -> bool:
+    """Remove what a process that has died left of a shard."""
+    with suppress(OSError), part.open("r+b") as file:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        part.unlink()
+        return True
+    return False

@@ -1,0 +1,162 @@
+"""What a folder of a dataset can do, wherever it lies.
+
+Names inside a dataset are relative, with forward slashes, and never lead out of it.
+"""
+
+import io
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from pathlib import PurePosixPath
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from quadpipe import faults
+from quadpipe.errors import ShardError
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+STAGING = ".quadpipe/tmp"
+
+RangeReader = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
+"""Takes where ranges start and stop in a file; gives bytes, uint8, and where each begins in them.
+
+What a file is too short for comes out shorter."""
+
+
+class ReadableFolder(ABC):
+    """What readers need of a folder.
+
+    All methods raise ShardError on names that lead out of the folder, and where a file cannot be
+    read.
+    """
+
+    @abstractmethod
+    def where(self, name: str) -> str:
+        """The file's path or URL."""
+
+    @abstractmethod
+    def size(self, name: str) -> int | None:
+        """Bytes of a file, None when there is none."""
+
+    @abstractmethod
+    def read(self, name: str) -> bytes: ...
+
+    @abstractmethod
+    def map(self, name: str) -> memoryview:
+        """The whole content; of a local file without reading it."""
+
+    @abstractmethod
+    def open_ranges(self, name: str) -> RangeReader:
+        """A function that reads parts of a file, again and again."""
+
+    @abstractmethod
+    def sha256(self, name: str) -> str: ...
+
+    @abstractmethod
+    def names(self) -> list[str] | None:
+        """Names of all files of the dataset, sorted; what is hidden at the top is left out.
+
+        None where files cannot be listed, as on a web server.
+        """
+
+    def exists(self, name: str) -> bool:
+        return self.size(name) is not None
+
+    def fetch(self, names: list[str]) -> None:  # noqa: B027  most need nothing
+        """Told beforehand which files will be read, for folders that bring them nearer."""
+
+    def read_many(self, names: list[str]) -> Iterator[bytes | None]:
+        """The contents of small files, None for those that are not there."""
+        for name in names:
+            yield self.read(name) if self.exists(name) else None
+
+
+class Folder(ReadableFolder):
+    """What writers need too. Methods that write raise OutputError when they cannot.
+
+    holder: file and token of the lock that is held. They go with the folder to other processes; a
+    writer whose lock another run has taken commits nothing any more.
+    """
+
+    holder: tuple[str, str] | None = None
+
+    @abstractmethod
+    def write(self, name: str, data: bytes) -> None:
+        """Commit a small file."""
+
+    @abstractmethod
+    def staged(self, name: str) -> AbstractContextManager["StagedFile"]:
+        """A file that appears under its name when the block ends, and is discarded if it raises."""
+
+    @abstractmethod
+    def overwrite(self, name: str, data: bytes) -> None:
+        """Write a small file in place, which need not survive a crash."""
+
+    @abstractmethod
+    def append(self, name: str, data: bytes) -> None:
+        """Add to a log, which need not survive a crash."""
+
+    @abstractmethod
+    def remove(self, name: str) -> None:
+        """Remove a file, if it is there, so that it stays removed."""
+
+    @abstractmethod
+    def remove_folder(self, name: str) -> None:
+        """Remove a folder of the dataset with all that is in it, if it is there."""
+
+    @abstractmethod
+    def clear_staging(self) -> None:
+        """Remove what interrupted writers left."""
+
+    @abstractmethod
+    def sizes(self) -> Callable[[str], int | None]:
+        """A function that gives the bytes of a file at the top of the folder, None without it.
+
+        It may look at many files at once, and then does not see later changes.
+        """
+
+    @abstractmethod
+    def free_bytes(self) -> int | None:
+        """Bytes that can be written where the folder is or will be; None where nobody knows."""
+
+    @abstractmethod
+    def check_writable(self) -> None:
+        """Raise OutputError where files cannot be written whole or not at all."""
+
+    @abstractmethod
+    def lock(self, name: str) -> AbstractContextManager[None]:
+        """Be the only writer until the block ends; one that has died is no hindrance.
+
+        OutputError when another process holds the lock, on this machine or on another one.
+        """
+
+
+class StagedFile(io.RawIOBase):
+    """A file that is being written and has not appeared yet. bytes: so far."""
+
+    def __init__(self, name: str, write: "Callable[[Buffer], object]") -> None:
+        self.bytes = 0
+        self._name = name
+        self._write = write
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: "Buffer") -> int:
+        faults.point("before write", self._name)
+        self._write(data)
+        written = memoryview(data).nbytes
+        self.bytes += written
+        faults.point("after write", self._name)
+        return written
+
+
+def checked_name(root: object, name: str) -> str:
+    """The name, if it is one of a file inside; ShardError otherwise."""
+    parts = PurePosixPath(name).parts
+    if not parts or name.startswith("/") or ".." in parts or "\\" in name or "\0" in name:
+        raise ShardError(f"{root}: {name!r} is not the name of a file in a dataset")
+    return "/".join(parts)

@@ -1,0 +1,223 @@
+"""A dataset on a disk: files are written under a temporary name, synced, renamed, folder synced."""
+
+import errno
+import fcntl
+import hashlib
+import mmap
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from io import BufferedReader
+from pathlib import Path
+from uuid import uuid4
+
+import numpy as np
+
+from quadpipe import faults
+from quadpipe.errors import ConfigError, OutputError, ShardError
+from quadpipe.files.folder import STAGING, Folder, RangeReader, StagedFile, checked_name
+from quadpipe.files.lock import check_held, held, in_use, read_holder
+
+
+class LocalFolder(Folder):
+    """A local folder that holds one dataset; made on first write."""
+
+    def __init__(self, location: str | os.PathLike[str]) -> None:
+        text = os.fspath(location)
+        if "://" in text:
+            raise ConfigError(f"{text} is a URL; give a local folder here")
+        self._shown = text
+        self.root = Path(text).absolute()  # the same place for workers elsewhere
+
+    def __str__(self) -> str:
+        return self._shown
+
+    def path(self, name: str) -> Path:
+        return self.root / checked_name(self.root, name)
+
+    def where(self, name: str) -> str:
+        return str(self.path(name))
+
+    def size(self, name: str) -> int | None:
+        path = self.path(name)
+        try:
+            return path.stat().st_size if path.is_file() else None
+        except OSError as error:
+            raise ShardError(f"cannot read {path}: {_reason(error)}") from error
+
+    def open(self, name: str) -> BufferedReader:
+        path = self.path(name)
+        try:
+            if not path.is_file():
+                raise FileNotFoundError(errno.ENOENT, "no such file")
+            return path.open("rb")
+        except OSError as error:
+            raise ShardError(f"cannot read {path}: {_reason(error)}") from error
+
+    def read(self, name: str) -> bytes:
+        with self.open(name) as file:
+            try:
+                return file.read()
+            except OSError as error:
+                raise ShardError(f"cannot read {self.path(name)}: {_reason(error)}") from error
+
+    def map(self, name: str) -> memoryview:
+        with self.open(name) as file:
+            if not os.fstat(file.fileno()).st_size:
+                return memoryview(b"")
+            return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+
+    def open_ranges(self, name: str) -> RangeReader:
+        contents = np.frombuffer(self.map(name), np.uint8)
+        return lambda starts, stops: (contents, starts)
+
+    def sha256(self, name: str) -> str:
+        with self.open(name) as file:
+            try:
+                return hashlib.file_digest(file, "sha256").hexdigest()
+            except OSError as error:
+                raise ShardError(f"cannot read {self.path(name)}: {_reason(error)}") from error
+
+    def names(self) -> list[str]:
+        if self.root.is_file():
+            raise OutputError(f"{self} is a file; choose a new or empty folder for --out")
+        found = []
+        for folder, folders, files in os.walk(self.root):
+            if Path(folder) == self.root:
+                folders[:] = [name for name in folders if not name.startswith(".")]
+                files = [name for name in files if not name.startswith(".")]
+            found += [Path(folder, name).relative_to(self.root).as_posix() for name in files]
+        return sorted(found)
+
+    def write(self, name: str, data: bytes) -> None:
+        with self.staged(name) as file:
+            file.write(data)
+
+    @contextmanager
+    def staged(self, name: str) -> Iterator[StagedFile]:
+        target = self.path(name)
+        temporary = self.path(f"{STAGING}/{target.name}.{os.getpid()}-{uuid4().hex}")
+        try:
+            make_folder(temporary.parent)
+            make_folder(target.parent)
+            try:
+                with temporary.open("xb") as file:
+                    yield StagedFile(name, file.write)
+                    file.flush()
+                    faults.point("before sync", name)
+                    os.fsync(file.fileno())
+                faults.point("before rename", name)
+                check_held(self)
+                temporary.rename(target)
+            except BaseException:
+                temporary.unlink(missing_ok=True)
+                raise
+            faults.point("after rename", name)
+            sync_folder(target.parent)
+            faults.point("after commit", name)
+        except OSError as error:
+            raise _unwritable(target, error) from error
+
+    def overwrite(self, name: str, data: bytes) -> None:
+        path = self.path(name)
+        try:
+            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            try:
+                os.pwrite(descriptor, data, 0)
+                os.ftruncate(descriptor, len(data))
+            finally:
+                os.close(descriptor)
+        except OSError as error:
+            raise _unwritable(path, error) from error
+
+    def append(self, name: str, data: bytes) -> None:
+        path = self.path(name)
+        try:
+            with path.open("ab") as file:
+                file.write(data)
+        except OSError as error:
+            raise _unwritable(path, error) from error
+
+    def remove(self, name: str) -> None:
+        path = self.path(name)
+        try:
+            check_held(self)
+            faults.point("before removal", name)
+            path.unlink(missing_ok=True)
+            if path.parent.is_dir():
+                sync_folder(path.parent)
+            faults.point("after removal", name)
+        except OSError as error:
+            raise _unwritable(path, error) from error
+
+    def remove_folder(self, name: str) -> None:
+        shutil.rmtree(self.path(name), ignore_errors=True)
+
+    def clear_staging(self) -> None:
+        self.remove_folder(STAGING)
+
+    def sizes(self) -> Callable[[str], int | None]:
+        return self.size
+
+    def free_bytes(self) -> int:
+        place = self.root
+        while not place.exists():
+            place = place.parent
+        return shutil.disk_usage(place).free
+
+    def check_writable(self) -> None:
+        """Whether renames work shows with the first file."""
+
+    @contextmanager
+    def lock(self, name: str) -> Iterator[None]:
+        path, record = self.path(name), f"{name}.json"
+        try:
+            make_folder(path.parent)
+            file = path.open("a+b")
+        except OSError as error:
+            raise _unwritable(path, error) from error
+        with file:
+            try:
+                # The kernel frees it when its holder on this machine dies.
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise in_use(self, read_holder(self, record)) from error
+            except OSError as error:
+                raise OutputError(
+                    f"{path} cannot be locked ({error.strerror}); choose an --out on a file system "
+                    f"with locks"
+                ) from error
+            with held(self, record, alone_here=True):
+                yield
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder and its parents so that they survive a power cut."""
+    if path.is_dir():
+        return
+    make_folder(path.parent)
+    path.mkdir(exist_ok=True)
+    sync_folder(path.parent)
+
+
+def sync_folder(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _unwritable(path: Path, error: OSError) -> OutputError:
+    return OutputError(f"cannot write {path}: {_reason(error)}")
+
+
+def _reason(error: OSError) -> str:
+    advice = {
+        errno.ENOSPC: "; free some space and run the same command again",
+        errno.EDQUOT: "; free some space and run the same command again",
+        errno.EROFS: "; choose an --out that can be written",
+        errno.EACCES: "; choose a path that you may use",
+    }
+    return f"{error.strerror or error}{advice.get(error.errno or 0, '')}"

@@ -1,0 +1,182 @@
+"""Who writes to a folder, for all machines that share it.
+
+The holder of a lock keeps its name in a file and counts up in it every few seconds. On one machine
+it is known whether the holder is alive; from another one is watched for whether it goes on
+counting, so that no two clocks are compared.
+"""
+
+import json
+import os
+import platform
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, replace
+from functools import cache
+from pathlib import Path
+from threading import Event, Thread
+from typing import TYPE_CHECKING
+from uuid import uuid4
+
+from quadpipe.errors import OutputError, QuadpipeError
+
+if TYPE_CHECKING:
+    from quadpipe.files.folder import Folder
+
+HEARTBEAT_SECONDS = 10.0
+STALE_SECONDS = 60.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Holder:
+    """A process that holds, or held, a lock. machine: of one boot of one kernel."""
+
+    token: str
+    host: str
+    machine: str
+    process: int
+    started: str
+    beat: int = 0
+
+    @classmethod
+    def here(cls) -> "Holder":
+        process = os.getpid()
+        return cls(
+            token=uuid4().hex,
+            host=platform.node(),
+            machine=_machine(),
+            process=process,
+            started=_start_of(process) or "",
+        )
+
+    @property
+    def is_of_this_machine(self) -> bool:
+        return self.machine == _machine()
+
+    @property
+    def is_dead(self) -> bool:
+        """Whether it is known to have ended; never of a process on another machine."""
+        return self.is_of_this_machine and _start_of(self.process) != self.started
+
+    def __str__(self) -> str:
+        return f"process {self.process} on {self.host}"
+
+
+@contextmanager
+def held(folder: "Folder", name: str, *, alone_here: bool, settle: float = 0.0) -> Iterator[None]:
+    """Hold the lock whose holder is named in the file `name`.
+
+    alone_here: no other process of this machine can hold it. settle: seconds after which a claim
+    made at the same moment by another machine would be seen.
+    OutputError when another process holds it and is alive, or may be.
+    """
+    before = read_holder(folder, name)
+    if before is not None and not (before.is_dead or (alone_here and before.is_of_this_machine)):
+        _watch(folder, name, before)
+    holder = Holder.here()
+    _write(folder, name, holder)
+    time.sleep(settle)
+    now = read_holder(folder, name)
+    if now is None or now.token != holder.token:
+        raise in_use(folder, now)
+    folder.holder = name, holder.token
+    ended = Event()
+    beating = Thread(target=_beat, args=(folder, name, holder, ended), daemon=True)
+    beating.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        beating.join()
+        with suppress(QuadpipeError):
+            folder.remove(name)
+        folder.holder = None
+
+
+def check_held(folder: "Folder") -> None:
+    """Raise OutputError when the lock that the folder was given with is not its any more.
+
+    It keeps a worker whose driver has died from writing into what another run makes now.
+    """
+    if folder.holder is None:
+        return
+    name, token = folder.holder
+    now = read_holder(folder, name)
+    if now is None or now.token != token:
+        raise OutputError(
+            f"{folder} is not ours to write to any more: "
+            + ("the run that this belongs to has ended" if now is None else f"{now} has taken over")
+        )
+
+
+def in_use(folder: "Folder", holder: Holder | None) -> OutputError:
+    who = f" ({holder})" if holder else ""
+    return OutputError(
+        f"another quadpipe{who} is writing to {folder} now; wait for it to end, or choose another "
+        f"--out"
+    )
+
+
+def read_holder(folder: "Folder", name: str) -> Holder | None:
+    """Who the file names; None when there is none, or it holds something else."""
+    try:
+        document = json.loads(folder.read(name)) if folder.exists(name) else None
+        return None if document is None else Holder(**document)
+    except (QuadpipeError, ValueError, TypeError):
+        return None
+
+
+def _watch(folder: "Folder", name: str, before: Holder) -> None:
+    """Return when the holder has been silent for long enough; OutputError when it is alive."""
+    if before.is_of_this_machine:
+        raise in_use(folder, before)
+    deadline = time.monotonic() + STALE_SECONDS
+    while time.monotonic() < deadline:
+        time.sleep(min(HEARTBEAT_SECONDS / 4, STALE_SECONDS / 4))
+        now = read_holder(folder, name)
+        if now is None:
+            return
+        if now != before:
+            raise in_use(folder, now)
+
+
+def _beat(folder: "Folder", name: str, holder: Holder, ended: Event) -> None:
+    while not ended.wait(HEARTBEAT_SECONDS):
+        now = read_holder(folder, name)
+        if now is not None and now.token != holder.token:
+            return  # taken over: the next commit says so
+        holder = replace(holder, beat=holder.beat + 1)
+        with suppress(QuadpipeError):  # a beat that is missed is no beat too many
+            _write(folder, name, holder)
+
+
+def _write(folder: "Folder", name: str, holder: Holder) -> None:
+    # Of one length, so that a reader never sees half of another.
+    folder.overwrite(name, json.dumps(asdict(holder), sort_keys=True).ljust(512).encode())
+
+
+@cache
+def _machine() -> str:
+    """Of one boot of one kernel, and where processes have the numbers that we see."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot} {os.stat('/proc/self/ns/pid').st_ino}"
+    except OSError:
+        return platform.node()
+
+
+def _start_of(process: int) -> str | None:
+    """When a process of this machine was started, in the kernel's words; None when it has ended."""
+    try:
+        fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+        return None if fields[0] in "ZX" else fields[19]
+    except OSError:
+        if Path("/proc/self/stat").exists():
+            return None
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return None
+    except PermissionError:
+        pass
+    return ""

@@ -1,0 +1,19 @@
+"""Which kind of folder a location is."""
+
+import os
+
+from quadpipe.files.folder import Folder
+from quadpipe.files.local import LocalFolder
+from quadpipe.files.remote import RemoteFolder
+
+_LOCAL = "file://"
+
+
+def open_folder(location: str | os.PathLike[str] | Folder) -> Folder:
+    """A dataset's folder: a local path, or any URL that fsspec knows."""
+    if isinstance(location, Folder):
+        return location
+    text = os.fspath(location)
+    if text.startswith(_LOCAL):
+        return LocalFolder(text.removeprefix(_LOCAL))
+    return RemoteFolder(text) if "://" in text else LocalFolder(text)

@@ -1,0 +1,318 @@
+"""A dataset at a URL, through fsspec: an upload appears when it is committed, or not at all."""
+
+import hashlib
+import os
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
+from itertools import accumulate, islice
+from typing import Any, TypeVar
+from uuid import uuid4
+
+import numpy as np
+
+from quadpipe import faults
+from quadpipe.errors import ConfigError, OutputError, ShardError
+from quadpipe.files.folder import STAGING, Folder, RangeReader, StagedFile, checked_name
+from quadpipe.files.lock import check_held, held
+from quadpipe.patience import patiently
+
+T = TypeVar("T")
+
+# In memory for each file that is being written; object stores take at least 5 MiB.
+_PART_BYTES = 16 * 2**20
+_READ_AT_ONCE = 256
+# Object stores take the last of two writers: seconds until a claim is read again.
+_SETTLE_SECONDS = 1.0
+
+
+class RemoteFolder(Folder):
+    """A folder at any URL that fsspec knows; credentials are where its file system looks for them.
+
+    What fails is tried again with back-off, beside what the file system itself tries again.
+    """
+
+    def __init__(self, url: str) -> None:
+        self.url = url.rstrip("/")
+        self._opened: tuple[int, Any, str] | None = None
+        self._appended = 0
+        self._open()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_opened": None}
+
+    def _open(self) -> tuple[Any, str]:
+        """The file system and the root in it; made anew in a forked process, which must not share
+        connections with its parent. What it has listed is not remembered: others write too."""
+        import fsspec
+
+        if self._opened is None or self._opened[0] != os.getpid():
+            try:
+                system, root = fsspec.core.url_to_fs(self.url)
+            except (ValueError, ImportError) as error:
+                raise ConfigError(f"{self.url} cannot be opened: {error}") from error
+            self._opened = os.getpid(), system, root.rstrip("/")
+        self._opened[1].invalidate_cache()
+        return self._opened[1:]
+
+    @property
+    def _system(self) -> Any:
+        return self._open()[0]
+
+    @property
+    def _root(self) -> str:
+        return self._open()[1]
+
+    def __str__(self) -> str:
+        return self.url
+
+    def where(self, name: str) -> str:
+        return f"{self.url}/{checked_name(self.url, name)}"
+
+    def size(self, name: str) -> int | None:
+        path = self._path(name)
+        try:
+            size = patiently(lambda: _size(self._system, path), passing=Exception)
+        except FileNotFoundError:
+            return None
+        except Exception as error:  # file systems raise many kinds
+            raise self._unreadable(name, error) from error
+        # Some web servers do not tell.
+        return len(self.read(name)) if size is None else int(size)
+
+    def read(self, name: str) -> bytes:
+        path = self._path(name)
+        return bytes(self._reading(name, lambda: self._system.cat_file(path)))
+
+    def map(self, name: str) -> memoryview:
+        return memoryview(self.read(name))
+
+    def open_ranges(self, name: str) -> RangeReader:
+        path = self._path(name)
+
+        def read(starts: np.ndarray, stops: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            ranges = [path] * len(starts), starts.tolist(), stops.tolist()
+            parts = self._reading(name, lambda: self._system.cat_ranges(*ranges, on_error="raise"))
+            lengths = np.fromiter(map(len, parts), np.int64, len(parts))
+            if (lengths > stops - starts).any():
+                raise ShardError(
+                    f"{self.where(name)}: the server gives whole files only; keep shards in a "
+                    f"local folder with --cache DIR"
+                )
+            begins = np.fromiter(accumulate(lengths.tolist(), initial=0), np.int64)
+            return np.frombuffer(b"".join(parts), np.uint8), begins[:-1]
+
+        return read
+
+    def sha256(self, name: str) -> str:
+        path = self._path(name)
+
+        def digest() -> str:
+            with self._system.open(path, "rb") as file:
+                return hashlib.file_digest(file, "sha256").hexdigest()
+
+        return self._reading(name, digest)
+
+    def names(self) -> list[str] | None:
+        system, root = self._open()
+        if "http" in str(system.protocol):
+            return None
+        found = self._reading("", lambda: system.find(root))
+        names = (path.removeprefix(root).lstrip("/") for path in found)
+        return sorted(name for name in names if not name.startswith("."))
+
+    def read_many(self, names: list[str]) -> Iterator[bytes | None]:
+        waiting = iter(names)
+        while batch := list(islice(waiting, _READ_AT_ONCE)):
+            paths = [self._path(name) for name in batch]
+            found = self._reading("", lambda: self._system.cat(paths, on_error="return"))  # noqa: B023
+            for name, path in zip(batch, paths, strict=True):
+                data = found.get(path)
+                if isinstance(data, FileNotFoundError):
+                    yield None
+                else:  # what failed otherwise is tried again
+                    yield data if isinstance(data, bytes) else self.read(name)
+
+    def download(self, name: str, path: str) -> None:
+        """Copy a file to a local path."""
+        remote = self._path(name)
+        self._reading(name, lambda: self._system.get_file(remote, path))
+
+    def write(self, name: str, data: bytes) -> None:
+        faults.point("before upload", name)
+        check_held(self)
+        self._put(name, data)
+        faults.point("after upload", name)
+
+    def overwrite(self, name: str, data: bytes) -> None:
+        self._put(name, data)
+
+    def append(self, name: str, data: bytes) -> None:
+        """Objects do not grow: each addition is a file of its own."""
+        stem, dot, ending = name.rpartition(".")
+        self._put(f"{stem}-{self._appended:06d}{dot}{ending}", data)
+        self._appended += 1
+
+    def staged(self, name: str) -> AbstractContextManager[StagedFile]:
+        return self._staged(name)
+
+    @contextmanager
+    def _staged(self, name: str) -> Iterator[StagedFile]:
+        system, path = self._system, self._path(name)
+        with self._writing(name):
+            file = system.open(path, "wb", autocommit=False, block_size=_PART_BYTES)
+        try:
+
+            def upload(data: Any) -> None:
+                with self._writing(name):
+                    file.write(data)
+
+            staged = StagedFile(name, upload)
+            yield staged
+            with self._writing(name):
+                faults.point("before last part", name)
+                file.close()
+                check_held(self)
+                faults.point("before commit", name)
+                file.commit()
+                faults.point("after commit", name)
+        except BaseException:
+            with suppress(Exception):
+                file.discard()
+            file.closed = True  # or it would be sent when Python forgets it
+            raise
+        found = self.size(name)
+        if found != staged.bytes:
+            raise OutputError(
+                f"{self.where(name)} has {found} bytes after {staged.bytes} were written; run the "
+                f"same command again"
+            )
+
+    def remove(self, name: str) -> None:
+        path = self._path(name)
+        check_held(self)
+        faults.point("before removal", name)
+        with self._writing(name), suppress(FileNotFoundError):
+            patiently(lambda: self._system.rm_file(path), passing=Exception)
+        faults.point("after removal", name)
+
+    def remove_folder(self, name: str) -> None:
+        path = self._path(name)
+        with self._writing(name), suppress(FileNotFoundError):
+            patiently(lambda: self._system.rm(path, recursive=True), passing=Exception)
+
+    def clear_staging(self) -> None:
+        """Uploads that were begun and not finished cost money where nobody sees them."""
+        self.remove_folder(STAGING)
+        system, root = self._open()
+        if "s3" not in str(system.protocol):
+            return  # others forget them by themselves
+        bucket, _, prefix = root.partition("/")
+        with self._writing(STAGING):
+            for upload in _uploads(system, bucket, f"{prefix}/" if prefix else ""):
+                system.call_s3("abort_multipart_upload", Bucket=bucket, **upload)
+
+    def sizes(self) -> Callable[[str], int | None]:
+        system, root = self._open()
+
+        def listed() -> dict[str, int]:
+            try:
+                entries = system.ls(root, detail=True)
+            except FileNotFoundError:
+                return {}
+            return {entry["name"].rpartition("/")[2]: entry["size"] for entry in entries}
+
+        return self._reading("", listed).get
+
+    def free_bytes(self) -> int | None:
+        return None
+
+    def check_writable(self) -> None:
+        """Try it: some file systems publish what was not committed, some commit nothing."""
+        name = f"{STAGING}/probe-{uuid4().hex}"
+        system, path = self._system, self._path(name)
+        with self._writing(name):
+            discarded = system.open(path, "wb", autocommit=False)
+            discarded.write(b"discarded")
+            discarded.close()
+            early = system.exists(path)
+            discarded.discard()
+            with suppress(FileNotFoundError):
+                system.rm_file(path)
+            kept = system.open(path, "wb", autocommit=False)
+            kept.write(b"kept")
+            kept.close()
+            kept.commit()
+            self._system.invalidate_cache()
+            late = system.cat_file(path) if system.exists(path) else b""
+            self.remove(name)
+        if early or late != b"kept":
+            raise OutputError(
+                f"{self.url}: this kind of storage cannot hold a file back until it is whole; "
+                f"write to a local folder, then copy the finished dataset"
+            )
+
+    def lock(self, name: str) -> AbstractContextManager[None]:
+        return held(self, f"{name}.json", alone_here=False, settle=_SETTLE_SECONDS)
+
+    def _put(self, name: str, data: bytes) -> None:
+        path = self._path(name)
+        with self._writing(name):
+            patiently(lambda: self._system.pipe_file(path, data), passing=Exception)
+
+    def _path(self, name: str) -> str:
+        return f"{self._root}/{checked_name(self.url, name)}"
+
+    def _reading(self, name: str, operation: Callable[[], T]) -> T:
+        try:
+            return patiently(operation, passing=Exception)
+        except Exception as error:  # file systems raise many kinds
+            raise self._unreadable(name, error) from error
+
+    def _unreadable(self, name: str, error: Exception) -> Exception:
+        if isinstance(error, ShardError | MemoryError):
+            return error
+        return ShardError(f"cannot read {self.url}/{name}: {_reason(error)}")
+
+    @contextmanager
+    def _writing(self, name: str) -> Iterator[None]:
+        try:
+            yield
+        except (OutputError, ShardError, MemoryError):
+            raise
+        except Exception as error:  # file systems raise many kinds
+            raise OutputError(
+                f"cannot write {self.url}/{name}: {_reason(error)}; run the same command again "
+                f"when the storage can be written"
+            ) from error
+
+
+def _size(system: Any, path: str) -> int | None:
+    try:
+        size: int | None = system.size(path)
+    except FileNotFoundError as error:
+        # For a web server's file system, whatever fails is not found.
+        status = getattr(error.__cause__, "status", None)
+        if error.__cause__ is not None and status not in (403, 404, 410):
+            raise ConnectionError(f"{error.__cause__}") from error
+        raise
+    return size
+
+
+def _uploads(system: Any, bucket: str, prefix: str) -> Iterator[dict[str, str]]:
+    """Key and id of the unfinished uploads below a prefix of an S3 bucket."""
+    more: dict[str, str] = {}
+    while True:
+        found = system.call_s3("list_multipart_uploads", Bucket=bucket, Prefix=prefix, **more)
+        for upload in found.get("Uploads", []):
+            yield {"Key": upload["Key"], "UploadId": upload["UploadId"]}
+        if not found.get("IsTruncated"):
+            return
+        more = {
+            "KeyMarker": found["NextKeyMarker"],
+            "UploadIdMarker": found["NextUploadIdMarker"],
+        }
+
+
+def _reason(error: Exception) -> str:
+    text = getattr(error, "strerror", None) or str(error).strip() or type(error).__name__
+    return " ".join(str(text).split())

@@ -1,0 +1,254 @@
+"""Bytes of an input -> its views: here, or in a child process that may die of them.
+
+A decoder that crashes takes its process along, one that hangs never gives it back. A shard whose
+worker was lost is made again with its inputs decoded in a child. An input of which the child dies
+is tried once more alone, in a child of its own; then it is rejected, as `crashed_decoder` or
+`timeout`.
+"""
+
+import faulthandler
+import json
+import os
+import resource
+import signal
+import socket
+import subprocess
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import astuple, dataclass
+from multiprocessing.connection import Connection
+from typing import Any
+
+import numpy as np
+
+from quadpipe import faults
+from quadpipe.errors import JobError, RejectError
+from quadpipe.images.crop import Box, decode_and_resample, random_box
+from quadpipe.images.decode import EncodedImage
+from quadpipe.job.plan import Plan, ShardId
+
+CRASHED, TIMED_OUT = "crashed_decoder", "timeout"
+
+DECODE_SECONDS = 60
+"""More than the largest picture takes anywhere. Alone, an input has so many seconds of a processor,
+which do not depend on what else the machine does, and a good many more of the clock."""
+_CLOCK_FACTOR = 5
+
+
+@dataclass(frozen=True)
+class Views:
+    """All views of one input. pixels: uint8 `[V, H, W, 3]`; width, height: of the whole image."""
+
+    width: int
+    height: int
+    boxes: list[Box]
+    pixels: np.ndarray
+
+
+class Decoder:
+    """Decodes in this process, and lets the process die of a decoder that hangs."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+
+    def __call__(self, shard: ShardId, index: int, path: str, data: bytes) -> Views:
+        """RejectError when the bytes are no image that can be used."""
+        with self._watched():
+            return decode_views(self.plan, shard, index, path, data)
+
+    def close(self) -> None:
+        """No more inputs follow."""
+
+    @contextmanager
+    def _watched(self) -> Iterator[None]:
+        yield
+
+
+class WatchedDecoder(Decoder):
+    """For a process that is replaced when it dies, which it does of a decoder that hangs."""
+
+    def __init__(self, plan: Plan) -> None:
+        super().__init__(plan)
+        self._nowhere = open(os.devnull, "w")  # noqa: SIM115  closed with the shard
+
+    def close(self) -> None:
+        self._nowhere.close()
+
+    @contextmanager
+    def _watched(self) -> Iterator[None]:
+        # A thread of C code, which needs no lock that a decoder holds.
+        faulthandler.dump_traceback_later(DECODE_SECONDS, exit=True, file=self._nowhere)
+        try:
+            yield
+        finally:
+            faulthandler.cancel_dump_traceback_later()
+
+
+class IsolatedDecoder(Decoder):
+    """Decodes in a child process, which is replaced when it dies."""
+
+    def __init__(self, plan: Plan) -> None:
+        super().__init__(plan)
+        self._child: _Child | None = None
+
+    def __call__(self, shard: ShardId, index: int, path: str, data: bytes) -> Views:
+        self._child = self._child or _Child(self.plan)
+        answer = self._child.decode(shard, index, path, data, seconds=DECODE_SECONDS)
+        if isinstance(answer, _Death):
+            self.close()
+            alone = _Child(self.plan, cpu_seconds=DECODE_SECONDS)
+            try:
+                seconds = DECODE_SECONDS * _CLOCK_FACTOR
+                answer = alone.decode(shard, index, path, data, seconds=seconds)
+            finally:
+                alone.end()
+        if isinstance(answer, _Death):
+            raise answer.as_error(path)
+        return answer
+
+    def close(self) -> None:
+        if self._child:
+            self._child.end()
+            self._child = None
+
+
+@dataclass(frozen=True)
+class _Death:
+    """How a child ended over an input; `status` is negative for a signal."""
+
+    status: int
+    timed_out: bool
+
+    def as_error(self, path: str) -> Exception:
+        if self.timed_out or self.status == -signal.SIGXCPU:
+            return RejectError(TIMED_OUT, f"decoding takes more than {DECODE_SECONDS} seconds")
+        if self.status in (-signal.SIGKILL, -signal.SIGTERM, -signal.SIGINT):
+            return JobError(
+                f"while {path} was decoded alone, its process was killed from outside, perhaps for "
+                f"lack of memory; run the same command again, or move the file away"
+            )
+        return RejectError(CRASHED, "the decoder crashes on it")
+
+
+class _Child:
+    """Asked in pickles, which are ours; answers in JSON and pixels, as it reads hostile bytes."""
+
+    def __init__(self, plan: Plan, cpu_seconds: int | None = None) -> None:
+        ours, theirs = socket.socketpair()
+        with theirs:
+            program = f"from quadpipe.job.decoding import serve; serve({theirs.fileno()})"
+            self._process = subprocess.Popen(  # noqa: S603  a program of ours
+                [sys.executable, "-c", program],
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+            )
+        self._connection = Connection(ours.detach())
+        self._shape = (*plan.config.tokenizer.image_size, 3)
+        if isinstance(self._ask((plan, cpu_seconds), None), _Death):
+            self.end()
+            raise JobError(
+                f"{socket.gethostname()} cannot start a process to decode in; see whether there "
+                f"is memory, then run the same command again"
+            )
+
+    def decode(
+        self, shard: ShardId, index: int, path: str, data: bytes, *, seconds: float
+    ) -> "Views | _Death":
+        """The views of an input, or how the child died of it; raises what decoding raises."""
+        answer = self._ask((shard, index, path, data), seconds)
+        if isinstance(answer, _Death):
+            return answer
+        match answer:
+            case {"reject": [str(reason), str(message)]}:
+                raise RejectError(reason, message)
+            case {"memory": _}:
+                raise MemoryError
+            case {"error": text}:
+                raise JobError(f"decoding {path} failed: {text}")
+        try:
+            pixels = np.frombuffer(self._connection.recv_bytes(), np.uint8)
+        except (EOFError, OSError):
+            return _Death(self._process.wait(), timed_out=False)
+        boxes = [Box(*box) for box in answer["boxes"]]
+        return Views(answer["width"], answer["height"], boxes, pixels.reshape(-1, *self._shape))
+
+    def _ask(self, question: Any, seconds: float | None) -> Any:
+        try:
+            self._connection.send(question)
+            if not self._connection.poll(seconds):
+                self.end()
+                return _Death(0, timed_out=True)
+            return json.loads(self._connection.recv_bytes())
+        except (EOFError, OSError):
+            return _Death(self._process.wait(), timed_out=False)
+
+    def end(self) -> None:
+        self._connection.close()
+        self._process.kill()
+        self._process.wait()
+
+
+def serve(descriptor: int) -> None:
+    """What a child does: answer until nobody asks any more."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # its parent ends it
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    connection = Connection(descriptor)
+    plan, cpu_seconds = connection.recv()
+    if cpu_seconds is not None:
+        hard = resource.getrlimit(resource.RLIMIT_CPU)[1]
+        resource.setrlimit(resource.RLIMIT_CPU, (cpu_seconds, hard))
+    connection.send_bytes(b"{}")
+    while True:
+        try:
+            question = connection.recv()
+        except EOFError:
+            return
+        # The kernel's own way, in case the parent has died and the decoder hangs.
+        signal.alarm(2 * _CLOCK_FACTOR * DECODE_SECONDS)
+        views, answer = _answer(plan, *question)
+        signal.alarm(0)
+        connection.send_bytes(json.dumps(answer).encode())
+        if views is not None:
+            connection.send_bytes(views.pixels.reshape(-1).data)
+
+
+def _answer(plan: Plan, *question: Any) -> tuple[Views | None, dict[str, Any]]:
+    try:
+        views = decode_views(plan, *question)
+    except RejectError as error:
+        return None, {"reject": [error.reason, error.message]}
+    except MemoryError:
+        return None, {"memory": True}
+    except Exception:  # a fault of ours, for the log of the run
+        return None, {"error": traceback.format_exc()}
+    boxes = [astuple(box) for box in views.boxes]
+    return views, {"width": views.width, "height": views.height, "boxes": boxes}
+
+
+def decode_views(plan: Plan, shard: ShardId, index: int, path: str, data: bytes) -> Views:
+    """All views of one input; RejectError when its bytes are no image that can be used."""
+    config = plan.config
+    image = EncodedImage(data)
+    faults.point("decoding", path)
+    boxes = [config.tokenizer.view_box(image.width, image.height)]
+    for view in range(1, plan.splits[shard.split].views):
+        boxes.append(
+            random_box(
+                image.width,
+                image.height,
+                config.dataset.view_scale,
+                config.dataset.view_ratio,
+                "job/view",
+                config.tokenizer.seed,
+                shard.split,
+                index,
+                view,
+            )
+        )
+    size = config.tokenizer.image_size
+    pixels = np.stack([decode_and_resample(image, box, size) for box in boxes])
+    return Views(image.width, image.height, boxes, pixels)
