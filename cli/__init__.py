@@ -1,8 +1,10 @@
 """The command line: one module a command, loaded when it is called."""
 
 import os
+import signal
 import sys
 from importlib import import_module
+from types import FrameType
 from typing import NoReturn
 
 import click
@@ -10,6 +12,7 @@ import click
 from quadpipe import __version__
 from quadpipe.errors import QuadpipeError
 
+_INTERRUPTED = 130
 _COMMANDS = {
     "tokenize": "Turn images into shards of quadtree mosaics.",
     "info": "Say what a dataset holds and how it was made.",
@@ -47,6 +50,8 @@ def commands() -> None:
 
 def main() -> NoReturn:
     """Run the command line; errors become one message and an exit code."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _interrupt)
     try:
         sys.exit(commands.main(prog_name="quadpipe", standalone_mode=False) or 0)
     except click.ClickException as error:
@@ -56,7 +61,7 @@ def main() -> NoReturn:
         click.echo("quadpipe: interrupted; run the same command again to go on", err=True)
         sys.stdout.flush()
         # Not sys.exit: where the interrupt came inside exec(), Python would die of the signal.
-        os._exit(130)
+        os._exit(_INTERRUPTED)
     except QuadpipeError as error:
         click.echo(f"quadpipe: {error}", err=True)
         sys.exit(error.exit_code)
@@ -66,3 +71,11 @@ def main() -> NoReturn:
     except MemoryError:
         click.echo("quadpipe: out of memory; use fewer --workers or smaller images", err=True)
         sys.exit(1)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    """The first signal ends the work in order, the second one at once."""
+    for again in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(again, lambda *_: os._exit(_INTERRUPTED))
+    click.echo("quadpipe: stopping; once more to leave at once", err=True)
+    raise KeyboardInterrupt

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import reliability
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
@@ -67,15 +68,48 @@ def shufflenet_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def tree(root: Path) -> dict[str, bytes]:
-    """All files of a dataset but its logs, by name."""
-    return {
-        path.relative_to(root).as_posix(): path.read_bytes()
-        for path in sorted(root.rglob("*"))
-        if path.is_file() and ".quadpipe/logs/" not in path.as_posix()
-    }
-
-
 @pytest.fixture(scope="session")
 def files_of() -> Callable[[Path], dict[str, bytes]]:
-    return tree
+    return reliability.tree
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--reliability", type=Path, help="Write the table of faults and outcomes into this page."
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line(
+        "markers", "fault(what, outcome): a row of the table in docs/reliability.md"
+    )
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    reliability.note(report)
+
+
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo) -> None:
+    if call.when == "call":
+        reliability.describe(item)
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    page = session.config.getoption("--reliability")
+    if page is not None:
+        reliability.write(page)
+
+
+@pytest.fixture
+def account(record_property: Callable[[str, object], None]) -> Callable[..., None]:
+    """Checks that a run left the bytes of the undisturbed one, and counts for the table."""
+
+    def check(out: Path, undisturbed: dict[str, bytes]) -> None:
+        lost, doubled = reliability.compare(reliability.tree(out), undisturbed)
+        record_property("lost", lost)
+        record_property("doubled", doubled)
+        assert (lost, doubled) == (0, 0)
+        assert reliability.tree(out) == undisturbed
+        assert not (out / ".quadpipe" / "tmp").exists()
+
+    return check

@@ -14,6 +14,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -199,8 +200,8 @@ def serve(descriptor: int) -> None:
     connection = Connection(descriptor)
     plan, cpu_seconds = connection.recv()
     if cpu_seconds is not None:
-        hard = resource.getrlimit(resource.RLIMIT_CPU)[1]
-        resource.setrlimit(resource.RLIMIT_CPU, (cpu_seconds, hard))
+        used, hard = int(time.process_time()) + 1, resource.getrlimit(resource.RLIMIT_CPU)[1]
+        resource.setrlimit(resource.RLIMIT_CPU, (used + cpu_seconds, hard))
     connection.send_bytes(b"{}")
     while True:
         try:

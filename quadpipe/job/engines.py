@@ -5,7 +5,9 @@ An engine yields each shard with its report, or with the error that kept it from
 
 import logging
 import os
+import signal
 import socket
+import threading
 import time
 import traceback
 from collections import Counter, deque
@@ -166,6 +168,15 @@ def _local_workers(run: RunConfig) -> int:
 
 
 @contextmanager
+def _signals_kept() -> Iterator[None]:
+    """Ray ends a driver on SIGTERM in its own way; whoever runs the job decides."""
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
 def _ray(run: RunConfig, object_store_bytes: int) -> Iterator[tuple[Any, bool]]:
     """Ray, and whether it is private.
 
@@ -186,12 +197,13 @@ def _ray(run: RunConfig, object_store_bytes: int) -> Iterator[tuple[Any, bool]]:
         try:
             if run.address and run.address != "auto":
                 _reach(run.address)
-            ray.init(
-                address=run.address or "local",
-                logging_level=logging.ERROR,
-                log_to_driver=False,
-                **({} if run.address else local),
-            )
+            with _signals_kept():
+                ray.init(
+                    address=run.address or "local",
+                    logging_level=logging.ERROR,
+                    log_to_driver=False,
+                    **({} if run.address else local),
+                )
         except (ConnectionError, RuntimeError, ValueError, OSError) as error:
             lines = str(error).strip().splitlines() or [type(error).__name__]
             raise ConfigError(

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from quadpipe import faults
 from quadpipe.errors import RejectError, SourceError
 from quadpipe.patience import patiently
 from quadpipe.sources.names import path_to_text, text_to_path
@@ -125,6 +126,7 @@ def read_input(root: Path, entry: Input) -> bytes:
 
 
 def _read(root: Path, entry: Input) -> bytes:
+    faults.point("reading", entry.path)
     relative = entry.span.tar if entry.span else entry.path
     path = os.path.join(os.fsencode(root), text_to_path(relative))
     # A pipe under an image's name must not block the worker.

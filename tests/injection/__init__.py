@@ -1,0 +1,119 @@
+"""Faults at named points of a run, in whichever process reaches them.
+
+A test describes a fault in an environment variable; `site/sitecustomize.py`, put on the path of
+the processes of the run, hands it to the hook in `quadpipe.faults`. Nothing of this is installed
+with quadpipe, and without the hook its points do nothing.
+"""
+
+import errno
+import json
+import os
+import re
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+VARIABLE = "QUADPIPE_TEST_FAULT"
+_HERE = Path(__file__).parent
+
+
+def kill() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def stop() -> None:
+    os.kill(os.getpid(), signal.SIGSTOP)
+
+
+def crash() -> None:
+    os.kill(os.getpid(), signal.SIGSEGV)
+
+
+def spin() -> None:
+    while True:
+        pass
+
+
+def sleep() -> None:
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    time.sleep(3600)
+
+
+def doze() -> None:
+    """Sleep so that a signal ends it."""
+    time.sleep(3600)
+
+
+def disk_error() -> None:
+    raise OSError(errno.EIO, "Input/output error")
+
+
+ACTIONS: dict[str, Callable[[], None]] = {
+    action.__name__: action for action in (kill, stop, crash, spin, sleep, doze, disk_error)
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fault:
+    """at: pattern of the point. skip: how often a process passes it unharmed. once: a file, made
+    when the fault happens, after which it happens in no process again. seconds: that a decoder is
+    given. heartbeat, stale: seconds of the lock."""
+
+    at: str = "$^"
+    do: str = "kill"
+    skip: int = 0
+    once: str | None = None
+    seconds: int | None = None
+    heartbeat: float | None = None
+    stale: float | None = None
+
+    def environment(self) -> dict[str, str]:
+        """Of processes in which it shall happen."""
+        path = [str(_HERE / "site"), str(_HERE.parent), os.environ.get("PYTHONPATH", "")]
+        return {
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join(filter(None, path)),
+            VARIABLE: json.dumps(asdict(self)),
+        }
+
+    def hook(self) -> Callable[[str], None]:
+        left = self.skip
+
+        def reach(point: str) -> None:
+            nonlocal left
+            if not re.fullmatch(self.at, point):
+                return
+            left -= 1
+            if left < 0 and self._is_first():
+                ACTIONS[self.do]()
+
+        return reach
+
+    def _is_first(self) -> bool:
+        if self.once is None:
+            return True
+        try:
+            os.close(os.open(self.once, os.O_CREAT | os.O_EXCL))
+        except FileExistsError:
+            return False
+        return True
+
+
+def install() -> None:
+    """In a process of a run: be ready for the fault that the environment describes."""
+    text = os.environ.get(VARIABLE)
+    if text is None:
+        return
+    from quadpipe import faults
+    from quadpipe.files import lock
+
+    fault = Fault(**json.loads(text))
+    faults.hook = fault.hook()
+    lock.HEARTBEAT_SECONDS = fault.heartbeat or lock.HEARTBEAT_SECONDS
+    lock.STALE_SECONDS = fault.stale or lock.STALE_SECONDS
+    if fault.seconds is not None:
+        from quadpipe.job import decoding
+
+        decoding.DECODE_SECONDS = fault.seconds

@@ -1,0 +1,97 @@
+"""Kill a job at every point, one after the other, and run it again each time.
+
+    python everywhere.py IMAGES OUT OPTIONS
+
+IMAGES: folder of images. OUT: a folder to work in. OPTIONS: of `quadpipe.tokenize`, as JSON. Prints
+one JSON row a point: the point, how often it had been passed, and what differs from the undisturbed
+run. Each run is a fork of this process, which has imported and compiled everything.
+"""
+
+import json
+import os
+import shutil
+import signal
+import sys
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+from reliability import tree
+
+import quadpipe
+from injection import Fault
+from quadpipe import faults
+from quadpipe.errors import QuadpipeError
+
+
+def forked(work: Callable[[], object]) -> int:
+    """The exit status of a fork that does the work; 1 when it raises."""
+    sys.stdout.flush()
+    child = os.fork()
+    if not child:
+        status = 1
+        try:
+            work()
+            status = 0
+        except QuadpipeError as error:
+            print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        finally:
+            os._exit(status)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def main(images: Path, folder: Path, options: dict[str, object]) -> None:
+    before = folder / "before"
+    retry = bool(options.pop("retry_rejected", False))
+
+    def tokenize(out: Path, **more: object) -> None:
+        quadpipe.tokenize(images, out, in_process=True, max_rejected="50%", **options, **more)
+
+    if retry:  # the run that is disturbed is the second one, after an input was mended
+        tokenize(before)
+        mended, spoiled = images / "mended", images / "zebra" / "spoiled.jpg"
+        spoiled.write_bytes(mended.read_bytes())
+
+    def start(out: Path) -> None:
+        shutil.rmtree(out, ignore_errors=True)
+        if retry:
+            shutil.copytree(before, out)
+
+    def run(out: Path) -> None:
+        tokenize(out, retry_rejected=retry)
+
+    points: list[str] = []
+    whole = folder / "whole"
+    start(whole)
+    faults.hook = points.append
+    run(whole)
+    faults.hook = None
+    expected = tree(whole)
+    passed: Counter[str] = Counter()
+    for point in points:
+        if "logs/lock" in point:
+            continue
+        out = folder / "out"
+        start(out)
+        faults.hook = Fault(at=point.replace(".", r"\."), skip=passed[point]).hook()
+        killed = forked(lambda out=out: run(out)) == -signal.SIGKILL
+        faults.hook = None
+        status = forked(lambda out=out: run(out))
+        found = tree(out)
+        differing = sorted(
+            name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name)
+        )
+        row = {
+            "point": point,
+            "passed": passed[point],
+            "killed": killed,
+            "status": status,
+            "differing": differing,
+            "temporary": (out / ".quadpipe" / "tmp").exists(),
+        }
+        print(json.dumps(row))
+        passed[point] += 1
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]), json.loads(sys.argv[3]))
