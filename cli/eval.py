@@ -4,7 +4,9 @@ import json
 
 import click
 
+from quadpipe.cli.options import cache_options
 from quadpipe.cli.text import count_text, table
+from quadpipe.files import Cache
 from quadpipe.loader import Loader
 from quadpipe.model.evaluate import check_fits, evaluate
 from quadpipe.model.run_folder import load_run, pick_device
@@ -22,6 +24,7 @@ from quadpipe.shards.reader import Dataset
 @click.option("--workers", type=int, default=2, show_default=True, help="Threads that read ahead.")
 @click.option("--device", default="auto", type=click.Choice(["auto", "cpu", "cuda"]))
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@cache_options
 def command(
     run: str,
     dataset: str,
@@ -31,12 +34,13 @@ def command(
     workers: int,
     device: str,
     as_json: bool,
+    cache: Cache | None,
 ) -> None:
     """Score the model of a RUN on a DATASET, at one or more budgets."""
     folder, config = load_run(run)
     where = pick_device(device)
     model = folder.model(where)
-    opened = Dataset(dataset)
+    opened = Dataset(dataset, cache=cache)
     check_fits(config.model, opened.manifest, config.classes, dataset)
     trained = config.train.tokens or config.tokenizer.tokens
     loaders = [

@@ -1,12 +1,20 @@
 """Configuration dataclasses -> command-line options, so that a default and its help exist once."""
 
+import functools
+import re
 import types
 import typing
 from collections.abc import Callable
 from dataclasses import MISSING, Field, fields
+from pathlib import Path
 from typing import Any
 
 import click
+
+from quadpipe.errors import ConfigError
+from quadpipe.files.cache import Cache
+
+_CACHE_SIZE = "50GB"
 
 
 def _image_size(text: str) -> tuple[int, int]:
@@ -64,6 +72,39 @@ def options_of(*kinds: type, leave_out: tuple[str, ...] = ()) -> Callable[[Any],
         return function
 
     return decorate
+
+
+def cache_options(function: Any) -> Any:
+    """Adds --cache and --cache-size; the command gets a `Cache` or None as `cache`."""
+
+    @click.option(
+        "--cache",
+        "folder",
+        type=click.Path(path_type=Path),
+        help="Keep shards of a DATASET at a URL in this local folder.",
+    )
+    @click.option(
+        "--cache-size",
+        "size",
+        type=_bytes,
+        metavar="SIZE",
+        help=f"How much of them, as 500MB or 50GB; by default {_CACHE_SIZE}.",
+    )
+    @functools.wraps(function)
+    def with_cache(*arguments: Any, folder: Path | None, size: int | None, **options: Any) -> Any:
+        if folder is None and size is not None:
+            raise ConfigError("--cache-size is for --cache DIR; give both")
+        cache = folder and Cache(folder=folder, bytes=size or _bytes(_CACHE_SIZE))
+        return function(*arguments, cache=cache, **options)
+
+    return with_cache
+
+
+def _bytes(text: str) -> int:
+    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*([KMGT]?)B?", text.strip(), re.IGNORECASE)
+    if not match:
+        raise click.BadParameter(f"{text!r} is no size like 500MB or 50GB")
+    return int(float(match[1]) * 1000 ** " KMGT".index(match[2].upper() or " "))
 
 
 def _option(item: Field[Any], hint: Any) -> Callable[[Any], Any]:

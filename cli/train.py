@@ -6,8 +6,9 @@ from typing import Any
 
 import click
 
-from quadpipe.cli.options import options_of
+from quadpipe.cli.options import cache_options, options_of
 from quadpipe.cli.text import count_text, duration_text
+from quadpipe.files import Cache
 from quadpipe.model.config import TrainConfig
 from quadpipe.model.evaluate import Score
 from quadpipe.model.progress import StepReport, TrainProgress
@@ -60,15 +61,19 @@ class _TerminalProgress(TrainProgress):
 @click.option("--out", required=True, type=click.Path(), help="The folder of the run.")
 @click.option("--resume", is_flag=True, help="Go on with the run in --out where it stopped.")
 @click.option("--init", type=click.Path(), help="timm ViT weights to begin with.")
+@cache_options
 @options_of(TrainConfig)
-def command(dataset: str, out: str, resume: bool, init: str | None, **options: Any) -> None:
+def command(
+    dataset: str, out: str, resume: bool, init: str | None, cache: Cache | None, **options: Any
+) -> None:
     """Train a Quadformer on a DATASET: a folder or any fsspec URL.
 
     On several GPUs, or several processes of a CPU:
 
     torchrun --nproc-per-node K -m quadpipe.cli train DATASET --out RUN
     """
-    run = train(dataset, out, resume=resume, init=init, progress=_TerminalProgress(), **options)
+    progress = _TerminalProgress()
+    run = train(dataset, out, resume=resume, init=init, cache=cache, progress=progress, **options)
     click.echo(f"done; quadpipe eval {run} {dataset}")
     if "WORLD_SIZE" in os.environ:
         # All is written. One run in a dozen, a thread of gloo outlives its group, and Python's own

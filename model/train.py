@@ -16,6 +16,7 @@ import torch.nn.functional as F  # noqa: N812  its usual name
 from torch import Tensor, nn
 
 from quadpipe.errors import ConfigError, QuadpipeError, ShardError
+from quadpipe.files import Cache
 from quadpipe.loader import Batch, Loader
 from quadpipe.model.config import TrainConfig
 from quadpipe.model.distributed import ProcessGroupError, World, join_world
@@ -57,6 +58,7 @@ def train(
     *,
     resume: bool = False,
     init: str | PathLike[str] | None = None,
+    cache: Cache | None = None,
     progress: TrainProgress | None = None,
     **options: Any,
 ) -> RunFolder:
@@ -65,13 +67,15 @@ def train(
         run = quadpipe.model.train("shards/", "run/", model="small", tokens=100, epochs=100)
 
     options: fields of TrainConfig. resume: go on with the run in `out`, exactly; its options must
-    be those of before. init: timm ViT weights to begin with. Under torchrun each process calls
+    be those of before. init: timm ViT weights to begin with. cache: keeps shards of a dataset at a
+    URL here. Under torchrun each process calls
     this. Raises ConfigError on what cannot work, NonFiniteLossError, InterruptedTrainingError.
     """
     config = TrainConfig(**options)
     device = pick_device(config.device)
     with join_world(device) as world, ExitStack() as held:
-        trainer = Trainer(Dataset(dataset), RunFolder(out), config, device, world, progress)
+        data = Dataset(dataset, cache=cache)
+        trainer = Trainer(data, RunFolder(out), config, device, world, progress)
         trainer.prepare(held, resume=resume, init=init)
         trainer.fit()
         return trainer.run

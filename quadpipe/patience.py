@@ -30,10 +30,11 @@ def patiently(
 ) -> T:
     """Its result; errors of the kind `passing`, but for `final` ones and those meant for users, are
     tried again with back-off, then raised."""
+    at_once: tuple[type[Exception], ...] = (QuadpipeError, *final)
     for pause in PAUSES:
         try:
             return operation()
-        except (QuadpipeError, *final):
+        except at_once:
             raise
         except passing:
             time.sleep(pause)

@@ -79,12 +79,6 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line(
-        "markers", "fault(what, outcome): a row of the table in docs/reliability.md"
-    )
-
-
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     reliability.note(report)
 

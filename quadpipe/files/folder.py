@@ -68,6 +68,9 @@ class ReadableFolder(ABC):
     def fetch(self, names: list[str]) -> None:  # noqa: B027  most need nothing
         """Told beforehand which files will be read, for folders that bring them nearer."""
 
+    def check_room(self, sizes: list[int]) -> None:  # noqa: B027
+        """Told how many bytes the files have that will be read by turns; may raise ConfigError."""
+
     def read_many(self, names: list[str]) -> Iterator[bytes | None]:
         """The contents of small files, None for those that are not there."""
         for name in names:

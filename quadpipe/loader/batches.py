@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from quadpipe.errors import ConfigError
-from quadpipe.loader.order import EpochOrder
+from quadpipe.loader.order import SHARDS_BY_TURNS, EpochOrder
 from quadpipe.loader.samples import Rows, SampleReader
 from quadpipe.shards.reader import Dataset
 
@@ -107,6 +107,7 @@ class Loader:
                 f"{split} of {self.dataset.folder} has {self.samples} samples, too few for a batch "
                 f"of {batch_size}; use a smaller batch_size"
             )
+        self._reader(0)
         smallest = min(batch_size, self.samples)
         if smallest < world_size and rank == 0:
             _log.warning(
@@ -129,10 +130,7 @@ class Loader:
                 f"{consumed} samples are not a whole number of batches of {self.batch_size}; "
                 f"resume with the batch size of before"
             )
-        view = self.view(epoch)
-        if view not in self._readers:
-            self._readers[view] = SampleReader(self.dataset, self.name, view)
-        reader = self._readers[view]
+        reader = self._reader(self.view(epoch))
         counts = [shard.samples for shard in reader.shards]
         order = EpochOrder(counts, seed=self.seed, epoch=epoch, shuffle=self.shuffle)
         steps = iter(range(-(-consumed // self.batch_size), self.steps))
@@ -151,6 +149,13 @@ class Loader:
                     yield ahead.popleft().result()
             finally:
                 pool.shutdown(wait=True, cancel_futures=True)
+
+    def _reader(self, view: int) -> SampleReader:
+        if view not in self._readers:
+            reader = self._readers[view] = SampleReader(self.dataset, self.name, view)
+            sizes = sorted(shard.bytes for shard in reader.shards)
+            self.dataset.folder.check_room(sizes[-(SHARDS_BY_TURNS if self.shuffle else 1) :])
+        return self._readers[view]
 
     def slice_of(self, step: int) -> tuple[int, int, int]:
         """First and last position of this rank's slice of a global batch, and that batch's size."""

@@ -17,6 +17,8 @@ from quadpipe.seeds import permutation
 
 LANES = 16
 WINDOW = 4
+SHARDS_BY_TURNS = LANES * (WINDOW + 1)
+"""So many shards at most are read by turns: a window of each lane, and what is read ahead."""
 # Positions are merged in blocks of about so many samples.
 _BLOCK = 4096
 

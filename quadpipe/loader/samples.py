@@ -12,7 +12,7 @@ from itertools import groupby
 import numpy as np
 
 from quadpipe.errors import ShardError
-from quadpipe.files import RangeReader
+from quadpipe.files import CachedFolder, RangeReader
 from quadpipe.shards.format import marker_name, npy_header
 from quadpipe.shards.manifest import ShardInfo
 from quadpipe.shards.reader import Dataset
@@ -78,6 +78,7 @@ class SampleReader:
         addresses, lengths = np.empty_like(shards), np.empty_like(shards)
         by_shard = np.argsort(shards, kind="stable")
         groups = []
+        self._fetch(shards)
         for places in np.split(by_shard, np.flatnonzero(np.diff(shards[by_shard])) + 1):
             shard, chosen = int(shards[places[0]]), numbers[places]
             offsets = self._offsets(shard)
@@ -132,6 +133,12 @@ class SampleReader:
         rows.boxes[place] = leaves.boxes
         rows.labels[place] = -1 if sample.label is None else sample.label
         rows.long_keys[place] = sample.key
+
+    def _fetch(self, shards: np.ndarray) -> None:
+        """Have the shards of a batch near, several at a time."""
+        if isinstance(self._dataset.folder, CachedFolder):
+            names = [self.shards[shard].name for shard in np.unique(shards).tolist()]
+            self._dataset.folder.fetch(names)
 
     def _where(self, shard: int) -> str:
         return self._dataset.folder.where(self.shards[shard].name)
