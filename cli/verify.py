@@ -1,28 +1,77 @@
 """`quadpipe verify`: does a dataset hold what it says?"""
 
+from pathlib import Path
+from typing import Any
+
 import click
 
+from quadpipe.errors import ConfigError
+from quadpipe.job.again import Again
 from quadpipe.shards.reader import Dataset
 from quadpipe.shards.verify import verify
 
 
 @click.command("verify")
 @click.argument("dataset", type=click.Path())
+@click.option("--deep", is_flag=True, help="Also tokenize inputs again and compare the bytes.")
+@click.option(
+    "--in",
+    "source",
+    type=click.Path(path_type=Path),
+    help="With --deep: what the dataset was made from.",
+)
+@click.option(
+    "--inputs",
+    type=int,
+    help="With --deep: how many at least, drawn at random; by default 64.",
+)
+@click.option("--seed", type=int, help="With --deep: draws the same inputs again.")
+@click.option("--maps", type=click.Path(path_type=Path), help="With --deep: as for tokenize.")
+@click.option("--backbone", help="With --deep: the network of the scorer, where it is your own.")
+@click.option(
+    "--scorer-weights",
+    type=click.Path(path_type=Path),
+    help="With --deep: its weights, as for tokenize.",
+)
 @click.pass_context
-def command(context: click.Context, dataset: str) -> None:
-    """Read every byte of a dataset and print one line for each thing that is wrong.
+def command(
+    context: click.Context,
+    /,
+    dataset: str,
+    deep: bool,
+    source: Path | None,
+    inputs: int | None,
+    seed: int | None,
+    **options: Any,
+) -> None:
+    """Read every byte of a DATASET and print one line for each thing that is wrong.
 
-    Exit code 1 when something is.
+    With --deep, also see whether tokenizing inputs of its source again gives the same bytes. Exit
+    code 1 when something is wrong.
     """
     opened = Dataset(dataset)
-    findings = 0
+    again = None
+    if deep:
+        if source is None:
+            raise ConfigError("--deep needs --in, what the dataset was made from")
+        again = Again(opened, source, **options)
+    elif source or inputs or seed is not None or any(options.values()):
+        raise ConfigError("--in, --inputs, --seed and what scorers need are for --deep; add it")
+    findings, compared = 0, 0
     for finding in verify(opened):
         findings += 1
         click.echo(finding)
+    if again:
+        for count, differing in again.check(64 if inputs is None else inputs, seed):
+            compared += count
+            findings += len(differing)
+            for finding in differing:
+                click.echo(finding)
     if findings:
         things = "1 thing is" if findings == 1 else f"{findings} things are"
         advice = "fetch the named files again, or delete them and run quadpipe tokenize again"
         click.echo(f"{things} wrong; {advice}", err=True)
         context.exit(1)
     samples = sum(split.samples for split in opened.manifest.splits.values())
-    click.echo(f"{dataset}: whole, {samples:,} samples checked")
+    deeper = f", {compared:,} inputs tokenized again" if again else ""
+    click.echo(f"{dataset}: whole, {samples:,} samples checked{deeper}")

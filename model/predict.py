@@ -9,7 +9,7 @@ from quadpipe.errors import ConfigError, RejectError, SourceError
 from quadpipe.model.quadformer import Quadformer
 from quadpipe.model.run_folder import RunConfig, RunFolder
 from quadpipe.render import Exhibit
-from quadpipe.scorers import NetworkScorer, Scorer, scorer_type
+from quadpipe.scorers import scorer_type
 from quadpipe.tokenizer import Tokenizer
 
 
@@ -49,9 +49,10 @@ class Predictor:
             )
         trained = config.train.tokens or config.tokenizer.tokens
         self.tokens = trained if tokens is None else tokens
+        network = config.tokenizer.same_network(config.scorer_sha256, backbone, scorer_weights)
         self._tokenizer = Tokenizer(
             replace(config.tokenizer, tokens=self.tokens),
-            scorer=_make_scorer(config, backbone, scorer_weights),
+            scorer=config.tokenizer.make_scorer(network),
         )
         self._classes = config.classes
         self._device = device
@@ -80,31 +81,3 @@ class Predictor:
             ],
             exhibit=Exhibit(mosaic=mosaic, title=str(path), image=image),
         )
-
-
-def _make_scorer(config: RunConfig, backbone: str | None, weights: Path | None) -> Scorer:
-    """The run's scorer with the network that the shards were made with."""
-    tokenizer = config.tokenizer
-    kind = scorer_type(tokenizer.scorer)
-    if not issubclass(kind, NetworkScorer):
-        if backbone or weights:
-            raise ConfigError(
-                f"scorer {kind.name} has no network; leave out --backbone and --scorer-weights"
-            )
-        return tokenizer.make_scorer()
-    theirs = tokenizer.backbone or kind.default_backbone
-    if backbone not in (None, theirs):
-        raise ConfigError(f"the shards were made with backbone {theirs}, not {backbone}; give that")
-    if backbone is None and ":" in theirs:
-        raise ConfigError(
-            f"the shards were made with a network that somebody wrote; where it is yours to run, "
-            f"name it with --backbone {theirs}"
-        )
-    network = tokenizer.find_network(weights)
-    if network and network.sha256 != config.scorer_sha256:
-        raise ConfigError(
-            f"the network's weights have sha256 {network.sha256[:12]}.., those of the shards "
-            f"{(config.scorer_sha256 or 'unknown')[:12]}..; give the same file with "
-            f"--scorer-weights"
-        )
-    return tokenizer.make_scorer(network)

@@ -182,6 +182,39 @@ class TokenizerConfig:
         self._check_scorer_options(kind)
         return find_network(self.backbone or kind.default_backbone, weights)
 
+    def same_network(
+        self, sha256: str | None, backbone: str | None, weights: str | PathLike[str] | None
+    ) -> Network | None:
+        """The network that shards were made with, for a configuration that comes from them.
+
+        sha256: of its weights. backbone, weights: where the user names the network; a
+        `module:callable` is taken from nowhere else. ConfigError when it is another network.
+        """
+        kind = scorer_type(self.scorer)
+        if not issubclass(kind, NetworkScorer):
+            if backbone or weights:
+                raise ConfigError(
+                    f"scorer {kind.name} has no network; leave out --backbone and --scorer-weights"
+                )
+            return None
+        theirs = self.backbone or kind.default_backbone
+        if backbone not in (None, theirs):
+            raise ConfigError(
+                f"the shards were made with backbone {theirs}, not {backbone}; give that"
+            )
+        if backbone is None and ":" in theirs:
+            raise ConfigError(
+                f"the shards were made with a network that somebody wrote; where it is yours to "
+                f"run, name it with --backbone {theirs}"
+            )
+        network = self.find_network(weights)
+        if network and network.sha256 != sha256:
+            raise ConfigError(
+                f"the network's weights have sha256 {network.sha256[:12]}.., those of the shards "
+                f"{(sha256 or 'unknown')[:12]}..; give the same file with --scorer-weights"
+            )
+        return network
+
     def make_scorer(
         self,
         network: Network | None = None,

@@ -15,10 +15,11 @@ from typing import Any
 import numpy as np
 
 from quadpipe.errors import ConfigError, OutputError, ShardError
-from quadpipe.files import Folder
+from quadpipe.fields import check_types, known_fields
+from quadpipe.files import Folder, ReadableFolder
 from quadpipe.images.crop import DECODE_MARGIN
 from quadpipe.images.library import imaging_library
-from quadpipe.job.config import JobConfig
+from quadpipe.job.config import DatasetConfig, JobConfig
 from quadpipe.scorers import Scorer
 from quadpipe.seeds import permutation
 from quadpipe.shards.format import (
@@ -31,7 +32,7 @@ from quadpipe.shards.format import (
 )
 from quadpipe.shards.manifest import Manifest
 from quadpipe.sources import Input, Inputs, list_inputs
-from quadpipe.tokenizer import TOKENIZER_VERSION
+from quadpipe.tokenizer import TOKENIZER_VERSION, TokenizerConfig
 
 SHARDS_PER_CHUNK = 16
 
@@ -52,6 +53,9 @@ class PlannedSplit:
     views: int
     shards: int
     listing: list[str]
+
+    def __post_init__(self) -> None:
+        check_types(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -220,7 +224,7 @@ class Planner:
             yield b"".join(json_bytes(row) for row in rows)
 
 
-def read_inputs(out: Folder, plan: Plan, shard: ShardId) -> list[Input]:
+def read_inputs(out: ReadableFolder, plan: Plan, shard: ShardId) -> list[Input]:
     """The inputs of one shard from the stored listing; ShardError when it is not the plan's."""
     chunk, inside = divmod(shard.index, SHARDS_PER_CHUNK)
     name = listing_name(shard.split, chunk)
@@ -233,6 +237,41 @@ def read_inputs(out: Folder, plan: Plan, shard: ShardId) -> list[Input]:
     size = plan.config.dataset.samples_per_shard
     lines = data.splitlines()[inside * size : (inside + 1) * size]
     return [Input.from_row(json.loads(line)) for line in lines]
+
+
+def read_plan(folder: ReadableFolder) -> Plan:
+    """The plan that a dataset was made from.
+
+    ConfigError when it is not there, or of another version; ShardError when it is damaged.
+    """
+    where = folder.where(PLAN)
+    if not folder.exists(PLAN):
+        raise ConfigError(f"{where} is missing: {folder} does not say how it was made")
+    try:
+        document = json.loads(folder.read(PLAN))
+        if document["tokenizer_version"] != TOKENIZER_VERSION:
+            raise ConfigError(
+                f"{folder} was made by tokenizer version {document['tokenizer_version']}, this is "
+                f"{TOKENIZER_VERSION}; install the quadpipe that it was made with"
+            )
+        dataset = DatasetConfig(
+            **known_fields(DatasetConfig, document["dataset"]),
+            codec=document["codec"]["name"],
+            quality=document["codec"].get("quality"),
+        )
+        tokenizer = TokenizerConfig(**known_fields(TokenizerConfig, document["tokenizer"]))
+        return Plan(
+            config=JobConfig(tokenizer=tokenizer, dataset=dataset),
+            scorer=dict(document["scorer"]),
+            classes=document["classes"],
+            splits={
+                name: PlannedSplit(**known_fields(PlannedSplit, split))
+                for name, split in document["splits"].items()
+            },
+            imaging_library=dict(document["imaging_library"]),
+        )
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise ShardError(f"{where} cannot be used: {error}; fetch it again") from error
 
 
 def _orders(inputs: Inputs, config: JobConfig) -> dict[str, tuple[str, np.ndarray]]:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from quadpipe.errors import JobError, RejectError
-from quadpipe.files import Folder
+from quadpipe.files import Folder, ReadableFolder
 from quadpipe.images.library import describe, imaging_library
 from quadpipe.job.decoding import CRASHED, TIMED_OUT, Decoder
 from quadpipe.job.plan import Plan, ShardId, read_inputs
@@ -93,7 +93,8 @@ def make_shard(
     names = [shard_name(shard.split, view, shard.index) for view in range(views)]
     tokenizer = Tokenizer(plan.config.tokenizer, scorer=scorer or local_scorer(plan, site.network))
     with ExitStack() as held:
-        work = Work(plan, site, shard, decoder(plan), decided_rejects(site.out, shard))
+        decided = decided_rejects(site.out, shard)
+        work = Work(plan, shard, site.source, site.maps, decoder(plan), decided)
         held.callback(work.decoder.close)
         batches = work.batches(inputs, rejects)
         for view, mosaic in tokenized(tokenizer, batches):
@@ -145,7 +146,7 @@ def check_machine(plan: Plan) -> None:
         )
 
 
-def decided_rejects(out: Folder, shard: ShardId) -> dict[str, RejectError]:
+def decided_rejects(out: ReadableFolder, shard: ShardId) -> dict[str, RejectError]:
     """By path, the inputs that a decoder has died of before, when the shard was made.
 
     They are not tried again, so that what a clock has decided stays decided.
@@ -166,11 +167,16 @@ def decided_rejects(out: Folder, shard: ShardId) -> dict[str, RejectError]:
 
 @dataclass(frozen=True)
 class Work:
-    """What the inputs of one shard go through before they are scored."""
+    """What the inputs of one shard go through before they are scored.
+
+    source: folder of the inputs. maps: of importance maps, for scorer precomputed. decided: inputs
+    that are not tried, by path.
+    """
 
     plan: Plan
-    site: Site
     shard: ShardId
+    source: Path
+    maps: Path | None
     decoder: Decoder
     decided: dict[str, RejectError] = field(default_factory=dict)
 
@@ -199,7 +205,7 @@ class Work:
         """All views of one input; RejectError when its bytes are no image we can use."""
         if entry.path in self.decided:
             raise self.decided[entry.path]
-        data = read_input(self.site.source, entry)
+        data = read_input(self.source, entry)
         decoded = self.decoder(self.shard, index, entry.path, data)
         hint = self._hint(entry)
         views = []
@@ -218,8 +224,8 @@ class Work:
 
     def _hint(self, entry: Input) -> Any:
         """What the scorer must be told beside the pixels; RejectError without its map."""
-        if self.site.maps is not None:
-            return read_map(self.site.maps, entry.path, self.plan.config.tokenizer.geometry)
+        if self.maps is not None:
+            return read_map(self.maps, entry.path, self.plan.config.tokenizer.geometry)
         if self.plan.classes is not None and entry.label is not None:
             return self.plan.classes[entry.label]
         return None

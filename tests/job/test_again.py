@@ -1,0 +1,204 @@
+"""`quadpipe verify --deep`: tokenizing again gives the same bytes, or a line that says not."""
+
+import json
+import random
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import quadpipe
+from quadpipe.errors import ConfigError, JobError, ShardError
+from quadpipe.job.again import Again
+
+OPTIONS = {"samples_per_shard": 7, "score_batch": 3, "views": 2, "val_share": 0.2, "tokens": 40}
+
+
+@pytest.fixture(scope="module")
+def images(image_folder, tmp_path_factory) -> Path:
+    """The photographs, two of them broken."""
+    root = shutil.copytree(image_folder, tmp_path_factory.mktemp("again") / "images")
+    for broken in sorted(root.rglob("*.jpg"))[3:5]:
+        broken.write_bytes(b"not an image")
+    return root
+
+
+@pytest.fixture(scope="module")
+def finished(images, tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("finished") / "out"
+    quadpipe.tokenize(images, out, in_process=True, max_rejected="20%", **OPTIONS)
+    return out
+
+
+def findings(dataset: Path, source: Path, inputs: int = 1000, **options: object) -> list[str]:
+    again = Again(quadpipe.Dataset(dataset), source, **options)
+    return [line for _, lines in again.check(inputs) for line in lines]
+
+
+def test_all_inputs_give_the_same_bytes(finished, images):
+    again = Again(quadpipe.Dataset(finished), images)
+    results = list(again.check(1000))
+    assert sum(count for count, _ in results) == 23
+    assert [line for _, lines in results for line in lines] == []
+
+
+@pytest.mark.parametrize(("inputs", "batches"), [(1, 1), (3, 1), (4, 2), (1000, 10)])
+def test_whole_batches_are_drawn_and_none_twice(inputs, batches, finished, images):
+    again = Again(quadpipe.Dataset(finished), images)
+    drawn = list(again._draw(inputs, random.Random(0)))
+    assert len(drawn) == len(set(drawn)) == batches
+
+
+def test_the_seed_draws_the_same_again(finished, images):
+    counts = [
+        [count for count, _ in Again(quadpipe.Dataset(finished), images).check(5, seed=4)]
+        for _ in range(2)
+    ]
+    assert counts[0] == counts[1]
+
+
+def test_other_bytes_are_found_in_each_view(finished, images, tmp_path):
+    copy = shutil.copytree(finished, tmp_path / "copy")
+    for name in ("train-000001.tar", "train-v01-000001.tar"):
+        tar = copy / name
+        data = bytearray(tar.read_bytes())
+        data[5000] ^= 1
+        tar.write_bytes(data)
+    found = findings(copy, images)
+    assert len(found) == 2
+    for name, line in zip(("train-000001.tar", "train-v01-000001.tar"), sorted(found), strict=True):
+        assert name in line
+        assert line.endswith("tokenized again, gives other bytes")
+
+
+def test_an_input_that_has_changed_is_found(finished, images, tmp_path, jpeg):
+    changed = shutil.copytree(images, tmp_path / "images")
+    (changed / "flower" / "00.jpg").write_bytes(jpeg(77))
+    (line,) = findings(finished, changed)[:1]
+    assert "flower/00.jpg, tokenized again, gives other bytes" in line
+
+
+def test_other_decisions_are_found(finished, images, tmp_path, jpeg):
+    changed = shutil.copytree(images, tmp_path / "images")
+    rows = (finished / ".quadpipe" / "rejected.jsonl").read_text().splitlines()
+    mended = json.loads(rows[0])["path"]
+    (changed / mended).write_bytes(jpeg(5))
+    (changed / "zebra" / "02.jpg").write_bytes(b"")
+    found = findings(finished, changed)
+    assert f"{mended}: was rejected (not_an_image: not a readable" in "".join(found)
+    assert "zebra/02.jpg: was a sample, tokenized again it is rejected (empty" in "".join(found)
+
+
+def test_an_input_that_is_gone_is_a_finding(finished, images, tmp_path, monkeypatch):
+    monkeypatch.setattr("quadpipe.patience.PAUSES", ())
+    fewer = shutil.copytree(images, tmp_path / "images")
+    (fewer / "zebra" / "02.jpg").unlink()
+    assert any("cannot read zebra/02.jpg" in line for line in findings(finished, fewer))
+
+
+def test_a_networks_scores_are_made_again_in_the_same_batches(images, tmp_path, shufflenet_weights):
+    out = tmp_path / "out"
+    options = {**OPTIONS, "scorer": "feature", "scorer_weights": shufflenet_weights}
+    quadpipe.tokenize(images, out, in_process=True, max_rejected="20%", **options)
+    assert findings(out, images, scorer_weights=shufflenet_weights) == []
+    other = tmp_path / "other.pth"
+    import torch
+
+    state = torch.load(shufflenet_weights, weights_only=True)
+    state["conv1.0.weight"] += 1
+    torch.save(state, other)
+    with pytest.raises(ConfigError, match="the network's weights have sha256"):
+        Again(quadpipe.Dataset(out), images, scorer_weights=other)
+
+
+def test_maps_are_given_to_the_scorer_that_needs_them(images, finished, tmp_path):
+    maps = tmp_path / "maps"
+    for image in images.rglob("*.jpg"):
+        path = (maps / image.relative_to(images)).with_suffix(".npy")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        np.save(path, np.random.default_rng(len(image.name)).random((16, 16), np.float32))
+    out = tmp_path / "out"
+    options = {**OPTIONS, "views": 1, "scorer": "precomputed"}
+    quadpipe.tokenize(images, out, in_process=True, max_rejected="20%", maps=maps, **options)
+    assert findings(out, images, maps=maps) == []
+    for dataset, given in ((out, None), (finished, maps)):
+        with pytest.raises(ConfigError, match="--maps is for precomputed, which needs it"):
+            Again(quadpipe.Dataset(dataset), images, maps=given)
+
+
+def edit(path: Path, **changes: object) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def test_a_dataset_of_another_machine_is_refused(finished, images, tmp_path):
+    copy = shutil.copytree(finished, tmp_path / "copy")
+    plan = copy / ".quadpipe" / "plan.json"
+    edit(plan, tokenizer_version=99)
+    with pytest.raises(ConfigError, match="was made by tokenizer version 99, this is"):
+        Again(quadpipe.Dataset(copy), images)
+    shutil.copy(finished / ".quadpipe" / "plan.json", plan)
+    edit(plan, imaging_library={"name": "Pillow", "version": "1"})
+    with pytest.raises(JobError, match="the plan was made with Pillow 1"):
+        Again(quadpipe.Dataset(copy), images)
+    edit(plan, splits={"train": {"inputs": "many"}})
+    with pytest.raises(ShardError, match="plan.json cannot be used"):
+        Again(quadpipe.Dataset(copy), images)
+    plan.unlink()
+    with pytest.raises(ConfigError, match="does not say how it was made"):
+        Again(quadpipe.Dataset(copy), images)
+
+
+def test_a_strangers_listing_leads_nowhere(finished, images, tmp_path):
+    """Its checksums are a stranger's too, so that it can name any file."""
+    import hashlib
+
+    copy = shutil.copytree(finished, tmp_path / "copy")
+    listing = copy / ".quadpipe" / "listing" / "val" / "0000" / "000000.jsonl"
+    rows = [json.loads(line) for line in listing.read_text().splitlines()]
+    rows[0][0] = "../../etc/passwd"
+    data = "".join(json.dumps(row) + "\n" for row in rows).encode()
+    listing.write_bytes(data)
+    plan = copy / ".quadpipe" / "plan.json"
+    document = json.loads(plan.read_text())
+    document["splits"]["val"]["listing"] = [hashlib.sha256(data).hexdigest()]
+    plan.write_text(json.dumps(document))
+    assert any("leads out of" in line and "is not read" in line for line in findings(copy, images))
+
+
+def test_a_strangers_backbone_is_not_called(finished, images, tmp_path):
+    copy = shutil.copytree(finished, tmp_path / "copy")
+    for name in ("dataset.json", ".quadpipe/plan.json"):
+        document = json.loads((copy / name).read_text())
+        document["tokenizer"] |= {"scorer": "feature", "backbone": "os:abort"}
+        (copy / name).write_text(json.dumps(document))
+    with pytest.raises(ConfigError, match="with a network that somebody wrote"):
+        Again(quadpipe.Dataset(copy), images)
+
+
+def verify(*arguments: object) -> subprocess.CompletedProcess:
+    given = [sys.executable, "-m", "quadpipe.cli", "verify", *map(str, arguments)]
+    return subprocess.run(given, capture_output=True, text=True)
+
+
+def test_the_command_says_what_it_compared(finished, images, tmp_path, jpeg):
+    done = verify(finished, "--deep", "--in", images, "--inputs", "1000")
+    assert done.returncode == 0, done.stderr
+    assert "whole, 38 samples checked, 23 inputs tokenized again" in done.stdout
+    changed = shutil.copytree(images, tmp_path / "images")
+    for path in changed.rglob("*.jpg"):
+        path.write_bytes(jpeg(3))
+    done = verify(finished, "--deep", "--in", changed, "--inputs", "3")
+    assert done.returncode == 1
+    assert "tokenized again" in done.stdout
+    done = verify(finished, "--deep")
+    assert done.returncode == 2
+    assert "--deep needs --in" in done.stderr
+    done = verify(finished, "--in", images)
+    assert done.returncode == 2
+    assert "are for --deep; add it" in done.stderr
+    done = verify(finished, "--deep", "--in", images, "--inputs", "0")
+    assert done.returncode == 2
+    assert "inputs 0 is not above 0" in done.stderr
