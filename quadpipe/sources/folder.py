@@ -1,7 +1,6 @@
 """A folder of images: classes and splits from its folders, in the order of the paths' bytes."""
 
 import os
-import stat
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -73,10 +72,16 @@ def walk(root: Path, prefix: bytes, skipped: Counter[str]) -> Iterator[bytes]:
     Symbolic links are followed, but not in circles. Hidden files and folders, broken links and
     what is no plain file are counted in `skipped`.
     """
-    pending = [(prefix, False, frozenset[tuple[int, int]]())]
-    while pending:
-        path, is_file, above = pending.pop()
-        if is_file:
+    # By folder the paths still to come, last first, and the folders that hold it. A folder's path
+    # ends with a slash, so that it sorts as the full paths below it do.
+    levels = [([prefix + b"/" if prefix else b""], frozenset[tuple[int, int]]())]
+    while levels:
+        paths, above = levels[-1]
+        if not paths:
+            levels.pop()
+            continue
+        path = paths.pop()
+        if path and not path.endswith(b"/"):
             yield path
             continue
         folder = os.path.join(os.fsencode(root), path)
@@ -86,49 +91,58 @@ def walk(root: Path, prefix: bytes, skipped: Counter[str]) -> Iterator[bytes]:
             if identity in above:
                 skipped["a link in a circle"] += 1
                 continue
-            found = list(_entries(folder, path, skipped))
+            found = sorted(_entries(folder, path, skipped), reverse=True)
         except OSError as error:
             raise SourceError(
                 f"cannot list {os.fsdecode(folder)}: {error.strerror}; "
                 f"make it readable, or move it away"
             ) from error
-        # A folder sorts as its name with a slash, as in the full paths.
-        found.sort(key=lambda entry: entry[0] if entry[1] else entry[0] + b"/", reverse=True)
-        pending += [(name, is_file, above | {identity}) for name, is_file in found]
+        levels.append((found, above | {identity}))
 
 
-def _entries(folder: bytes, path: bytes, skipped: Counter[str]) -> Iterator[tuple[bytes, bool]]:
+def _entries(folder: bytes, path: bytes, skipped: Counter[str]) -> Iterator[bytes]:
+    """Paths of the files and folders in a folder, the latter with a slash at the end."""
     with os.scandir(folder) as entries:
         for entry in entries:
-            name = os.path.join(path, entry.name)
             if entry.name.startswith(b"."):
                 skipped["hidden"] += 1
                 continue
-            try:
-                mode = entry.stat().st_mode if entry.is_symlink() else None
-                is_folder = entry.is_dir() if mode is None else stat.S_ISDIR(mode)
-                is_file = entry.is_file() if mode is None else stat.S_ISREG(mode)
-            except OSError:  # a link to nothing, or to itself
-                is_folder = is_file = False
-            if is_folder or is_file:
-                yield name, is_file
+            kind = _kind(entry)
+            if kind == "file":
+                yield path + entry.name
+            elif kind == "folder":
+                yield path + entry.name + b"/"
             else:
                 skipped["a broken link or no plain file"] += 1
 
 
+def _kind(entry: "os.DirEntry[bytes]") -> str | None:
+    """`file` or `folder`, also behind a link; None for what is neither."""
+    try:
+        if entry.is_file():
+            return "file"
+        return "folder" if entry.is_dir() else None
+    except OSError:  # a link to itself
+        return None
+
+
 def _split_roots(root: Path) -> dict[str, bytes]:
     """Top folders by split, when all of them are split folders and no image lies beside them."""
+    folders = []
     try:
         with os.scandir(os.fsencode(root)) as entries:
-            visible = [entry for entry in entries if not entry.name.startswith(b".")]
+            for entry in entries:
+                if entry.name.startswith(b"."):
+                    continue
+                is_folder = _kind(entry) == "folder"
+                if entry.name not in SPLIT_FOLDERS if is_folder else is_image_name(entry.name):
+                    return {}
+                if is_folder:
+                    folders.append(entry.name)
     except OSError as error:
         raise SourceError(
             f"cannot list {root}: {error.strerror}; give a folder that can be read"
         ) from error
-    folders = [entry.name for entry in visible if entry.is_dir()]
-    flat = any(is_image_name(entry.name) for entry in visible if not entry.is_dir())
-    if not folders or flat or not all(name in SPLIT_FOLDERS for name in folders):
-        return {}
     roots = {SPLIT_FOLDERS[name]: name for name in folders}
     if len(roots) < len(folders):
         raise SourceError(f"{root} has both val and validation; keep one of them")

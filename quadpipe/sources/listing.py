@@ -131,7 +131,7 @@ def _read(root: Path, entry: Input) -> bytes:
     path = os.path.join(os.fsencode(root), text_to_path(relative))
     # A pipe under an image's name must not block the worker.
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    with open(descriptor, "rb"):
+    try:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
             raise OSError("not a plain file")
@@ -145,3 +145,5 @@ def _read(root: Path, entry: Input) -> bytes:
         if len(data) != size:
             raise OSError(f"{len(data)} of {size} bytes could be read")
         return data
+    finally:
+        os.close(descriptor)

@@ -1,6 +1,5 @@
 """Paths as bytes and as text in JSON, names of images and of splits."""
 
-import os
 import re
 from urllib.parse import unquote_to_bytes
 
@@ -8,8 +7,8 @@ SPLITS = ("train", "val", "test")
 SPLIT_FOLDERS = {b"train": "train", b"val": "val", b"validation": "val", b"test": "test"}
 
 IMAGE_EXTENSIONS = (
-    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".dib"),
-    *(".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm"),
+    *(b".jpg", b".jpeg", b".jpe", b".jfif", b".png", b".webp", b".gif", b".bmp", b".dib"),
+    *(b".tif", b".tiff", b".ppm", b".pgm", b".pbm", b".pnm"),
 )
 
 TAR_EXTENSIONS = (b".tar", b".tar.gz", b".tgz", b".tar.bz2", b".tar.xz", b".tar.zst")
@@ -19,7 +18,7 @@ _TO_ENCODE = re.compile("[%\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 
 def is_image_name(name: bytes) -> bool:
-    return os.fsdecode(name).lower().endswith(IMAGE_EXTENSIONS)
+    return name.lower().endswith(IMAGE_EXTENSIONS)
 
 
 def path_to_text(path: bytes) -> str:

@@ -2,6 +2,7 @@ import io
 import json
 import os
 import tarfile
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -299,8 +300,12 @@ def test_reading_is_tried_again_and_then_fails_with_the_path(tmp_path, monkeypat
     with pytest.raises(SourceError, match="1 of 100 bytes could be read"):
         read_input(tmp_path, Input("short.tar/a.jpg", None, Span("short.tar", 0, 100)))
     os.mkfifo(tmp_path / "pipe.jpg")
-    with pytest.raises(SourceError, match="not a plain file"):
-        read_input(tmp_path, Input("pipe.jpg", None))
+    (tmp_path / "folder.jpg").mkdir()
+    before = os.listdir("/dev/fd")
+    for name in ("pipe.jpg", "folder.jpg"):
+        with pytest.raises(SourceError, match="not a plain file"):
+            read_input(tmp_path, Input(name, None))
+    assert os.listdir("/dev/fd") == before
 
 
 def test_reading_recovers_from_errors_that_pass(tmp_path, monkeypatch):
@@ -389,5 +394,19 @@ def test_a_path_through_a_link_means_what_the_system_says(tmp_path):
 
 def test_a_link_to_itself_is_counted(tmp_path):
     write(tmp_path, "a/1.jpg")
-    (tmp_path / "a" / "self.jpg").symlink_to(tmp_path / "a" / "self.jpg")
-    assert list_inputs(tmp_path).skipped == {"a broken link or no plain file": 1}
+    for folder in (tmp_path, tmp_path / "a"):
+        (folder / "self").symlink_to("self")
+    assert list_inputs(tmp_path).skipped == {"a broken link or no plain file": 2}
+
+
+def test_listing_a_flat_folder_takes_little_more_memory_than_its_names(tmp_path):
+    for number in range(5000):
+        (tmp_path / f"{number:08d}.jpg").touch()
+    tracemalloc.start()
+    try:
+        inputs = list_inputs(tmp_path)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert len(inputs.splits["train"]) == 5000
+    assert peak < 5000 * 150  # a name takes 45 bytes in Python, and a list doubles when it is full
