@@ -8,7 +8,7 @@ file's own bytes, so that a job repeats its decisions.
 import io
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -48,6 +48,8 @@ FORMATS = tuple(
 MAX_PIXELS = 89_478_485
 MIN_SIDE = 8
 
+_BAND_PIXELS = 2**20
+
 _ORIENTATION = 0x0112
 _TRANSPOSITIONS = {
     1: None,
@@ -77,6 +79,11 @@ _REFUSED_SIGNATURES = (
     (b"\xc5\xd0\xd3\xc6", "EPS"),
 )
 
+# Not those of fax: libtiff leaves lines that it cannot decode as memory happens to be.
+_TIFF_COMPRESSIONS = (
+    *("raw", "tiff_lzw", "tiff_adobe_deflate", "tiff_deflate", "packbits", "jpeg"),
+    *("zstd", "lzma", "webp"),
+)
 
 _WITH_ALPHA = ("LA", "La", "PA", "RGBA", "RGBa")
 _CONVERTIBLE = ("1", "L", "P", "RGB", "RGBX", "CMYK", "YCbCr", *_WITH_ALPHA)
@@ -92,19 +99,22 @@ class EncodedImage:
     def __init__(self, data: bytes) -> None:
         self._data = data
         with _rejecting(data):
+            if data[:4] == b"RIFF" and data[8:16] == b"WEBPVP8X":
+                # libwebp takes memory for the canvas before its size can be asked.
+                canvas = (int.from_bytes(data[at : at + 3], "little") + 1 for at in (24, 27))
+                _check_pixels(*canvas)
             image = self._open()
             width, height = image.size
-            if width * height > MAX_PIXELS:
-                raise RejectError(
-                    "too_many_pixels", f"{width} x {height} pixels, more than {MAX_PIXELS:,}"
-                )
+            _check_pixels(width, height)
+            _check_compression(image)
             if min(width, height) < MIN_SIDE:
                 raise RejectError(
                     "too_small", f"{width} x {height} pixels, a side below {MIN_SIDE}"
                 )
             self.scalable = isinstance(image, JpegImagePlugin.JpegImageFile)
             self._decoded: dict[int, Image.Image] = {}
-            self._opened: ImageFile.ImageFile | None = image  # not decoded yet: used once
+            # Not decoded yet, and used once.
+            self._opened: ImageFile.ImageFile | None = image if self.scalable else None
             if self.scalable:
                 if _orientation(image) in (5, 6, 7, 8):
                     width, height = height, width
@@ -127,18 +137,30 @@ class EncodedImage:
 
     def _upright_rgb(self, image: ImageFile.ImageFile) -> Image.Image:
         rawmode = _rawmode(image)
+        upright = _upright_alone(image)
         if ";16" not in rawmode or rawmode.startswith("I;16"):
-            return _convert(_upright(image))
+            return _convert(upright)
         if rawmode not in _LOW_BYTES:
             raise RejectError("unsupported_mode", f"pixels of kind {rawmode}")
-        transparent = image.info.get("transparency")
-        low = self._open()
-        _set_rawmode(low, _LOW_BYTES[rawmode])
-        high_bytes, low_bytes = np.asarray(_upright(image)), np.asarray(_upright(low))
-        if rawmode == "LA;16B":
-            low_bytes = low_bytes[..., [1, 1, 1, 3]]
-        values = high_bytes * np.uint32(256) + low_bytes
-        return _convert(Image.fromarray(_round_to_8_bits(values, transparent)))
+        _round_in_place(upright, self._low_bytes(rawmode), rawmode)
+        return _convert(upright)
+
+    def _low_bytes(self, rawmode: str) -> Image.Image:
+        image = self._open()
+        _set_rawmode(image, _LOW_BYTES[rawmode])
+        return _upright_alone(image)
+
+
+def _check_pixels(width: int, height: int) -> None:
+    if width * height > MAX_PIXELS:
+        raise RejectError("too_many_pixels", f"{width} x {height} pixels, more than {MAX_PIXELS:,}")
+
+
+def _check_compression(image: ImageFile.ImageFile) -> None:
+    if isinstance(image, TiffImagePlugin.TiffImageFile):
+        compression = image.info.get("compression", "raw")
+        if compression not in _TIFF_COMPRESSIONS:
+            raise RejectError("no_decoder", f"a TIFF in compression {compression}, not opened here")
 
 
 @contextmanager
@@ -232,6 +254,45 @@ def _upright(image: Image.Image) -> Image.Image:
     return upright
 
 
+def _upright_alone(image: ImageFile.ImageFile) -> Image.Image:
+    """As `_upright`; the memory of the image as it lay in the file is given back."""
+    upright = _upright(image)
+    if upright is not image:
+        image.close()
+    return upright
+
+
+def _bands(image: Image.Image) -> Iterator[tuple[int, int, int, int]]:
+    """Boxes of an image's rows, some at a time.
+
+    What a conversion needs beside the picture and its result is needed for one of them.
+    """
+    rows = max(1, _BAND_PIXELS // image.width)
+    for top in range(0, image.height, rows):
+        yield (0, top, image.width, min(top + rows, image.height))
+
+
+def _by_bands(image: Image.Image, convert: Callable[[Image.Image], Image.Image]) -> Image.Image:
+    """The RGB picture of what `convert` makes of each band of rows."""
+    if image.width * image.height <= _BAND_PIXELS:
+        return convert(image)
+    picture = Image.new("RGB", image.size)
+    for box in _bands(image):
+        picture.paste(convert(image.crop(box)), box)
+    return picture
+
+
+def _round_in_place(high: Image.Image, low: Image.Image, rawmode: str) -> None:
+    """Round an image of 16-bit colours, of which PIL keeps the high bytes, given the low ones."""
+    transparent = high.info.pop("transparency", None)
+    for box in _bands(high):
+        low_bytes = np.asarray(low.crop(box))
+        if rawmode == "LA;16B":
+            low_bytes = low_bytes[..., [1, 1, 1, 3]]
+        values = np.asarray(high.crop(box)) * np.uint32(256) + low_bytes
+        high.paste(Image.fromarray(_round_to_8_bits(values, transparent)), box)
+
+
 def _round_to_8_bits(values: np.ndarray, transparent: Any = None) -> np.ndarray:
     """round(v * 255 / 65535), which is v / 257 rounded (never a tie); the transparent value white.
 
@@ -255,14 +316,22 @@ def to_rgb(image: Image.Image) -> Image.Image:
 def _convert(image: Image.Image) -> Image.Image:
     """Grey, palette, CMYK and 16-bit images as RGB; alpha composed on white."""
     if image.mode.startswith("I"):
-        values = np.asarray(image)
-        if values.min() < 0 or values.max() > 65535:
-            raise RejectError("unsupported_mode", "integers outside 0..65535")
-        rounded = _round_to_8_bits(values, image.info.get("transparency"))
-        return Image.fromarray(rounded).convert("RGB")
+        return _by_bands(image, _grey_of_integers)
     if image.mode not in _CONVERTIBLE:
         raise RejectError("unsupported_mode", f"pixels of kind {image.mode}")
     if image.mode in _WITH_ALPHA or "transparency" in image.info:
-        canvas = Image.new("RGBA", image.size, "white")
-        return Image.alpha_composite(canvas, image.convert("RGBA")).convert("RGB")
+        return _by_bands(image, _on_white)
     return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _grey_of_integers(image: Image.Image) -> Image.Image:
+    values = np.asarray(image)
+    if values.min() < 0 or values.max() > 65535:
+        raise RejectError("unsupported_mode", "integers outside 0..65535")
+    rounded = _round_to_8_bits(values, image.info.get("transparency"))
+    return Image.fromarray(rounded).convert("RGB")
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    canvas = Image.new("RGBA", image.size, "white")
+    return Image.alpha_composite(canvas, image.convert("RGBA")).convert("RGB")

@@ -1,9 +1,13 @@
 import io
 import struct
+import subprocess
+import sys
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
+from corpus import ENCODED, chunk, claim
 from PIL import Image, features
 
 from quadpipe.errors import RejectError
@@ -26,10 +30,6 @@ def png_16(values: np.ndarray) -> bytes:
     colour_type = {1: 0, 2: 4, 3: 2, 4: 6}[channels]
     rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
 
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        checksum = struct.pack(">I", zlib.crc32(kind + data))
-        return struct.pack(">I", len(data)) + kind + data + checksum
-
     header = struct.pack(">IIBBBBB", width, height, 16, colour_type, 0, 0, 0)
     return (
         b"\x89PNG\r\n\x1a\n"
@@ -37,6 +37,12 @@ def png_16(values: np.ndarray) -> bytes:
         + chunk(b"IDAT", zlib.compress(rows))
         + chunk(b"IEND", b"")
     )
+
+
+def with_chunk(data: bytes, kind: bytes, inside: bytes) -> bytes:
+    """A PNG with one more chunk before its pixels."""
+    at = data.index(b"IDAT") - 4
+    return data[:at] + chunk(kind, inside) + data[at:]
 
 
 @pytest.fixture
@@ -220,10 +226,8 @@ def test_a_transparent_colour_of_16_bits_is_white(channels):
     values = np.random.default_rng(3).integers(0, 65536, (30, 40, channels))
     values[5, 5] = values[7, 7] = [1000, 2000, 3000][:channels]
     data = png_16(values)
-    chunk = b"tRNS" + np.array([1000, 2000, 3000][:channels], ">u2").tobytes()
-    inserted = struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk))
-    at = data.index(b"IDAT") - 4
-    found = pixels(data[:at] + inserted + data[at:])
+    transparent = np.array([1000, 2000, 3000][:channels], ">u2").tobytes()
+    found = pixels(with_chunk(data, b"tRNS", transparent))
     assert (found[[5, 7], [5, 7]] == 255).all()
     expected = np.broadcast_to(np.round(values / 257), found.shape)
     others = np.ones((30, 40), bool)
@@ -266,3 +270,66 @@ def tiff_16(values: np.ndarray, order: str) -> bytes:
         packed = struct.pack(f"{order}HH", value, 0) if short else struct.pack(f"{order}I", value)
         directory += struct.pack(f"{order}HHI", tag, kind, count) + packed
     return header + data + bits + directory + bytes(4)
+
+
+def test_a_fax_is_refused_for_its_damaged_lines_are_what_memory_was():
+    assert rejected((ENCODED / "group4.tif").read_bytes()).reason == "no_decoder"
+
+
+def test_a_canvas_is_looked_at_before_libwebp_takes_memory_for_it(monkeypatch):
+    def fail(file: object, **options: object) -> None:
+        raise MemoryError
+
+    data = claim((ENCODED / "animated.webp").read_bytes(), 2**24, 65)
+    monkeypatch.setattr(Image, "open", fail)
+    assert rejected(data).reason == "too_many_pixels"
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+@pytest.mark.parametrize("channels", [2, 3, 4])
+def test_pictures_converted_in_bands_are_those_converted_whole(bits, channels, monkeypatch):
+    values = np.random.default_rng(5).integers(0, 2**bits, (23, 17, channels))
+    values[20:, 3] = values[2, 3]
+    pixel = values[2, 3].tolist()
+    data = png_16(values) if bits == 16 else encoded(Image.fromarray(values.astype("u1")), "PNG")
+    if channels == 3:
+        data = with_chunk(data, b"tRNS", np.array(pixel, ">u2").tobytes())
+    whole = pixels(data)
+    monkeypatch.setattr("quadpipe.images.decode._BAND_PIXELS", 17 * 5)
+    np.testing.assert_array_equal(pixels(data), whole)
+
+
+@pytest.mark.parametrize("kind", [np.int32, np.uint16])
+def test_integers_converted_in_bands_are_those_converted_whole(kind, monkeypatch):
+    values = np.random.default_rng(6).integers(0, 65536, (30, 40)).astype(kind)
+    data = encoded(Image.fromarray(values), "TIFF")
+    whole = pixels(data)
+    monkeypatch.setattr("quadpipe.images.decode._BAND_PIXELS", 100)
+    np.testing.assert_array_equal(pixels(data), whole)
+
+
+LARGEST = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from corpus import flat_png
+from quadpipe.images.decode import EncodedImage
+
+data = flat_png(7000, 7000, bits=int(sys.argv[2]), channels=4)
+
+def peak():
+    return int(next(s for s in open("/proc/self/status") if s.startswith("VmHWM")).split()[1])
+
+before = peak()
+EncodedImage(data)
+print((peak() - before) * 1024 / 7000**2)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from /proc")
+@pytest.mark.parametrize("bits", [8, 16])
+def test_the_largest_picture_takes_twice_its_memory_and_no_more(bits):
+    """PIL keeps 4 bytes a pixel; of a few rows at a time, numbers of 16 bits take more."""
+    command = [sys.executable, "-c", LARGEST, str(ENCODED.parents[1]), str(bits)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout) < 10
