@@ -1,9 +1,10 @@
 """Weights of networks from files: plain tensors, never code."""
 
 import io
-from collections.abc import Mapping
+import zipfile
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from quadpipe.errors import ConfigError, ShardError
 
@@ -24,6 +25,50 @@ def read_weights_file(path: Path) -> bytes:
         ) from error
 
 
+def load_torch(data: bytes) -> Any:
+    """What a torch file holds, without running code or taking more memory than the file does.
+
+    Raises ValueError where it claims more, and whatever torch raises on damaged files.
+    """
+    import torch
+
+    if b"bytearray" in data:  # the one function torch lets a file call that takes any memory
+        raise ValueError("it makes a bytearray, which weights do not need")
+    if data.startswith(b"PK"):
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            if sum(record.file_size for record in archive.infolist()) > len(data):
+                raise ValueError("it is compressed, which torch's files are not")
+    document = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    storages: dict[int, int] = {}
+    for tensor in _tensors(document):
+        storage = tensor.untyped_storage()
+        storages[storage.data_ptr()] = storage.nbytes()
+        if tensor.numel() * tensor.element_size() > storage.nbytes():
+            raise ValueError(f"a tensor of {list(tensor.shape)} has {storage.nbytes()} bytes")
+    if sum(storages.values()) > len(data):
+        raise ValueError(f"its tensors claim {sum(storages.values()):,} bytes")
+    return document
+
+
+def _tensors(document: Any) -> "Iterator[Tensor]":
+    """All plain tensors in nested containers, which may hold themselves."""
+    import torch
+
+    pending, seen = [document], set[int]()
+    while pending:
+        item = pending.pop()
+        if id(item) in seen:
+            continue
+        seen.add(id(item))
+        if isinstance(item, torch.Tensor):
+            if item.layout == torch.strided and not item.is_meta:
+                yield item
+        elif isinstance(item, Mapping):
+            pending += item.values()
+        elif isinstance(item, list | tuple | set):
+            pending += item
+
+
 def parse_weights(data: bytes, where: str) -> "dict[str, Tensor]":
     """The tensors of a safetensors or weights-only torch file; ShardError when it holds others.
 
@@ -36,7 +81,7 @@ def parse_weights(data: bytes, where: str) -> "dict[str, Tensor]":
             from safetensors.torch import load
 
             return dict(load(data))
-        document = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+        document = load_torch(data)
     except Exception as error:  # whatever the file's bytes make the parsers raise
         first = str(error).strip().splitlines()[:1]
         raise ShardError(
