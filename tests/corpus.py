@@ -21,6 +21,7 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 
 ENCODED = Path(__file__).parent / "golden" / "encoded"
+NOT_OPENED = ("group4.tif", "jpeg.tif")
 EXTENSIONS = (
     *("jpg", "jpeg", "jpe", "jfif", "png", "webp", "gif", "bmp", "dib", "tif", "tiff"),
     *("ppm", "pgm", "pbm", "pnm"),
@@ -116,7 +117,7 @@ def readable() -> dict[str, bytes]:
         "float.pnm": b"Pf\n64 48\n-1.0\n" + np.asarray(grey, "<f4").tobytes(),
     }
     stored = {path.name: path.read_bytes() for path in sorted(ENCODED.iterdir())}
-    return {name: data for name, data in {**made, **stored}.items() if name != "group4.tif"}
+    return {name: data for name, data in {**made, **stored}.items() if name not in NOT_OPENED}
 
 
 @cache
@@ -143,7 +144,7 @@ def refused() -> dict[str, bytes]:
         "avif.webp": struct.pack(">I", 32) + b"ftypavif" + bytes(400),
         "wavelets.jpg": b"\0\0\0\x0cjP  \r\n\x87\n" + bytes(400),
         "pickle.png": b"\x80\x04\x95\x10" + bytes(7) + b"\x8c\x02os\x8c\x06system\x93.",
-        "group4.tif": (ENCODED / "group4.tif").read_bytes(),
+        **{name: (ENCODED / name).read_bytes() for name in NOT_OPENED},
         "empty.jpg": b"",
         "zeros.ppm": bytes(5000),
         "text.jpg": b"not an image\n" * 40,

@@ -79,10 +79,15 @@ _REFUSED_SIGNATURES = (
     (b"\xc5\xd0\xd3\xc6", "EPS"),
 )
 
-# Not those of fax: libtiff leaves lines that it cannot decode as memory happens to be.
+# Not fax, nor JPEG inside TIFF: of damaged ones, libtiff leaves parts as memory happens to be.
 _TIFF_COMPRESSIONS = (
-    *("raw", "tiff_lzw", "tiff_adobe_deflate", "tiff_deflate", "packbits", "jpeg"),
-    *("zstd", "lzma", "webp"),
+    "raw",
+    "tiff_lzw",
+    "tiff_adobe_deflate",
+    "tiff_deflate",
+    "packbits",
+    "zstd",
+    "lzma",
 )
 
 _WITH_ALPHA = ("LA", "La", "PA", "RGBA", "RGBa")

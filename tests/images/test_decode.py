@@ -272,8 +272,9 @@ def tiff_16(values: np.ndarray, order: str) -> bytes:
     return header + data + bits + directory + bytes(4)
 
 
-def test_a_fax_is_refused_for_its_damaged_lines_are_what_memory_was():
-    assert rejected((ENCODED / "group4.tif").read_bytes()).reason == "no_decoder"
+@pytest.mark.parametrize("kind", ["group4", "jpeg"])
+def test_tiffs_whose_damaged_parts_would_be_what_memory_was_are_refused(kind):
+    assert rejected((ENCODED / f"{kind}.tif").read_bytes()).reason == "no_decoder"
 
 
 def test_a_canvas_is_looked_at_before_libwebp_takes_memory_for_it(monkeypatch):
