@@ -1,0 +1,199 @@
+"""Runs from strangers: nothing in them runs, leads out of them, or takes memory it only claims."""
+
+import io
+import json
+import pickle
+import shutil
+import struct
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+import quadpipe
+from quadpipe.errors import ShardError
+from quadpipe.model import train
+from quadpipe.model.quadformer import Quadformer
+from quadpipe.model.run_folder import RunFolder
+
+OPTIONS = {
+    "model": "nano",
+    "tokens": 16,
+    "epochs": 1,
+    "batch_size": 8,
+    "warmup_epochs": 1.0,
+    "workers": 0,
+    "device": "cpu",
+}
+MARKER = Path("was-run")
+
+
+class Hostile:
+    def __reduce__(self):
+        return (Path.touch, (MARKER,))
+
+
+def saved(document: object, **options: object) -> bytes:
+    file = io.BytesIO()
+    torch.save(document, file, **options)
+    return file.getvalue()
+
+
+HOSTILE = {
+    "a pickle": pickle.dumps(Hostile()),
+    "a torch file": saved({"optimizer": Hostile()}),
+    "a torch file of before": saved({"optimizer": Hostile()}, _use_new_zipfile_serialization=False),
+}
+
+
+@pytest.fixture(autouse=True)
+def nothing_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    yield
+    assert not MARKER.exists()
+
+
+@pytest.fixture(scope="module")
+def shards(photographs, tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("hostile")
+    for number in range(24):
+        folder = root / "images" / "ab"[number % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        part = photographs[number % 2][number * 9 :][:96, :96]
+        Image.fromarray(part).save(folder / f"{number}.png")
+    quadpipe.tokenize(
+        root / "images", root / "shards", image_size=64, patch_size=8, max_patch_size=32, tokens=40,
+        val_share=0.2, samples_per_shard=16, in_process=True,
+    )  # fmt: skip
+    return root / "shards"
+
+
+@pytest.fixture(scope="module")
+def trained(shards, tmp_path_factory) -> Path:
+    run = tmp_path_factory.mktemp("trained") / "run"
+    train(shards, run, **OPTIONS)
+    return run
+
+
+@pytest.fixture
+def run(trained, tmp_path) -> Path:
+    """A copy that a test may damage."""
+    return Path(shutil.copytree(trained, tmp_path / "run"))
+
+
+@pytest.fixture
+def uses(shards, run) -> dict[str, Callable[[], object]]:
+    """What people do with a run they were given."""
+    return {
+        "best.safetensors": lambda: RunFolder(run).model(torch.device("cpu")),
+        "last.safetensors": lambda: train(shards, run, **OPTIONS, resume=True),
+    }
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+def test_a_state_that_would_run_code_is_refused(kind, shards, run):
+    next(run.glob("state-*.pt")).write_bytes(HOSTILE[kind])
+    with pytest.raises(ShardError, match=r"state-\d+\.pt cannot be loaded: Weights only") as caught:
+        train(shards, run, **OPTIONS, resume=True)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["best.safetensors", "last.safetensors"])
+@pytest.mark.parametrize("kind", HOSTILE)
+def test_a_pickle_in_the_place_of_weights_is_refused(kind, name, uses, run):
+    (run / name).write_bytes(HOSTILE[kind])
+    with pytest.raises(ShardError, match=rf"{name} is damaged: .*; copy the run again"):
+        uses[name]()
+
+
+@pytest.mark.parametrize("name", ["best.safetensors", "last.safetensors"])
+@pytest.mark.parametrize(
+    "tensor",
+    [
+        {"dtype": "F32", "shape": [2**40], "data_offsets": [0, 2**42]},
+        {"dtype": "F32", "shape": [2**62, 4], "data_offsets": [0, 16]},
+        {"dtype": "F32", "shape": [4], "data_offsets": [1000, 1016]},
+        {"dtype": "F32", "shape": [4], "data_offsets": [16, 0]},
+        None,
+    ],
+)
+def test_weights_that_claim_what_is_not_there_are_refused(tensor, name, uses, run):
+    header = json.dumps({"a": tensor}).encode() if tensor else b"{}"
+    length = len(header) if tensor else 2**42
+    (run / name).write_bytes(struct.pack("<Q", length) + header + bytes(16))
+    with pytest.raises(ShardError, match=rf"{name} is damaged: .*; copy the run again"):
+        uses[name]()
+
+
+@pytest.mark.parametrize("name", ["../other/state-0000000003.pt", "/etc/passwd", "..", "a/../../b"])
+def test_a_checkpoint_does_not_lead_out_of_its_run(name, shards, run):
+    shutil.copytree(run, run.parent / "other")
+    weights = load_file(run / "last.safetensors")
+    save_file(weights, run / "last.safetensors", {"step": "3", "state": name})
+    with pytest.raises(ShardError, match="is not the name of a file in a dataset"):
+        train(shards, run, **OPTIONS, resume=True)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b"[" * 10**6, b'{"train":' * 10**5, b"\xff\xfe" * 9, b"[]", b"null", b"", b"9" * 10**6],
+    ids=["brackets", "objects", "no text", "a list", "null", "empty", "digits"],
+)
+def test_a_configuration_that_is_none_is_refused(data, run):
+    (run / "config.json").write_bytes(data)
+    with pytest.raises(ShardError, match=r"config\.json cannot be used: ") as caught:
+        RunFolder(run).config()
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("part", "name", "value"),
+    [
+        ("model", "width", 2**40),
+        ("model", "depth", 10**9),
+        ("model", "classes", 10**12),
+        ("model", "grid", [2**20, 2**20]),
+        ("model", "__class__", "os.system"),
+        ("tokenizer", "image_size", [2**30, 2**30]),
+        ("tokenizer", "tokens", 2**50),
+        ("train", "seed", 10**400),
+        ("train", "model", "os:system"),
+        ("train", "device", ["cpu"]),
+    ],
+)
+def test_a_configuration_out_of_all_bounds_is_refused(part, name, value, run):
+    config = json.loads((run / "config.json").read_text())
+    config[part][name] = value
+    (run / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ShardError, match=r"config\.json cannot be used: "):
+        RunFolder(run).model(torch.device("cpu"))
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+def test_weights_to_begin_with_that_would_run_code_are_refused(kind, shards, tmp_path):
+    (tmp_path / "vit.pth").write_bytes(HOSTILE[kind])
+    with pytest.raises(ShardError, match=r"vit\.pth holds no plain weights"):
+        train(shards, tmp_path / "new", **OPTIONS, init=tmp_path / "vit.pth")
+    assert not (tmp_path / "new").exists()
+
+
+def test_weights_to_begin_with_take_no_memory_that_they_only_claim(shards, trained, tmp_path):
+    weights = Quadformer(RunFolder(trained).config().model).state_dict()
+    weights["patch_embed.proj.weight"] = torch.zeros(1).expand(2**40)
+    torch.save(weights, tmp_path / "vit.pth")
+    with pytest.raises(ShardError, match=r"a tensor of \[1099511627776\] has 4 bytes"):
+        train(shards, tmp_path / "new", **OPTIONS, init=tmp_path / "vit.pth")
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+def test_a_scorers_weights_that_would_run_code_are_refused(kind, image_folder, tmp_path):
+    (tmp_path / "scorer.pth").write_bytes(HOSTILE[kind])
+    with pytest.raises(ShardError, match=r"scorer\.pth holds no plain weights"):
+        quadpipe.tokenize(
+            image_folder, tmp_path / "out", scorer="feature", in_process=True,
+            scorer_weights=tmp_path / "scorer.pth",
+        )  # fmt: skip
+    assert not (tmp_path / "out").exists()
