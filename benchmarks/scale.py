@@ -1,6 +1,6 @@
 """What planning, merging and opening cost as a dataset grows: a synthetic one of many shards.
 
-    python benchmarks/scale.py [--shards 1000000]
+    python benchmarks/scale.py [--shards 1000000] [--flat]
 
 As many inputs as shards, empty files in 1,000 folders, are listed and planned, a shard each.
 Done-markers and empty tars of the right sizes are put in the place of the work (their offsets are
@@ -8,6 +8,9 @@ short: one sample a shard), then the job runs as after a crash: it finds all sha
 them. Then the loader opens the dataset and computes where batches of an epoch lie. Every step runs
 in a process of its own; peak memory is that of the process. All in memory (/dev/shm where there is
 one).
+
+With --flat the files lie in one folder, and all that is measured is how long it takes to list and
+to plan them, in shards of 1,024.
 """
 
 import argparse
@@ -28,12 +31,13 @@ BYTES = 512 * 200
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--shards", type=int, default=1_000_000)
+    parser.add_argument("--flat", action="store_true", help="one folder, which is only planned")
     options = parser.parse_args()
     describe_machine()
     shared = Path("/dev/shm")
     folder = Path(tempfile.mkdtemp(dir=shared if shared.is_dir() else None))
     try:
-        measure(folder, options.shards)
+        (measure_flat if options.flat else measure)(folder, options.shards)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -67,6 +71,17 @@ def measure(folder: Path, shards: int) -> None:
     print(f"\n{', '.join(cells)}, the listing {listed:,} bytes")
 
 
+def measure_flat(folder: Path, files: int) -> None:
+    (folder / "images").mkdir()
+    for number in range(files):
+        (folder / f"images/ILSVRC2012_val_{number:08d}.JPEG").touch()
+    print(f"\n| {files:,} files in one folder | seconds | peak memory, MiB |")
+    print("|---|---|---|")
+    for name, step in (("list", list_images), ("list, shuffle, cut", preview)):
+        seconds, peak = in_process_of_its_own(step, folder)
+        print(f"| {name} | {seconds:.1f} | {peak / 2**20:,.0f} |", flush=True)
+
+
 def in_process_of_its_own(step: Callable[[Path], None], folder: Path) -> tuple[float, int]:
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         return pool.apply(timed, (step, folder))
@@ -90,6 +105,18 @@ def plan(folder: Path) -> None:
     from quadpipe.files import LocalFolder
 
     make_job(folder)._planner.store(LocalFolder(folder / "out"))
+
+
+def list_images(folder: Path) -> None:
+    from quadpipe.sources import list_inputs
+
+    list_inputs(folder / "images")
+
+
+def preview(folder: Path) -> None:
+    from quadpipe.job import Job, JobConfig
+
+    Job(folder / "images", folder / "out", JobConfig.from_options(in_process=True)).preview()
 
 
 def stand_in(folder: Path) -> None:

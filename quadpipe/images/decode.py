@@ -104,10 +104,9 @@ class EncodedImage:
     def __init__(self, data: bytes) -> None:
         self._data = data
         with _rejecting(data):
-            if data[:4] == b"RIFF" and data[8:16] == b"WEBPVP8X":
+            if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
                 # libwebp takes memory for the canvas before its size can be asked.
-                canvas = (int.from_bytes(data[at : at + 3], "little") + 1 for at in (24, 27))
-                _check_pixels(*canvas)
+                _check_pixels(*_webp_size(data))
             image = self._open()
             width, height = image.size
             _check_pixels(width, height)
@@ -159,6 +158,23 @@ class EncodedImage:
 def _check_pixels(width: int, height: int) -> None:
     if width * height > MAX_PIXELS:
         raise RejectError("too_many_pixels", f"{width} x {height} pixels, more than {MAX_PIXELS:,}")
+
+
+def _webp_size(data: bytes) -> tuple[int, int]:
+    """Width and height that a WebP's first chunk claims (RFC 9649); 0 where it claims none."""
+    kind = data[12:16]
+    if kind == b"VP8X":
+        return _little(data[24:27]) + 1, _little(data[27:30]) + 1
+    if kind == b"VP8L":
+        bits = _little(data[21:25])
+        return (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
+    if kind == b"VP8 ":
+        return _little(data[26:28]) & 0x3FFF, _little(data[28:30]) & 0x3FFF
+    return 0, 0
+
+
+def _little(data: bytes) -> int:
+    return int.from_bytes(data, "little")
 
 
 def _check_compression(image: ImageFile.ImageFile) -> None:

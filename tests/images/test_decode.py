@@ -277,13 +277,16 @@ def test_tiffs_whose_damaged_parts_would_be_what_memory_was_are_refused(kind):
     assert rejected((ENCODED / f"{kind}.tif").read_bytes()).reason == "no_decoder"
 
 
-def test_a_canvas_is_looked_at_before_libwebp_takes_memory_for_it(monkeypatch):
+@pytest.mark.parametrize("kind", ["animated", "lossless", "lossy"])
+def test_a_canvas_is_looked_at_before_libwebp_takes_memory_for_it(kind, monkeypatch):
     def fail(file: object, **options: object) -> None:
         raise MemoryError
 
-    data = claim((ENCODED / "animated.webp").read_bytes(), 2**24, 65)
+    data = claim((ENCODED / f"{kind}.webp").read_bytes(), 16_000, 16_001)
     monkeypatch.setattr(Image, "open", fail)
-    assert rejected(data).reason == "too_many_pixels"
+    error = rejected(data)
+    assert error.reason == "too_many_pixels"
+    assert error.message.startswith("16000 x 16001 pixels")
 
 
 @pytest.mark.parametrize("bits", [8, 16])
