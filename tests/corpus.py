@@ -170,6 +170,7 @@ def bombs() -> dict[str, bytes]:
         "bomb-frame.gif": _gif_frame(readable()["plain.gif"], 65_535, 65_535),
         "bomb-grey.jpg": claim(jpeg, 65_500, 65_500),
         "bomb-progressive.jpg": claim(readable()["progressive.jpg"], 65_500, 65_500),
+        "bomb-scans.jpg": more_scans(claim(readable()["progressive.jpg"], 9_400, 9_400), 10_000),
         "bomb-lines.jpg": claim(jpeg, 64, 0)[:-2] + b"\xff\xdc\0\4\xff\xff" * 5000 + b"\xff\xd9",
         "bomb-restarts.jpg": jpeg[:-2] + b"\xff\xd0\xff\xd7" * 50_000 + b"\xff\xd9",
         "bomb-fill.jpg": jpeg[:2] + b"\xff" * MIB + jpeg[2:],
@@ -330,6 +331,11 @@ def claim(data: bytes, width: int, height: int) -> bytes:
             return _at(data, 24, b"".join(sides))
         return _at(data, 26, struct.pack("<HH", width & 0x3FFF, height & 0x3FFF))
     return re.sub(rb"\A(P\w\s(?:#.*\n)?)\d+ \d+", rb"\g<1>%d %d" % (width, height), data)
+
+
+def more_scans(data: bytes, count: int) -> bytes:
+    """A progressive JPEG whose last scan comes `count` times more."""
+    return data[:-2] + data[data.rindex(b"\xff\xda") : -2] * count + data[-2:]
 
 
 # Damages: bytes of a file, chance -> other bytes.

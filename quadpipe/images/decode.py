@@ -47,6 +47,8 @@ FORMATS = tuple(
 # Pillow's own warning limit: 256 MiB of RGB.
 MAX_PIXELS = 89_478_485
 MIN_SIDE = 8
+# Progressive JPEGs have about ten. Each costs a pass over all pixels, whatever little it holds.
+MAX_SCANS = 1000
 
 _BAND_PIXELS = 2**20
 
@@ -120,6 +122,7 @@ class EncodedImage:
             # Not decoded yet, and used once.
             self._opened: ImageFile.ImageFile | None = image if self.scalable else None
             if self.scalable:
+                _check_scans(data)
                 if _orientation(image) in (5, 6, 7, 8):
                     width, height = height, width
             else:
@@ -158,6 +161,12 @@ class EncodedImage:
 def _check_pixels(width: int, height: int) -> None:
     if width * height > MAX_PIXELS:
         raise RejectError("too_many_pixels", f"{width} x {height} pixels, more than {MAX_PIXELS:,}")
+
+
+def _check_scans(data: bytes) -> None:
+    scans = data.count(b"\xff\xda")
+    if scans > MAX_SCANS:
+        raise RejectError("corrupt", f"a JPEG of {scans:,} scans, more than {MAX_SCANS:,}")
 
 
 def _webp_size(data: bytes) -> tuple[int, int]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from corpus import ENCODED, chunk, claim
+from corpus import ENCODED, chunk, claim, more_scans
 from PIL import Image, features
 
 from quadpipe.errors import RejectError
@@ -337,3 +337,10 @@ def test_the_largest_picture_takes_twice_its_memory_and_no_more(bits):
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert float(done.stdout) < 10
+
+
+def test_a_jpeg_of_endless_scans_is_corrupt(picture):
+    data = encoded(picture, "JPEG", progressive=True)
+    assert pixels(more_scans(data, 100)).shape == (120, 160, 3)
+    error = rejected(more_scans(data, 1000))
+    assert (error.reason, error.message) == ("corrupt", "a JPEG of 1,010 scans, more than 1,000")
