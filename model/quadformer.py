@@ -84,6 +84,8 @@ class QuadformerConfig:
                 raise ConfigError(
                     f"{name} {getattr(self, name)!r} is not one of {', '.join(allowed)}"
                 )
+        if not 0 < self.mlp_ratio <= 64:
+            raise ConfigError(f"mlp_ratio {self.mlp_ratio:g} is not above 0 and at most 64")
         if not 0 <= self.drop_path < 1:
             raise ConfigError(f"drop_path {self.drop_path:g} is not from 0 to below 1")
 
@@ -208,7 +210,7 @@ class Quadformer(nn.Module):
             self.pos_embed = nn.Parameter(torch.zeros(1, 1 + rows * columns, d))
         if config.scale_embedding:
             self.scale_embed = nn.Parameter(torch.zeros(config.max_scale + 1, d))
-        drops = torch.linspace(0, config.drop_path, config.depth).tolist()
+        drops = torch.linspace(0, config.drop_path, config.depth, device="cpu").tolist()
         self.blocks = nn.ModuleList(Block(config, drop) for drop in drops)
         self.norm = nn.LayerNorm(d, eps=1e-6)
         self.head = nn.Linear(d, config.classes)

@@ -11,7 +11,6 @@
 
 import json
 import os
-import pickle
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -29,6 +28,7 @@ from quadpipe.model.quadformer import Quadformer, QuadformerConfig
 from quadpipe.shards.format import json_bytes
 from quadpipe.shards.manifest import Manifest
 from quadpipe.tokenizer import TokenizerConfig
+from quadpipe.weights import load_torch
 
 CONFIG, METRICS = "config.json", "metrics.jsonl"
 LAST, BEST = "last.safetensors", "best.safetensors"
@@ -137,7 +137,14 @@ class RunFolder:
             )
         try:
             return RunConfig.from_json(json.loads(self.folder.read(CONFIG)))
-        except (ValueError, TypeError, KeyError, RecursionError, ConfigError) as error:
+        except (
+            ArithmeticError,
+            ValueError,
+            TypeError,
+            KeyError,
+            RecursionError,
+            ConfigError,
+        ) as error:
             raise ShardError(f"{self.folder.where(CONFIG)} cannot be used: {error}") from error
 
     def save(
@@ -180,7 +187,7 @@ class RunFolder:
                 metadata = dict(file.metadata() or {})
         except (SafetensorError, OSError) as error:
             raise ShardError(
-                f"{path} is damaged: {error}; copy the run again, or begin another"
+                f"{path} is damaged: {_first_line(error)}; copy the run again, or begin another"
             ) from error
         average = {k.removeprefix(_EMA): v for k, v in tensors.items() if k.startswith(_EMA)}
         weights = {k: v for k, v in tensors.items() if not k.startswith(_EMA)}
@@ -191,10 +198,9 @@ class RunFolder:
         name = metadata.get("state", "")
         path = self.folder.path(name) if name else self.folder.root
         try:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-        except (OSError, RuntimeError, pickle.UnpicklingError, EOFError) as error:
-            first = str(error).strip().splitlines()[:1]
-            raise ShardError(f"{path} cannot be loaded: {''.join(first)}") from error
+            state = load_torch(path.read_bytes())
+        except Exception as error:  # whatever the file's bytes make the parsers raise
+            raise ShardError(f"{path} cannot be loaded: {_first_line(error)}") from error
         if not isinstance(state, dict):
             raise ShardError(f"{path} cannot be loaded: it holds no state")
         return state
@@ -202,12 +208,23 @@ class RunFolder:
     def model(self, device: torch.device, name: str | None = None) -> Quadformer:
         """The trained model for evaluation: the moving average of `best`, else of `last`."""
         name = name or (BEST if self.folder.exists(BEST) else LAST)
-        model = Quadformer(self.config().model)
+        config = self.config().model
         weights, average, _ = self.weights(name)
-        try:
-            model.load_state_dict(average or weights)
-        except RuntimeError as error:
-            raise ShardError(f"{self.folder.where(name)} does not fit {CONFIG}: {error}") from error
+        given = average or weights
+        with torch.device("meta"):  # the configuration may claim more than there is memory
+            wanted = Quadformer(config).state_dict()
+        differing = sorted(
+            key
+            for key in given.keys() | wanted.keys()
+            if key not in given or key not in wanted or given[key].shape != wanted[key].shape
+        )
+        if differing:
+            raise ShardError(
+                f"{self.folder.where(name)} does not fit {CONFIG}: {differing[0]} is missing, not "
+                f"known, or of another shape; copy the run again"
+            )
+        model = Quadformer(config)
+        model.load_state_dict(given)
         return model.to(device).eval()
 
     def append_metrics(self, row: dict[str, Any]) -> None:
@@ -228,6 +245,11 @@ class RunFolder:
             except (ValueError, KeyError, TypeError):
                 continue
         self.folder.write(METRICS, b"".join(kept))
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0]
 
 
 def pick_device(name: str) -> torch.device:

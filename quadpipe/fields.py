@@ -67,7 +67,10 @@ def _converted(value: Any, hint: Any) -> Any:
         kind, name = (Integral, "a whole number") if hint is int else (Real, "a number")
         if isinstance(value, bool) or not isinstance(value, kind):
             raise TypeError(name)
-        return hint(value)
+        try:
+            return hint(value)
+        except OverflowError:
+            raise TypeError(f"{name} of a usual size") from None
     if hint is str:
         if not isinstance(value, str):
             raise TypeError("text")

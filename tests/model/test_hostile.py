@@ -101,6 +101,52 @@ def test_a_state_that_would_run_code_is_refused(kind, shards, run):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "pickled",
+    [
+        b"}X\x01\0\0\0acbuiltins\nbytearray\n\x8a\x08" + (2**43).to_bytes(8, "little") + b"\x85Rs.",
+        b"R.",
+        b")R.",
+        b"}(K\x01u.",
+        b"X\x01\0\0\0\xff.",
+    ],
+)
+def test_a_state_that_claims_or_is_nonsense_is_refused(pickled, shards, run):
+    next(run.glob("state-*.pt")).write_bytes(b"\x80\x02" + pickled)
+    with pytest.raises(ShardError, match=r"state-\d+\.pt cannot be loaded: ."):
+        train(shards, run, **OPTIONS, resume=True)
+
+
+def test_a_state_of_endless_views_is_refused(shards, run):
+    path = next(run.glob("state-*.pt"))
+    state = torch.load(path, weights_only=True)
+    state["optimizer"]["state"][0]["exp_avg"] = torch.zeros(1).expand(2**40)
+    torch.save(state, path)
+    with pytest.raises(ShardError, match=r"a tensor of \[1099511627776\] has 4 bytes"):
+        train(shards, run, **OPTIONS, resume=True)
+
+
+@pytest.mark.parametrize(
+    ("part", "change", "message"),
+    [
+        ("model", {"width": 16_384, "heads": 16, "depth": 1000}, "does not fit config.json: "),
+        ("model", {"depth": 1000}, "does not fit config.json: "),
+        ("model", {"positions": "learned"}, "does not fit config.json: pos_embed"),
+        ("model", {"mlp_ratio": 1e12}, "mlp_ratio 1e.12 is not above 0 and at most 64"),
+        ("model", {"mlp_ratio": float("inf")}, "mlp_ratio inf is not above 0"),
+        ("model", {"mlp_ratio": float("nan")}, "mlp_ratio nan is not above 0"),
+        ("model", {"mlp_ratio": -4.0}, "mlp_ratio -4 is not above 0"),
+        ("train", {"lr": 10**400}, "lr must be a number of a usual size"),
+    ],
+)
+def test_a_model_that_its_weights_do_not_have_is_not_built(part, change, message, run):
+    config = json.loads((run / "config.json").read_text())
+    config[part] |= change
+    (run / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ShardError, match=message):
+        RunFolder(run).model(torch.device("cpu"))
+
+
 @pytest.mark.parametrize("name", ["best.safetensors", "last.safetensors"])
 @pytest.mark.parametrize("kind", HOSTILE)
 def test_a_pickle_in_the_place_of_weights_is_refused(kind, name, uses, run):
