@@ -2,6 +2,8 @@
 # make test    run the tests
 # make lint    check style, and types on the installed wheel
 # make bench   measure everything and write docs/performance.md; PEERS=python adds other loaders
+# make soak    MINUTES=5 of each: kills at random, damaged images, damaged shards; and the rarer tests
+# make reliability    run the tests of faults and write their table into docs/reliability.md
 # All of them create .venv on first use. PYTHON=python3.12 chooses another interpreter.
 
 PYTHON ?= python3
@@ -14,7 +16,7 @@ SIMD := $(filter Linux-x86_64,$(shell uname -s)-$(shell uname -m))
 AVX2 := $(shell grep -qm1 avx2 /proc/cpuinfo 2>/dev/null && echo -mavx2)
 
 .DELETE_ON_ERROR:
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint bench soak reliability clean
 
 $(VENV)/created:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "quadpipe needs Python 3.11 or later; give make PYTHON=python3.11")'
@@ -55,6 +57,16 @@ lint: $(VENV)/installed
 
 bench: $(VENV)/installed
 	$(BIN)/python benchmarks/report.py $(if $(PEERS),--peers $(PEERS))
+
+MINUTES ?= 5
+soak: $(VENV)/installed
+	$(BIN)/python tests/soak/kills.py --minutes $(MINUTES) --scorers 1
+	$(BIN)/python tests/soak/images.py --minutes $(MINUTES)
+	$(BIN)/python tests/soak/shards.py --minutes $(MINUTES)
+	$(BIN)/python -m pytest -m soak
+
+reliability: $(VENV)/installed
+	$(BIN)/python -m pytest -m 'fault and not soak' --reliability docs/reliability.md
 
 clean:
 	rm -rf $(VENV) .demo build

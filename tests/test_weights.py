@@ -110,6 +110,10 @@ PICKLES = {
 }
 
 
+@pytest.mark.fault(
+    "weights, checkpoints and states that are pickles with code",
+    "refused; nothing runs",
+)
 @pytest.mark.parametrize("kind", PICKLES)
 def test_a_pickle_that_would_run_code_is_refused_and_does_not(kind):
     with pytest.raises(ShardError, match="x.pth holds no plain weights") as caught:

@@ -6,6 +6,7 @@ counting, so that no two clocks are compared.
 """
 
 import json
+import logging
 import os
 import platform
 import time
@@ -22,6 +23,8 @@ from quadpipe.errors import OutputError, QuadpipeError
 
 if TYPE_CHECKING:
     from quadpipe.files.folder import Folder
+
+_log = logging.getLogger(__name__)
 
 HEARTBEAT_SECONDS = 10.0
 STALE_SECONDS = 60.0
@@ -130,6 +133,12 @@ def _watch(folder: "Folder", name: str, before: Holder) -> None:
     """Return when the holder has been silent for long enough; OutputError when it is alive."""
     if before.is_of_this_machine:
         raise in_use(folder, before)
+    _log.warning(
+        "%s was being written to by %s; waiting %.0f seconds to see whether it is alive",
+        folder,
+        before,
+        STALE_SECONDS,
+    )
     deadline = time.monotonic() + STALE_SECONDS
     while time.monotonic() < deadline:
         time.sleep(min(HEARTBEAT_SECONDS / 4, STALE_SECONDS / 4))

@@ -208,8 +208,11 @@ class RemoteFolder(Folder):
             return  # others forget them by themselves
         bucket, _, prefix = root.partition("/")
         with self._writing(STAGING):
-            for upload in _uploads(system, bucket, f"{prefix}/" if prefix else ""):
-                system.call_s3("abort_multipart_upload", Bucket=bucket, **upload)
+            prefix = f"{prefix}/" if prefix else ""
+            for upload in _uploads(system, bucket, prefix):
+                name = upload["Key"].removeprefix(prefix)
+                if "/" not in name or name.startswith(".quadpipe/"):  # not of a dataset below
+                    system.call_s3("abort_multipart_upload", Bucket=bucket, **upload)
 
     def sizes(self) -> Callable[[str], int | None]:
         system, root = self._open()

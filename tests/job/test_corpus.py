@@ -48,6 +48,10 @@ def documented_reasons() -> set[str]:
     return set(re.findall(r"`(\w+)`", rejects[: rejects.index("\n\n")]))
 
 
+@pytest.mark.fault(
+    "3,000 damaged, hostile and refused images",
+    "samples + rejects = inputs; memory stays bounded",
+)
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from /proc")
 def test_a_job_survives_a_corpus_of_bad_files(tmp_path):
     for folder in ("good", "bad"):

@@ -513,28 +513,3 @@ def test_a_read_only_output_is_refused(images, tmp_path, small_disk):
     subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
     says = check(run(images, small_disk / "out", "--in-process"), 1)
     assert "Read-only file system; choose an --out that can be written" in says
-
-
-@pytest.mark.fault(
-    "reading an input fails with an I/O error that does not pass",
-    "tried again with back-off; the shard fails and is named, exit code 1; all else is kept",
-)
-def test_an_input_that_cannot_be_read_fails_its_shard_alone(images, tmp_path, undisturbed, account):
-    path, out = SPOILED, tmp_path / "out"
-    fault = Fault(at=f"reading {path}", do="disk_error")
-    says = check(run(images, out, "--in-process", fault=fault), 1)
-    assert f"cannot read {path} in" in says
-    assert "Input/output error; mend it and run the same command again" in says
-    assert len(list(out.glob("*.tar"))) == 3
-    check(run(images, out, "--in-process"))
-    account(out, undisturbed)
-
-
-@pytest.mark.fault(
-    "reading an input fails with I/O errors that pass", "tried again; the same bytes"
-)
-def test_errors_of_reading_that_pass_leave_no_trace(images, tmp_path, undisturbed, account):
-    fault = Fault(at="reading .*", do="disk_error", once=str(tmp_path / "once"))
-    check(run(images, tmp_path / "out", "--in-process", fault=fault))
-    assert (tmp_path / "once").exists()
-    account(tmp_path / "out", undisturbed)

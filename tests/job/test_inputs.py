@@ -85,6 +85,10 @@ NAMES = [
 ]
 
 
+@pytest.mark.fault(
+    "file names with newlines, bytes that are no UTF-8, dots, percent signs, 255 bytes",
+    "samples; `path` turns back into the name",
+)
 @pytest.mark.parametrize("labelled", [True, False])
 def test_names_of_any_bytes_become_samples_and_turn_back(labelled, tmp_path, jpeg):
     root = os.fsencode(tmp_path / "images")
@@ -162,6 +166,10 @@ def have_a_file_for_its_folder(path: Path) -> None:
     path.parent.write_bytes(b"")
 
 
+@pytest.mark.fault(
+    "inputs vanish between plan and work, or become a folder, a pipe, a dangling link",
+    "their shards fail and are named, exit code 1; restored, the next run goes on",
+)
 @pytest.mark.parametrize(
     ("change", "cause"),
     [
@@ -195,6 +203,10 @@ def test_an_input_that_cannot_be_read_fails_its_shard_and_no_other(
     assert files_of(tmp_path / "out") == whole
 
 
+@pytest.mark.fault(
+    "inputs change between plan and work",
+    "read as they are then, or rejected",
+)
 @pytest.mark.parametrize("damaged", [False, True])
 def test_inputs_that_change_before_they_are_read_are_read_as_they_are_then(
     damaged, images, tmp_path, files_of, jpeg
@@ -243,6 +255,10 @@ def permissions_that_count() -> Iterator[None]:
         libc.capset(ctypes.byref(header), before)
 
 
+@pytest.mark.fault(
+    "a folder loses its read permission between plan and work",
+    "its shards fail and are named; restored, the next run goes on",
+)
 def test_a_folder_that_loses_its_permission_fails_its_shards_and_no_other(
     images, tmp_path, files_of
 ):
@@ -262,6 +278,10 @@ def test_a_folder_that_loses_its_permission_fails_its_shards_and_no_other(
     assert files_of(tmp_path / "out") == files_of(tmp_path / "whole")
 
 
+@pytest.mark.fault(
+    "I/O errors and short reads that pass after two more tries",
+    "the bytes of an undisturbed run",
+)
 @pytest.mark.parametrize("failing", ["open", "pread", "fstat", "short read"])
 def test_errors_that_pass_leave_no_trace(failing, images, tmp_path, files_of, monkeypatch, pauses):
     tokenize(images, tmp_path / "whole")

@@ -126,7 +126,8 @@ def wait_for(condition, process: subprocess.Popen | None = None) -> None:
         time.sleep(0.02)
 
 
-def test_a_scorer_that_is_killed_is_replaced(images, options, tmp_path, files_of, undisturbed):
+@pytest.mark.fault("SIGKILL of a scorer's actor in mid-run", "Ray starts another one")
+def test_a_scorer_that_is_killed_is_replaced(images, options, tmp_path, undisturbed, account):
     out = tmp_path / "out"
     given = command(images, out, options, "--workers", "2", "--scorers", "1")
     with subprocess.Popen(given, stderr=subprocess.PIPE, text=True) as process:
@@ -136,11 +137,12 @@ def test_a_scorer_that_is_killed_is_replaced(images, options, tmp_path, files_of
         wait_for(lambda: any(actor.pid != first.pid for actor in actors_of(process)), process)
         _, errors = process.communicate(timeout=120)
     assert process.returncode == 0, errors
-    assert files_of(out) == undisturbed
+    account(out, undisturbed)
 
 
+@pytest.mark.fault("SIGKILL of a scorer's actor that starts", "it is started again")
 def test_a_scorer_that_dies_while_it_starts_is_started_again(
-    images, options, tmp_path, files_of, undisturbed
+    images, options, tmp_path, undisturbed, account
 ):
     out = tmp_path / "out"
     given = command(images, out, options, "--workers", "1", "--scorers", "2")
@@ -149,10 +151,11 @@ def test_a_scorer_that_dies_while_it_starts_is_started_again(
         actors_of(process)[0].send_signal(signal.SIGKILL)
         _, errors = process.communicate(timeout=120)
     assert process.returncode == 0, errors
-    assert files_of(out) == undisturbed
+    account(out, undisturbed)
 
 
-def test_a_scorer_that_hangs_is_left_alone(images, options, tmp_path, files_of, undisturbed):
+@pytest.mark.fault("a scorer's actor hangs (SIGSTOP)", "its batches go to another one")
+def test_a_scorer_that_hangs_is_left_alone(images, options, tmp_path, undisturbed, account):
     out = tmp_path / "out"
     given = command(images, out, options, "--workers", "1", "--scorers", "2")
     with subprocess.Popen(given, stderr=subprocess.PIPE, text=True) as process:
@@ -161,11 +164,15 @@ def test_a_scorer_that_hangs_is_left_alone(images, options, tmp_path, files_of, 
         stopped.send_signal(signal.SIGSTOP)
         _, errors = process.communicate(timeout=120)
     assert process.returncode == 0, errors
-    assert files_of(out) == undisturbed
+    account(out, undisturbed)
 
 
+@pytest.mark.fault(
+    "the machine of the scorer, and one of workers, die in mid-run; another machine joins",
+    "the batches wait for the new one",
+)
 def test_two_nodes_one_accelerator_and_a_node_that_dies(
-    images, options, tmp_path, files_of, undisturbed
+    images, options, tmp_path, undisturbed, account
 ):
     """Only one node has the accelerator, for which a resource stands in; first a node of workers
     is killed, then that of the scorer, and another takes its place."""
@@ -187,7 +194,7 @@ def test_two_nodes_one_accelerator_and_a_node_that_dies(
             cluster.add_node(num_cpus=1, resources={"accelerator": 1})
             _, errors = process.communicate(timeout=180)
         assert process.returncode == 0, errors
-        assert files_of(out) == undisturbed
+        account(out, undisturbed)
         log = next((out / ".quadpipe" / "logs").glob("*.jsonl")).read_text()
         assert '"event": "done"' in log
     finally:

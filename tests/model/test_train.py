@@ -112,6 +112,10 @@ def command(shards: Path, run: Path, *options: str) -> list[str]:
             *options]  # fmt: skip
 
 
+@pytest.mark.fault(
+    "SIGKILL, SIGTERM or Ctrl-C of a training run",
+    "resumed, every loss is that of an undisturbed run",
+)
 @pytest.mark.parametrize("workers", ["0", "2"])
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
 def test_a_stopped_run_goes_on_to_the_same_losses(shards, undisturbed, tmp_path, number, workers):
