@@ -1,4 +1,4 @@
-"""Jobs under Ray of which any process is killed at any time, for minutes: is anything lost or twice?
+"""Jobs under Ray of which any process is killed at any time: is anything lost or twice?
 
     python tests/soak/kills.py [--minutes 5] [--seed 0] [--scorers 1]
 
