@@ -71,7 +71,7 @@ class RemoteFolder(Folder):
     def size(self, name: str) -> int | None:
         path = self._path(name)
         try:
-            size = patiently(lambda: _size(self._system, path), passing=Exception)
+            size = _patiently(lambda: _size(self._system, path))
         except FileNotFoundError:
             return None
         except Exception as error:  # file systems raise many kinds
@@ -192,13 +192,13 @@ class RemoteFolder(Folder):
         check_held(self)
         faults.point("before removal", name)
         with self._writing(name), suppress(FileNotFoundError):
-            patiently(lambda: self._system.rm_file(path), passing=Exception)
+            _patiently(lambda: self._system.rm_file(path))
         faults.point("after removal", name)
 
     def remove_folder(self, name: str) -> None:
         path = self._path(name)
         with self._writing(name), suppress(FileNotFoundError):
-            patiently(lambda: self._system.rm(path, recursive=True), passing=Exception)
+            _patiently(lambda: self._system.rm(path, recursive=True))
 
     def clear_staging(self) -> None:
         """Uploads that were begun and not finished cost money where nobody sees them."""
@@ -260,21 +260,24 @@ class RemoteFolder(Folder):
     def _put(self, name: str, data: bytes) -> None:
         path = self._path(name)
         with self._writing(name):
-            patiently(lambda: self._system.pipe_file(path, data), passing=Exception)
+            _patiently(lambda: self._system.pipe_file(path, data))
 
     def _path(self, name: str) -> str:
         return f"{self._root}/{checked_name(self.url, name)}"
 
     def _reading(self, name: str, operation: Callable[[], T]) -> T:
         try:
-            return patiently(operation, passing=Exception)
+            return _patiently(operation)
         except Exception as error:  # file systems raise many kinds
             raise self._unreadable(name, error) from error
 
     def _unreadable(self, name: str, error: Exception) -> Exception:
         if isinstance(error, ShardError | MemoryError):
             return error
-        return ShardError(f"cannot read {self.url}/{name}: {_reason(error)}")
+        return ShardError(
+            f"cannot read {self.url}/{name}: {_reason(error)}; check the URL, and whether this "
+            f"machine has the credentials and the connection"
+        )
 
     @contextmanager
     def _writing(self, name: str) -> Iterator[None]:
@@ -284,9 +287,36 @@ class RemoteFolder(Folder):
             raise
         except Exception as error:  # file systems raise many kinds
             raise OutputError(
-                f"cannot write {self.url}/{name}: {_reason(error)}; run the same command again "
-                f"when the storage can be written"
+                f"cannot write {self.url}/{name}: {_reason(error)}; when it can be written, run "
+                f"the same command again"
             ) from error
+
+
+def _patiently(operation: Callable[[], T]) -> T:
+    """Whatever fails is tried again, since file systems raise many kinds; but not what a server
+    has understood and refused."""
+
+    def attempt() -> T:
+        try:
+            return operation()
+        except FileNotFoundError:
+            raise
+        except Exception as error:
+            if any(_is_refused(cause) for cause in (error, error.__cause__)):
+                raise PermissionError(_reason(error)) from error
+            raise
+
+    return patiently(attempt, passing=Exception)
+
+
+def _is_refused(error: BaseException | None) -> bool:
+    """Whether a server says that the request is at fault, by its HTTP status."""
+    response = getattr(error, "response", None)
+    metadata = response.get("ResponseMetadata", {}) if isinstance(response, dict) else {}
+    status = metadata.get("HTTPStatusCode") or getattr(error, "status", None)
+    no_credentials = type(error).__name__ == "NoCredentialsError"  # of botocore
+    wrong = isinstance(status, int) and 400 <= status < 500 and status not in (408, 429)
+    return wrong or no_credentials
 
 
 def _size(system: Any, path: str) -> int | None:
