@@ -11,6 +11,7 @@ from quadpipe.loader import Loader
 from quadpipe.model.evaluate import check_fits, evaluate
 from quadpipe.model.run_folder import load_run, pick_device
 from quadpipe.shards.reader import Dataset
+from quadpipe.shards.skipped import ON_ERROR
 
 
 @click.command("eval")
@@ -22,6 +23,13 @@ from quadpipe.shards.reader import Dataset
 )
 @click.option("--batch-size", type=int, default=256, show_default=True, help="Images a step.")
 @click.option("--workers", type=int, default=2, show_default=True, help="Threads that read ahead.")
+@click.option(
+    "--on-error",
+    default="raise",
+    show_default=True,
+    type=click.Choice(ON_ERROR),
+    help="At a damaged sample: raise, or skip and count it.",
+)
 @click.option("--device", default="auto", type=click.Choice(["auto", "cpu", "cuda"]))
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @cache_options
@@ -32,6 +40,7 @@ def command(
     budgets: tuple[int, ...],
     batch_size: int,
     workers: int,
+    on_error: str,
     device: str,
     as_json: bool,
     cache: Cache | None,
@@ -44,7 +53,15 @@ def command(
     check_fits(config.model, opened.manifest, config.classes, dataset)
     trained = config.train.tokens or config.tokenizer.tokens
     loaders = [
-        Loader(opened, split, batch_size=batch_size, tokens=tokens, shuffle=False, workers=workers)
+        Loader(
+            opened,
+            split,
+            batch_size=batch_size,
+            tokens=tokens,
+            shuffle=False,
+            workers=workers,
+            on_error=on_error,
+        )
         for tokens in budgets or (trained,)
     ]
     scores = [evaluate(model, loader, where) for loader in loaders]
@@ -65,3 +82,5 @@ def command(
     ]
     header = ("tokens", "samples", "top-1", "top-5", "loss", "multiply-adds", "images/s")
     click.echo(table(header, rows))
+    if skipped := scores[0].skipped:
+        click.echo(f"{skipped:,} damaged samples of {split} were skipped", err=True)

@@ -43,17 +43,27 @@ class _TerminalProgress(TrainProgress):
 
     def interval(self, report: StepReport) -> None:
         click.echo(
-            f"epoch {report.epoch} step {report.step}/{report.steps}  loss {report.loss:.4f}  "
-            f"accuracy {report.accuracy:.1%}  lr {report.lr:.2e}  "
+            f"epoch {report.epoch} step {report.step}/{report.steps}  {_means(report)}  "
+            f"lr {report.lr:.2e}  "
             f"{report.images_per_second:,.0f} img/s  {report.waiting:.1%} waiting for data  "
-            f"{duration_text(report.seconds_left)} left"
+            f"{duration_text(report.seconds_left)} left{_skipped(report.skipped)}"
         )
 
     def evaluated(self, epoch: int, score: Score) -> None:
         click.echo(
             f"epoch {epoch} done  val top-1 {score.top1:.1%}  top-5 {score.top5:.1%}  "
-            f"loss {score.loss:.4f}"
+            f"loss {score.loss:.4f}{_skipped(score.skipped)}"
         )
+
+
+def _means(report: StepReport) -> str:
+    if report.loss is None or report.accuracy is None:
+        return "no loss"
+    return f"loss {report.loss:.4f}  accuracy {report.accuracy:.1%}"
+
+
+def _skipped(samples: int) -> str:
+    return f"  {samples:,} damaged samples skipped" if samples else ""
 
 
 @click.command("train")

@@ -16,6 +16,7 @@ from quadpipe.model.quadformer import (
     QuadformerConfig,
 )
 from quadpipe.shards.manifest import Manifest
+from quadpipe.shards.skipped import ON_ERROR, check_on_error
 
 _LARGEST_RATE = 1e6
 AMP = ("auto", "bf16", "off")
@@ -103,6 +104,13 @@ class TrainConfig:
         default="auto", metadata={"help": "auto: a GPU where there is one.", "choices": DEVICES}
     )
     workers: int = field(default=2, metadata={"help": "Threads that read ahead; 0 for none."})
+    on_error: str = field(
+        default="raise",
+        metadata={
+            "help": "At a damaged sample: raise, or skip and count it; steps stay the same.",
+            "choices": ON_ERROR,
+        },
+    )
     seed: int = field(default=0, metadata={"help": "Seed of weights, order and augmentation."})
     log_interval: int = field(default=50, metadata={"help": "Steps between lines of progress."})
     checkpoint_interval: int = field(
@@ -140,6 +148,7 @@ class TrainConfig:
             raise ConfigError(f"mean {self.mean} or std {self.std}: not finite, or std not above 0")
         if not 0 <= self.seed < 2**63:
             raise ConfigError(f"seed {self.seed} is not from 0 to 2^63 - 1")
+        check_on_error(self.on_error)
         self.make_augmentation()
 
     def make_augmentation(self) -> Augmentation:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F  # noqa: N812  its usual name
 
-from quadpipe.errors import ConfigError
+from quadpipe.errors import ConfigError, ShardError
 from quadpipe.loader import Loader
 from quadpipe.model.distributed import World
 from quadpipe.model.quadformer import Quadformer, QuadformerConfig
@@ -16,11 +16,13 @@ from quadpipe.shards.manifest import Manifest
 
 @dataclass(frozen=True, kw_only=True)
 class Score:
-    """Of one split at one budget. top1, top5: shares of the samples. loss: mean cross entropy."""
+    """Of one split at one budget. samples: those that were scored; skipped: damaged ones, which
+    were not. top1, top5: shares of the scored samples. loss: their mean cross entropy."""
 
     split: str
     tokens: int
     samples: int
+    skipped: int
     top1: float
     top5: float
     loss: float
@@ -35,14 +37,19 @@ class Score:
 def evaluate(
     model: Quadformer, loader: Loader, device: torch.device, world: World | None = None
 ) -> Score:
-    """Score the loader's split; with a world, each process its slice of every batch."""
+    """Score the loader's split; with a world, each process its slice of every batch.
+
+    Raises ShardError when all samples were skipped.
+    """
     world = world or World()
     started = time.perf_counter()
-    top1 = top5 = loss = 0.0
+    top1 = top5 = loss = seen = skipped = 0.0
     was_training = model.training
     model.eval()
     for batch in loader.epoch(0):
         label = batch.label.to(device, non_blocking=True)
+        seen += float(batch.weight.sum())
+        skipped += batch.skipped
         weight = batch.weight.to(device, non_blocking=True)
         logits, _ = model(batch.tokens.to(device, non_blocking=True), batch.boxes.to(device))
         best = logits.topk(min(5, logits.shape[1])).indices == label[:, None]
@@ -50,17 +57,23 @@ def evaluate(
         top5 += float((best.any(dim=1) * weight).sum())
         loss += float((F.cross_entropy(logits.float(), label, reduction="none") * weight).sum())
     model.train(was_training)
-    top1, top5, loss = world.total(top1, top5, loss)
+    top1, top5, loss, seen, skipped = world.total(top1, top5, loss, seen, skipped)
+    if not seen:
+        raise ShardError(
+            f"all {int(skipped)} samples of {loader.name} in {loader.dataset.folder} are damaged, "
+            f"so there is nothing to score; see quadpipe verify, and fetch them again"
+        )
     seconds = time.perf_counter() - started
     return Score(
         split=loader.name,
         tokens=loader.tokens,
-        samples=loader.samples,
-        top1=top1 / loader.samples,
-        top5=top5 / loader.samples,
-        loss=loss / loader.samples,
+        samples=int(seen),
+        skipped=int(skipped),
+        top1=top1 / seen,
+        top5=top5 / seen,
+        loss=loss / seen,
         multiply_adds=model.config.multiply_adds(loader.tokens),
-        images_per_second=loader.samples / seconds,
+        images_per_second=seen / seconds,
     )
 
 

@@ -15,13 +15,15 @@ from quadpipe.model.evaluate import Score
 
 @dataclass(frozen=True, kw_only=True)
 class StepReport:
-    """An interval of training. waiting: share of the time spent waiting for data."""
+    """An interval of training. loss, accuracy: means over the samples that were not skipped, None
+    where there were none. waiting: share of the time spent waiting for data."""
 
     epoch: int
     step: int
     steps: int
-    loss: float
-    accuracy: float
+    skipped: int
+    loss: float | None
+    accuracy: float | None
     lr: float
     images_per_second: float
     waiting: float
@@ -53,7 +55,7 @@ class Interval:
 
     def clear(self) -> None:
         """A new interval begins."""
-        self.steps = self.samples = 0
+        self.steps = self.samples = self.skipped = 0
         self._loss = self._correct = torch.zeros((), device=self._device)
         self.restart_clock()
 
@@ -65,11 +67,18 @@ class Interval:
     def state(self) -> dict[str, float]:
         """The sums over all processes."""
         loss, correct = self._world.total(float(self._loss), float(self._correct))
-        return {"steps": self.steps, "samples": self.samples, "loss": loss, "correct": correct}
+        return {
+            "steps": self.steps,
+            "samples": self.samples,
+            "skipped": self.skipped,
+            "loss": loss,
+            "correct": correct,
+        }
 
     def restore(self, state: dict[str, float]) -> None:
         """Go on from `state`; one process holds the sums."""
         self.steps, self.samples = int(state["steps"]), int(state["samples"])
+        self.skipped = int(state.get("skipped", 0))
         share = 1.0 if self._world.first else 0.0
         self._loss = self._loss + state["loss"] * share
         self._correct = self._correct + state["correct"] * share
@@ -84,10 +93,11 @@ class Interval:
                 return
             yield batch
 
-    def add(self, loss: Tensor, correct: Tensor, samples: int) -> None:
-        """One more step: sums of this process, samples of all."""
+    def add(self, loss: Tensor, correct: Tensor, samples: int, skipped: int) -> None:
+        """One more step: sums of this process; samples of all, and how many were skipped."""
         self.steps += 1
         self.samples += samples
+        self.skipped += skipped
         self._timed += samples
         self._loss = self._loss + loss
         self._correct = self._correct + correct
@@ -97,12 +107,14 @@ class Interval:
         sums = self.state()
         seconds = time.perf_counter() - self._started
         rate = self._timed / seconds
+        whole = self.samples - self.skipped
         return StepReport(
             epoch=epoch,
             step=step,
             steps=steps,
-            loss=sums["loss"] / self.samples,
-            accuracy=sums["correct"] / self.samples,
+            skipped=self.skipped,
+            loss=sums["loss"] / whole if whole else None,
+            accuracy=sums["correct"] / whole if whole else None,
             lr=lr,
             images_per_second=rate,
             waiting=self._waited / seconds,

@@ -36,7 +36,7 @@ from quadpipe.shards.reader import Dataset
 
 # What may differ when a run is resumed: without a trace, or changing how it goes on.
 _FREE = {"workers", "device", "log_interval", "checkpoint_interval", "tensorboard", "compile"}
-_CHANGEABLE = {"lr", "min_lr", "warmup_epochs", "clip_grad", "amp"}
+_CHANGEABLE = {"lr", "min_lr", "warmup_epochs", "clip_grad", "amp", "on_error"}
 
 # A launcher may pass on a signal that has come already; later ones mean it.
 _SECONDS_TO_SAVE = 2.0
@@ -184,9 +184,10 @@ class Trainer:
         batches = self.loader.epoch(self.epoch, consumed=self.consumed)
         self._interval.restart_clock()
         for batch in self._interval.timed(batches):
-            loss, correct = self._train_step(step_model, batch)
+            skipped = self._skipped(batch)
+            loss, correct = self._train_step(step_model, batch, batch.total - skipped)
             self.consumed = min(self.consumed + self.loader.batch_size, self.samples)
-            self._interval.add(loss, correct, batch.total)
+            self._interval.add(loss, correct, batch.total, skipped)
             stop = self.world.total(float(self._stop))[0] > 0
             last = self.consumed == self.samples
             if self._interval.steps == self.config.log_interval or last:
@@ -199,8 +200,18 @@ class Trainer:
             if self.step % self.config.checkpoint_interval == 0 and not last:
                 self._save()
 
-    def _train_step(self, step_model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
-        """One update; sums of loss and correct answers of this process's slice."""
+    def _skipped(self, batch: Batch) -> int:
+        """Damaged samples of the global batch."""
+        if self.config.on_error == "raise":
+            return 0
+        return int(self.world.total(batch.skipped)[0])
+
+    def _train_step(self, step_model: nn.Module, batch: Batch, whole: int) -> tuple[Tensor, Tensor]:
+        """One update; sums of loss and correct answers of this process's slice.
+
+        The loss is the mean over the `whole` samples of the global batch, those that were not
+        skipped; where there are none the weights stay as they are.
+        """
         seen = self.epoch * self.samples + self.consumed + batch.total
         set_learning_rate(self.optimizer, learning_rate(self.config, seen, self.samples))
         tokens, boxes = self._augment(
@@ -225,7 +236,7 @@ class Trainer:
                     logits.float(), label, reduction="none", label_smoothing=self.config.smoothing
                 )
                 # DDP takes the mean over processes; the sum over the global batch is wanted.
-                torch.autograd.backward(each.sum() * (self.world.size / batch.total))
+                torch.autograd.backward(each.sum() * (self.world.size / max(whole, 1)))
             losses.append(each.detach())
             loss = loss + each.detach().sum()
             correct = correct + ((logits.detach().argmax(dim=1) == label) * weight).sum()
@@ -237,7 +248,8 @@ class Trainer:
             self.optimizer.zero_grad(set_to_none=True)
             self._save()
             raise self._not_finite(batch, torch.cat(losses))
-        self.optimizer.step()
+        if whole:
+            self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
         if self.average:
@@ -257,9 +269,10 @@ class Trainer:
     def _not_finite(self, batch: Batch, losses: Tensor) -> NonFiniteLossError:
         finite = torch.isfinite(losses).tolist()
         bad = [key for key, fine in zip(batch.keys, finite, strict=True) if not fine]
+        named = [key for key in bad or batch.keys if key]
         return NonFiniteLossError(
             f"loss or gradient is not finite at step {self.step} of epoch {self.epoch}; the "
-            f"weights are saved as before it. Samples: {', '.join((bad or batch.keys)[:8])}. Try "
+            f"weights are saved as before it. Samples: {', '.join(named[:8])}. Try "
             f"a smaller --lr, more --warmup-epochs, or --amp off, with --resume"
         )
 
@@ -408,6 +421,7 @@ class Trainer:
             world_size=self.world.size,
             workers=self.config.workers,
             pin_memory=self.device.type == "cuda",
+            on_error=self.config.on_error,
         )
 
     def _has_samples(self, split: str) -> bool:

@@ -60,7 +60,7 @@ def _converted(value: Any, hint: Any) -> Any:
     if origin is list:
         if not isinstance(value, list) or not all(isinstance(one, parts[0]) for one in value):
             raise TypeError("a list of names")
-        return value
+        return [_converted(one, parts[0]) for one in value]
     if hint is bool and not isinstance(value, bool):
         raise TypeError("true or false")
     if hint in (int, float):

@@ -52,6 +52,7 @@ class CachedFolder(ReadableFolder):
         self._cache = cache
         self._known: dict[str, tuple[str, int]] = {}
         self._marked: dict[str, float] = {}
+        self._wrong: dict[str, str] = {}
         try:
             cache.folder.mkdir(parents=True, exist_ok=True)
             self._bookkeeping = cache.folder / ".lock"
@@ -136,6 +137,8 @@ class CachedFolder(ReadableFolder):
         """Bring a shard here, unless another process has done so meanwhile."""
         target, (sha256, size) = self._target(name), self._known[name]
         self.check_room([size])
+        if name in self._wrong:
+            raise ShardError(self._wrong[name])
         part = target.with_suffix(".part")
         try:
             with _locked_part(part) as ours:
@@ -149,10 +152,11 @@ class CachedFolder(ReadableFolder):
                             part.rename(target)
                             return
                 part.unlink()
-                raise ShardError(
+                self._wrong[name] = (
                     f"{self.where(name)} has arrived twice with another checksum than in the shard "
                     f"list; tell those who publish it"
                 )
+                raise ShardError(self._wrong[name])
         except OSError as error:
             raise self._unwritable(error) from error
 

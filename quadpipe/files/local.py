@@ -66,7 +66,10 @@ class LocalFolder(Folder):
         with self.open(name) as file:
             if not os.fstat(file.fileno()).st_size:
                 return memoryview(b"")
-            return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+            try:
+                return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+            except OSError as error:
+                raise ShardError(f"cannot read {self.path(name)}: {_reason(error)}") from error
 
     def open_ranges(self, name: str) -> RangeReader:
         contents = np.frombuffer(self.map(name), np.uint8)

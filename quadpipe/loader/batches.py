@@ -22,6 +22,7 @@ from quadpipe.errors import ConfigError
 from quadpipe.loader.order import SHARDS_BY_TURNS, EpochOrder
 from quadpipe.loader.samples import Rows, SampleReader
 from quadpipe.shards.reader import Dataset
+from quadpipe.shards.skipped import Skipped, check_on_error
 
 _BATCHES_AHEAD = 2  # for each thread that reads ahead
 _MOST_KEPT = 64  # batches whose memory is used again
@@ -34,9 +35,13 @@ class Batch:
     """One rank's slice of a global batch.
 
     tokens: uint8 `[b, N, P, P, 3]`. boxes: int16 `[b, N, 3]`: x, y, scale. label: int64 `[b]`, -1
-    without labels. weight: float32 `[b]`: 1, or 0 for the sample that stands in for an empty
-    slice. keys: of the samples. total: samples of the global batch, over all ranks. first: how
-    many of them come before this slice.
+    without labels. weight: float32 `[b]`: 1, or 0 for a sample that was skipped and for the one
+    that stands in for an empty slice. keys: of the samples. total: samples of the global batch,
+    over all ranks. first: how many of them come before this slice. skipped: how many samples of
+    this slice were damaged; their rows are a valid input that shows nothing (tokens 0, the boxes
+    of some tree, label 0 where there are labels, key empty), for which loss and accuracy must not
+    count. The mean over a global batch is the sum of weight times loss over all ranks by the sum
+    of the weights over all ranks, which is `total` where nothing was skipped.
     """
 
     tokens: Tensor
@@ -46,6 +51,7 @@ class Batch:
     keys: list[str]
     total: int
     first: int
+    skipped: int
 
 
 class Loader:
@@ -57,6 +63,10 @@ class Loader:
     The order of the samples depends on `seed`, the epoch and the dataset alone; rank r of
     `world_size` takes its slice of every global batch of `batch_size`, and `workers` threads only
     read ahead. All ranks make the same number of steps. Epoch e reads view e % views.
+
+    on_error="skip" passes over samples that are damaged, and over those of shards that are
+    missing: they keep their rows, with weight zero, so that order, steps and resuming are those of
+    the whole dataset. `skipped` counts them, in every epoch anew and as they are read ahead.
 
     Raises ConfigError on a split or budget that the dataset does not have, ShardError when a
     shard does not hold what the manifest says.
@@ -76,7 +86,9 @@ class Loader:
         world_size: int = 1,
         workers: int = 0,
         pin_memory: bool = False,
+        on_error: str = "raise",
     ) -> None:
+        check_on_error(on_error)
         self.dataset = dataset if isinstance(dataset, Dataset) else Dataset(dataset)
         self.split = self.dataset.split(split)
         self.name = split
@@ -97,6 +109,7 @@ class Loader:
         self.shuffle, self.seed = shuffle, seed
         self.rank, self.world_size = rank, world_size
         self.workers, self.pin_memory = workers, pin_memory
+        self.on_error, self.skipped = on_error, Skipped()
         self._memory = _Memory(pinned=pin_memory)
         self._readers: dict[int, SampleReader] = {}
         self.samples = self.split.samples // max(self.split.views, 1)
@@ -152,7 +165,8 @@ class Loader:
 
     def _reader(self, view: int) -> SampleReader:
         if view not in self._readers:
-            reader = self._readers[view] = SampleReader(self.dataset, self.name, view)
+            skip = self.on_error == "skip"
+            reader = self._readers[view] = SampleReader(self.dataset, self.name, view, skip=skip)
             sizes = sorted(shard.bytes for shard in reader.shards)
             self.dataset.folder.check_room(sizes[-(SHARDS_BY_TURNS if self.shuffle else 1) :])
         return self._readers[view]
@@ -166,23 +180,28 @@ class Loader:
 
     def _read_batch(self, reader: SampleReader, order: EpochOrder, step: int) -> Batch:
         start, stop, total = self.slice_of(step)
-        weight = 1.0
-        if start == stop:  # an empty rank computes some sample with weight zero
-            position = min(start, self.samples - 1)
-            start, stop, weight = position, position + 1, 0.0
+        stands_in = start == stop  # an empty rank computes some sample with weight zero
+        if stands_in:
+            start = min(start, self.samples - 1)
+            stop = start + 1
         shards, numbers = order.locate(start, stop)
         size, side = stop - start, self.dataset.manifest.tokenizer.patch_size
         tokens = self._memory.take((size, self.tokens, side * side * 3))
         rows = Rows(tokens.numpy())
         reader.gather(shards, numbers, rows)
+        weight = torch.full((size,), 0.0 if stands_in else 1.0)
+        weight[list(rows.skipped)] = 0.0
+        for name, error in rows.skipped.values():
+            self.skipped.add(name, error, 0 if stands_in else 1)
         return Batch(
             tokens=tokens.view(size, self.tokens, side, side, 3),
             boxes=self._pinned(torch.from_numpy(rows.boxes)),
             label=self._pinned(torch.from_numpy(rows.labels)),
-            weight=self._pinned(torch.full((size,), weight)),
+            weight=self._pinned(weight),
             keys=rows.keys(),
             total=total,
             first=min(start - step * self.batch_size, total - 1),
+            skipped=0 if stands_in else len(rows.skipped),
         )
 
     def _pinned(self, tensor: Tensor) -> Tensor:
@@ -203,9 +222,18 @@ class _Memory:
 
     def take(self, shape: tuple[int, ...]) -> Tensor:
         """uint8 of this shape, with anything in it."""
+        size = math.prod(shape)
+        try:
+            return self._take(shape, size)
+        except (MemoryError, RuntimeError) as error:
+            raise ConfigError(
+                f"a batch of {shape[0]} samples is {size:,} bytes, more than there is memory; use "
+                f"a smaller batch_size"
+            ) from error
+
+    def _take(self, shape: tuple[int, ...], size: int) -> Tensor:
         if self._pinned:
             return torch.empty(shape, dtype=torch.uint8, pin_memory=True)
-        size = math.prod(shape)
         with self._lock:
             for memory in self._kept:
                 # Held by this list, by `memory` and by the call: no tensor is made of it.

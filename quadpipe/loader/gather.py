@@ -20,7 +20,7 @@ from numba.extending import intrinsic
 from quadpipe.kernels import compiled
 
 BLOCK = 512
-_DOT, _SPACE, _ZERO, _EIGHT = ord("."), ord(" "), ord("0"), ord("8")
+_DOT, _SPACE, _ZERO, _EIGHT, _LAST = (ord(character) for character in ". 08~")
 _TOKENS, _NODES, _IMPORTANCE, _LABEL, _INFO = (
     np.frombuffer(name, np.uint8)
     for name in (b"tokens.npy", b"nodes.npy", b"importance.npy", b"cls", b"json")
@@ -149,7 +149,7 @@ def _find_members(data: np.ndarray, key: np.ndarray) -> np.ndarray:
         elif dot != key_length:
             return bad
         for j in range(dot):
-            if key[j] != data[offset + j] or key[j] > 127:
+            if key[j] != data[offset + j] or key[j] < _SPACE or key[j] > _LAST:
                 return bad
         which = -1
         if _is_name(data, offset, dot + 1, _TOKENS):

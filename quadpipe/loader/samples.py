@@ -6,17 +6,19 @@ Letters: b samples of the batch; N tokens; T = P * P * 3 bytes of a token.
 """
 
 import json
+from contextlib import suppress
+from dataclasses import dataclass
 from functools import lru_cache
-from itertools import groupby
 
 import numpy as np
 
 from quadpipe.errors import ShardError
 from quadpipe.files import CachedFolder, RangeReader
+from quadpipe.quadtree import grow, leaf_indices
 from quadpipe.shards.format import marker_name, npy_header
 from quadpipe.shards.manifest import ShardInfo
 from quadpipe.shards.reader import Dataset
-from quadpipe.shards.tar import read_members
+from quadpipe.shards.tar import BLOCK, read_members
 
 KEY_BYTES = 20
 """Longer keys, which quadpipe does not write, take a slower way."""
@@ -29,7 +31,7 @@ class Rows:
     """A batch of b rows to be filled, at a budget of N tokens.
 
     tokens: uint8 `[b, N, T]`, to be written into. boxes: int16 `[b, N, 3]`. labels: int64 `[b]`,
-    -1 without labels.
+    -1 without labels. skipped: shard and error by row, of the rows that hold no sample.
     """
 
     def __init__(self, tokens: np.ndarray) -> None:
@@ -39,24 +41,41 @@ class Rows:
         self.labels = np.empty(size, np.int64)
         self.key_bytes = np.zeros((size, KEY_BYTES), np.uint8)
         self.long_keys: dict[int, str] = {}
+        self.skipped: dict[int, tuple[str, ShardError]] = {}
 
     def keys(self) -> list[str]:
-        """Of the samples in the rows."""
+        """Of the samples in the rows, empty where one was skipped."""
         keys: list[str] = self.key_bytes.view(f"S{KEY_BYTES}")[:, 0].astype(str).tolist()
         for place, key in self.long_keys.items():
             keys[place] = key
         return keys
 
 
-class SampleReader:
-    """Random access to the samples of one view of a split. Threads may share it."""
+@dataclass(frozen=True, kw_only=True)
+class _Shard:
+    """An open shard. offsets: int64, where each sample begins, and where the last one ends.
 
-    def __init__(self, dataset: Dataset, split: str, view: int) -> None:
+    damage: why there are fewer of them than samples, empty when there are not.
+    """
+
+    offsets: np.ndarray
+    read: RangeReader
+    damage: str = ""
+
+
+class SampleReader:
+    """Random access to the samples of one view of a split. Threads may share it.
+
+    skip: whether damaged samples leave their rows blank instead of raising.
+    """
+
+    def __init__(self, dataset: Dataset, split: str, view: int, *, skip: bool = False) -> None:
         self._dataset = dataset
         self._split = split
+        self._skip = skip
         self.shards = [shard for shard in dataset.shards(split) if shard.view == view]
-        self._ranges = lru_cache(maxsize=OPEN_SHARDS)(self._open_ranges)
-        self._offsets = lru_cache(maxsize=OPEN_SHARDS)(self._find_offsets)
+        self._opened = lru_cache(maxsize=OPEN_SHARDS)(self._open)
+        self._blank_boxes = lru_cache(maxsize=1)(self._make_blank_boxes)
 
         manifest, geometry = dataset.manifest, dataset.manifest.geometry
         stored, side = manifest.tokenizer.tokens, geometry.patch_size
@@ -73,33 +92,80 @@ class SampleReader:
     def gather(self, shards: np.ndarray, numbers: np.ndarray, rows: Rows) -> None:
         """Fill the rows with samples given by shard and number in the shard, int64 `[b]`.
 
-        ShardError names shard and key of what is wrong.
+        ShardError names shard and key of what is wrong; a reader that skips leaves a blank row.
         """
-        addresses, lengths = np.empty_like(shards), np.empty_like(shards)
+        addresses, lengths = np.zeros_like(shards), np.zeros_like(shards)
         by_shard = np.argsort(shards, kind="stable")
         groups = []
         self._fetch(shards)
         for places in np.split(by_shard, np.flatnonzero(np.diff(shards[by_shard])) + 1):
-            shard, chosen = int(shards[places[0]]), numbers[places]
-            offsets = self._offsets(shard)
-            starts, stops = offsets[chosen], offsets[chosen + 1]
-            contents, begins = self._ranges(shard)(starts, stops)
-            lengths[places] = sizes = stops - starts
-            if len(contents) < (begins + sizes).max():
-                raise ShardError(f"{self._where(shard)}: cut short")
+            shard = int(shards[places[0]])
+            try:
+                places = self._without_lost(shard, places, numbers, rows)
+                if not len(places):
+                    continue
+                contents, begins, sizes = self._read(shard, numbers[places])
+            except ShardError as error:
+                self._blank(shard, places, error, rows)
+                continue
             addresses[places] = contents.__array_interface__["data"][0] + begins
+            lengths[places] = sizes
             groups.append((shard, places, contents, begins))
         unusual = ~self._gather_usual(addresses, lengths, rows)
         if not unusual.any():
             return
         for shard, places, contents, begins in groups:
-            for place, begin in zip(places.tolist(), begins.tolist(), strict=True):
+            for at, begin in zip(places, begins.tolist(), strict=True):
+                place = int(at)
                 if unusual[place]:
-                    part = contents.data[begin : begin + lengths[place]]
                     try:
-                        self._parse(part, place, rows)
+                        self._parse(contents.data[begin : begin + lengths[place]], place, rows)
                     except ShardError as error:
-                        raise ShardError(f"{self._where(shard)}: {error}") from error
+                        self._blank(shard, [place], error, rows)
+
+    def _without_lost(
+        self, shard: int, places: np.ndarray, numbers: np.ndarray, rows: Rows
+    ) -> np.ndarray:
+        """The places whose samples have a known place in the shard; the others become blank."""
+        opened = self._opened(shard)
+        if not opened.damage:
+            return places
+        lost = numbers[places] >= len(opened.offsets) - 1
+        self._blank(shard, places[lost], ShardError(opened.damage), rows)
+        return places[~lost]
+
+    def _read(self, shard: int, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Bytes that hold samples of a shard; where each begins in them, and its size."""
+        opened = self._opened(shard)
+        starts, stops = opened.offsets[numbers], opened.offsets[numbers + 1]
+        contents, begins = opened.read(starts, stops)
+        sizes = stops - starts
+        if len(contents) < (begins + sizes).max(initial=0):
+            raise ShardError("cut short")
+        return contents, begins, sizes
+
+    def _blank(
+        self, shard: int, places: np.ndarray | list[int], error: ShardError, rows: Rows
+    ) -> None:
+        """Fill rows with a valid input that shows nothing, or raise the error if none are skipped.
+
+        Tokens are black, the boxes those of some tree, the label is 0 where there are labels.
+        """
+        name = self.shards[shard].name
+        located = ShardError(f"{self._dataset.folder.where(name)}: {error}")
+        if not self._skip:
+            raise located from error
+        rows.tokens[places] = 0
+        rows.boxes[places] = self._blank_boxes(rows.budget)
+        rows.labels[places] = -1 if self._classes < 0 else 0
+        rows.key_bytes[places] = 0
+        rows.skipped |= {int(place): (name, located) for place in places}
+
+    def _make_blank_boxes(self, budget: int) -> np.ndarray:
+        geometry = self._dataset.manifest.geometry
+        flat = np.zeros((1, geometry.splittable), np.float32)
+        nodes = grow(flat, geometry, budget).nodes[0]
+        return nodes[leaf_indices(nodes, geometry.roots, geometry.splits(budget)), :3]
 
     def _gather_usual(self, addresses: np.ndarray, lengths: np.ndarray, rows: Rows) -> np.ndarray:
         """Fill the rows of samples that are as quadpipe writes them; bool `[b]`, which ones.
@@ -135,53 +201,78 @@ class SampleReader:
         rows.long_keys[place] = sample.key
 
     def _fetch(self, shards: np.ndarray) -> None:
-        """Have the shards of a batch near, several at a time."""
+        """Have the shards of a batch near, several at a time; what fails shows when it is read."""
         if isinstance(self._dataset.folder, CachedFolder):
             names = [self.shards[shard].name for shard in np.unique(shards).tolist()]
-            self._dataset.folder.fetch(names)
+            with suppress(ShardError):
+                self._dataset.folder.fetch(names)
 
-    def _where(self, shard: int) -> str:
-        return self._dataset.folder.where(self.shards[shard].name)
-
-    def _open_ranges(self, shard: int) -> RangeReader:
-        return self._dataset.folder.open_ranges(self.shards[shard].name)
-
-    def _find_offsets(self, shard: int) -> np.ndarray:
-        """Where each sample begins, and where the last one ends, int64."""
-        info = self.shards[shard]
-        stored = self._stored_offsets(info)
-        if stored is None:
-            folder = self._dataset.folder
-            try:
-                stored = _scan_offsets(folder.map(info.name), info)
-            except ShardError as error:
-                raise ShardError(f"{folder.where(info.name)}: {error}") from error
-        return np.array([*stored, info.bytes], np.int64)
+    def _open(self, shard: int) -> _Shard:
+        """Raises ShardError when it is damaged, unless damage is skipped."""
+        info, folder = self.shards[shard], self._dataset.folder
+        try:
+            size = folder.size(info.name)
+            if size != info.bytes:
+                raise ShardError(
+                    "missing" if size is None else f"{size} bytes, expected {info.bytes}"
+                )
+            read = folder.open_ranges(info.name)
+            stored = self._stored_offsets(info)
+            offsets, damage = (
+                _scan_offsets(folder.map(info.name), info) if stored is None else (stored, "")
+            )
+        except ShardError as error:
+            offsets, read, damage = [0], _read_nothing, str(error)
+        if damage and not self._skip:
+            raise ShardError(damage)
+        return _Shard(offsets=np.array(offsets, np.int64), read=read, damage=damage)
 
     def _stored_offsets(self, info: ShardInfo) -> list[int] | None:
-        """Those of the done-marker; whether they fit the tar shows when a sample is parsed."""
+        """Those of the done-marker; whether they fit the tar shows when a sample is parsed.
+
+        None where there is no marker that could be right.
+        """
         folder = self._dataset.folder
         name = marker_name(self._split, info.index)
-        if not folder.exists(name):
-            return None
         try:
+            if not folder.exists(name):
+                return None
             views = json.loads(folder.read(name))["views"]
             offsets = next(v["offsets"] for v in views if v["name"] == info.name)
-            ordered = all(
-                isinstance(a, int) and a < b
-                for a, b in zip(offsets, [*offsets[1:], info.bytes], strict=True)
-            )
-        except (ValueError, TypeError, KeyError, StopIteration):
+            ends = [*offsets[1:], info.bytes]
+            ordered = all(type(a) is int and a < b for a, b in zip(offsets, ends, strict=True))
+        except (ShardError, ValueError, TypeError, KeyError, StopIteration, RecursionError):
             return None
-        return offsets if ordered and len(offsets) == info.samples and offsets[0] == 0 else None
+        whole = ordered and len(offsets) == info.samples and offsets[0] == 0
+        return [*offsets, info.bytes] if whole else None
 
 
-def _scan_offsets(contents: memoryview, info: ShardInfo) -> list[int]:
-    """Offsets of the samples from the headers of all members."""
-    if len(contents) != info.bytes:
-        raise ShardError(f"{len(contents)} bytes, expected {info.bytes}")
-    keys = groupby(read_members(contents), key=lambda member: member[0].partition(".")[0])
-    offsets = [next(group)[1] for _, group in keys]
-    if len(offsets) != info.samples:
-        raise ShardError(f"{len(offsets)} samples, expected {info.samples}")
-    return offsets
+def _read_nothing(starts: np.ndarray, stops: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    return np.empty(0, np.uint8), np.zeros_like(starts)
+
+
+def _scan_offsets(contents: memoryview, info: ShardInfo) -> tuple[list[int], str]:
+    """Offsets of the samples, and the end of the last, from the headers of all members.
+
+    And what is wrong where the archive cannot be followed any further, or holds another number of
+    samples; empty when nothing is.
+    """
+    offsets: list[int] = []
+    keys: set[str] = set()
+    last, end = "", 0
+    try:
+        if len(contents) != info.bytes:
+            raise ShardError(f"{len(contents)} bytes, expected {info.bytes}")
+        for name, offset, content in read_members(contents):
+            key = name.partition(".")[0]
+            if key != last or not offsets:
+                if key in keys:
+                    raise ShardError(f"{key}: two samples have this key")
+                keys.add(key)
+                offsets.append(offset)
+            last, end = key, offset + BLOCK + -(-len(content) // BLOCK) * BLOCK
+    except ShardError as error:
+        return [*offsets, end], str(error)
+    ends = [*offsets, info.bytes][: info.samples + 1]
+    same = len(offsets) == info.samples
+    return ends, "" if same else f"{len(offsets)} samples, expected {info.samples}"

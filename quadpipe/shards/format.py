@@ -39,6 +39,7 @@ LOGS = ".quadpipe/logs"
 CODECS = ("raw", "jpg", "png")
 DEFAULT_QUALITY = 95
 MAX_SAMPLES_PER_SHARD = 100_000
+MAX_VIEWS = 100
 
 # What NumPy itself writes; other headers are not parsed, so that nothing of a stranger's runs.
 _NPY_HEADER = re.compile(

@@ -11,6 +11,7 @@ from quadpipe.images.decode import EncodedImage
 from quadpipe.render import Exhibit
 from quadpipe.shards.reader import Dataset, Sample
 from quadpipe.sources import Input, read_input, source_root
+from quadpipe.sources.names import text_to_path
 
 
 def exhibits(dataset: Dataset, split: str, count: int, source: Path | None = None) -> list[Exhibit]:
@@ -33,7 +34,8 @@ def exhibits(dataset: Dataset, split: str, count: int, source: Path | None = Non
 def _original(dataset: Dataset, sample: Sample, source: Path) -> np.ndarray:
     """The pixels that a mosaic was cut from, read again from below `source`."""
     path = sample.info["path"]
-    if ".tar/" in path or path.startswith("/") or ".." in Path(path).parts:
+    decoded = text_to_path(path)  # %2e%2e leads out of the folder too
+    if b".tar/" in decoded or b".." in decoded.split(b"/") or decoded[:1] == b"/" or 0 in decoded:
         raise ConfigError(f"{path!r} is no image file below {source}; leave out --in")
     data = read_input(source_root(source), Input(path, sample.label))
     try:

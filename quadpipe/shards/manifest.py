@@ -14,6 +14,7 @@ from quadpipe.shards.format import (
     FORMAT_VERSION,
     MANIFEST,
     MAX_SAMPLES_PER_SHARD,
+    MAX_VIEWS,
     Codec,
     json_bytes,
     shard_list_name,
@@ -21,6 +22,9 @@ from quadpipe.shards.format import (
 )
 from quadpipe.sources.names import SPLITS
 from quadpipe.tokenizer import TOKENIZER_VERSION, TokenizerConfig
+
+_LARGEST_LINE = 4096
+_LARGEST_SHARD = 2**62
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +45,8 @@ class SplitInfo:
         for name in ("inputs", "rejected", "samples", "views", "shards", "bytes"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name} {getattr(self, name)} is below 0")
+        if self.views > MAX_VIEWS:
+            raise ConfigError(f"views {self.views} is above {MAX_VIEWS}")
         if self.samples != self.views * (self.inputs - self.rejected):
             raise ConfigError(
                 f"{self.samples} samples are not {self.views} views of {self.inputs} - "
@@ -143,10 +149,10 @@ class Manifest:
         library = self.imaging_library
         if (
             not isinstance(library, dict)
-            or not isinstance(library.get("name"), str)
+            or not all(isinstance(library.get(key), str) for key in ("name", "version"))
             or not all(value is None or isinstance(value, str) for value in library.values())
         ):
-            raise ConfigError("imaging_library has no name, or is not all text")
+            raise ConfigError("imaging_library has no name or version, or is not all text")
         self.make_codec()
 
 
@@ -165,6 +171,9 @@ def _split_info(name: str, document: Any) -> SplitInfo:
 def read_shard_list(folder: ReadableFolder, split: str, info: SplitInfo) -> list[ShardInfo]:
     """The shards of a split; ShardError when the list is not the one the manifest names."""
     where = folder.where(info.shard_list)
+    size = folder.size(info.shard_list)
+    if size is not None and size > _LARGEST_LINE * info.shards:
+        raise ShardError(f"{where} has {size} bytes, too many for {info.shards} shards")
     if folder.sha256(info.shard_list) != info.shard_list_sha256:
         raise ShardError(
             f"{where} was changed: its checksum is not the one in {MANIFEST}; fetch both again"
@@ -196,6 +205,8 @@ def _parse_shard_list(where: str, split: str, data: bytes) -> Iterator[ShardInfo
                 raise ValueError(f"{shard.name!r} is no shard of view {shard.view} of {split}")
             if min(shard.samples, shard.bytes) < 1:
                 raise ValueError(f"{shard.name} has no samples or no bytes")
+            if shard.bytes > _LARGEST_SHARD:
+                raise ValueError(f"{shard.name} has more bytes than a file can have")
         except (ValueError, TypeError, RecursionError, ConfigError) as error:
             raise ShardError(f"{where}, line {number}: {error}; fetch it again") from error
         yield shard

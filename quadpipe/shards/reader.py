@@ -1,11 +1,10 @@
 """Shards -> mosaics, checked against the manifest before use. The mirror image of `writer`."""
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import groupby
-from math import isfinite
 from os import PathLike
 from typing import Any
 
@@ -17,9 +16,14 @@ from quadpipe.geometry import Geometry
 from quadpipe.mosaic import Mosaic
 from quadpipe.shards.format import npy_array
 from quadpipe.shards.manifest import Manifest, ShardInfo, SplitInfo, read_shard_list
+from quadpipe.shards.skipped import Skipped, check_on_error
 from quadpipe.shards.tar import read_members, read_part
 
+_LARGEST_SIDE = 2**32
+_UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+
 Content = bytes | memoryview
+Member = tuple[str, int, memoryview]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,8 +48,9 @@ class Dataset:
         dataset = quadpipe.Dataset("shards/")
         for sample in dataset.samples("train"): ...
 
-    cache: keeps shards of a dataset at a URL in a local folder. Raises ShardError when the folder
-    holds no dataset, or one in another format.
+    cache: keeps shards of a dataset at a URL in a local folder. skipped: the damaged samples that
+    were passed over with on_error="skip". Raises ShardError when the folder holds no dataset, or
+    one in another format.
     """
 
     def __init__(
@@ -55,6 +60,7 @@ class Dataset:
         if cache is not None:
             self.folder = _cached(self.folder, cache)
         self.manifest = Manifest.read(self.folder)
+        self.skipped = Skipped()
 
     def split(self, name: str) -> SplitInfo:
         """Counts of a split; ConfigError when there is none of that name."""
@@ -67,33 +73,91 @@ class Dataset:
     def shards(self, split: str) -> list[ShardInfo]:
         """The shards of a split, in the order of the plan, views interleaved."""
         shards = read_shard_list(self.folder, split, self.split(split))
+        for shard in shards:
+            if shard.samples > self.manifest.samples_per_shard:
+                raise ShardError(
+                    f"{self.folder.where(shard.name)}: {shard.samples} samples, more than the "
+                    f"{self.manifest.samples_per_shard} of a shard"
+                )
         if isinstance(self.folder, CachedFolder):
             self.folder.know({shard.name: (shard.sha256, shard.bytes) for shard in shards})
         return shards
 
-    def samples(self, split: str, view: int | None = None) -> Iterator[Sample]:
-        """The samples of a split in the order of the plan, of one view or of all."""
+    def samples(
+        self, split: str, view: int | None = None, on_error: str = "raise"
+    ) -> Iterator[Sample]:
+        """The samples of a split in the order of the plan, of one view or of all.
+
+        on_error: see `read_shard`.
+        """
         for shard in self.shards(split):
             if view is None or shard.view == view:
-                yield from self.read_shard(shard)
+                yield from self.read_shard(shard, on_error)
 
-    def read_shard(self, shard: ShardInfo) -> Iterator[Sample]:
-        """The samples of one shard; ShardError names shard and key of what is wrong."""
-        try:
-            data = self.folder.map(shard.name)
-            if len(data) != shard.bytes:
-                raise ShardError(f"{len(data)} bytes, expected {shard.bytes}")
-            yield from self._read_samples(data)
-        except ShardError as error:
-            raise ShardError(f"{self.folder.where(shard.name)}: {error}") from error
+    def read_shard(self, shard: ShardInfo, on_error: str = "raise") -> Iterator[Sample]:
+        """The samples of one shard; ShardError names shard and key of what is wrong.
 
-    def _read_samples(self, data: memoryview) -> Iterator[Sample]:
+        With on_error="skip" it is passed over: a sample that is damaged or does not fit the
+        manifest alone, a shard that is missing or has another size as a whole, an archive that
+        cannot be followed any further from there on. Each of the samples that the shard list
+        names is then either given or counted in `skipped`.
+        """
+        check_on_error(on_error)
+        left = shard.samples
         seen: set[str] = set()
-        for key, group in groupby(read_members(data), key=lambda m: m[0].partition(".")[0]):
-            if key in seen:
-                raise ShardError(f"{key}: two samples have this key")
-            seen.add(key)
-            yield self._sample(key, list(group))
+        try:
+            for key, members, damage in self._groups(shard):
+                if not left:
+                    raise ShardError(f"{key}: more than the {shard.samples} samples of its list")
+                try:
+                    if key in seen:
+                        raise ShardError(f"{key}: two samples have this key")
+                    seen.add(key)
+                    sample = self._sample(key, members)
+                except ShardError as error:
+                    if on_error == "raise" or damage:
+                        raise damage or error from error
+                    left -= 1
+                    self.skipped.add(shard.name, self._located(shard, error), 1)
+                    continue
+                left -= 1
+                yield sample
+                if damage:
+                    raise damage
+            if left:
+                raise ShardError(f"{shard.samples - left} samples, expected {shard.samples}")
+        except ShardError as error:
+            if on_error == "raise":
+                raise self._located(shard, error) from error
+            self.skipped.add(shard.name, self._located(shard, error), left)
+
+    def _located(self, shard: ShardInfo, error: ShardError) -> ShardError:
+        return ShardError(f"{self.folder.where(shard.name)}: {error}")
+
+    def _groups(self, shard: ShardInfo) -> Iterator[tuple[str, list[Member], ShardError | None]]:
+        """The members of each sample of a shard, with their key.
+
+        And with the last ones why the archive cannot be followed any further, if it cannot: they
+        may be a whole sample.
+        """
+        data = self.folder.map(shard.name)
+        if len(data) != shard.bytes:
+            raise ShardError(f"{len(data)} bytes, expected {shard.bytes}")
+        key, members, damage = "", list[Member](), None
+        try:
+            for member in read_members(data):
+                name = member[0].partition(".")[0]
+                if members and name != key:
+                    yield key, members, None
+                    members = []
+                key = name
+                members.append(member)
+        except ShardError as error:
+            damage = error
+        if members:
+            yield key, members, damage
+        elif damage:
+            raise damage
 
     def parse_sample(self, data: memoryview) -> Sample:
         """The sample whose members are `data`, a part of a shard; ShardError when it is not one."""
@@ -103,7 +167,7 @@ class Dataset:
             raise ShardError(f"{key}: its offsets do not hold one sample")
         return self._sample(key, members)
 
-    def _sample(self, key: str, members: Sequence[tuple[str, int, memoryview]]) -> Sample:
+    def _sample(self, key: str, members: Sequence[Member]) -> Sample:
         fields = {name.partition(".")[2]: content for name, _, content in members}
         if len(fields) != len(members):
             raise ShardError(f"{key}: two members have one name")
@@ -164,14 +228,20 @@ def _info(members: Mapping[str, Content]) -> dict[str, Any]:
             raise ShardError(f"not JSON: {error}") from error
         if not isinstance(info, dict):
             raise ShardError("not a JSON object")
-        if not isinstance(info.get("path"), str) or not _is_box(info.get("box")):
+        if not _is_path(info.get("path")) or not _is_box(info.get("box")):
             raise ShardError("has no path, or no box of four numbers")
         return info
 
 
+def _is_path(path: Any) -> bool:
+    """Whether it is a path as text: nothing in it needs the encoding that it has."""
+    return isinstance(path, str) and bool(path) and not _UNPRINTABLE.search(path)
+
+
 def _is_box(box: Any) -> bool:
-    numbers = isinstance(box, list) and len(box) == 4 and all(type(v) in (int, float) for v in box)
-    return numbers and all(map(isfinite, box)) and 0 <= box[0] < box[2] and 0 <= box[1] < box[3]
+    if not isinstance(box, list) or len(box) != 4 or any(type(v) not in (int, float) for v in box):
+        return False
+    return 0 <= box[0] < box[2] < _LARGEST_SIDE and 0 <= box[1] < box[3] < _LARGEST_SIDE
 
 
 @contextmanager

@@ -84,7 +84,9 @@ def _read_header(header: bytes, offset: int) -> tuple[str, int]:
         if int(header[_CHECKSUM].rstrip(b"\0 "), 8) != unsigned:
             raise ValueError
         size = int(header[_SIZE].rstrip(b"\0 "), 8)
-        name = header[_NAME].rstrip(b"\0").decode("ascii")
+        name = header[_NAME].partition(b"\0")[0].decode("ascii")
+        if not name.isprintable():
+            raise ValueError
     except ValueError as error:
         raise ShardError(f"damaged header at byte {offset}") from error
     if header[_TYPE] not in b"0\0" or any(header[_PREFIX]) or size < 0:

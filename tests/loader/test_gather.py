@@ -5,6 +5,7 @@ import json
 import tarfile
 from pathlib import Path
 
+import fsspec
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -173,8 +174,18 @@ def test_a_shard_that_was_cut_after_its_offsets_were_written_is_refused(shards, 
     copy = Path(shutil.copytree(shards, tmp_path / "copy"))
     tar = copy / "train-000000.tar"
     tar.write_bytes(tar.read_bytes()[: -30 * 512])
-    with pytest.raises(ShardError, match=r"train-000000\.tar: cut short"):
+    with pytest.raises(ShardError, match=r"train-000000\.tar: 77824 bytes, expected 93184"):
         list(Loader(copy, batch_size=6).epoch(0))
+
+
+def test_a_remote_shard_that_is_cut_while_it_is_read_is_refused(shards):
+    memory = fsspec.filesystem("memory")
+    memory.put(str(shards), "/cut", recursive=True)
+    batches = Loader("memory://cut", batch_size=2).epoch(0)
+    next(batches)
+    memory.pipe_file("/cut/train-000000.tar", memory.cat_file("/cut/train-000000.tar")[:600])
+    with pytest.raises(ShardError, match=r"train-000000\.tar: cut short"):
+        list(batches)
 
 
 def test_memory_of_batches_is_used_again_only_when_nobody_holds_it(shards):

@@ -1,12 +1,10 @@
 """Reading and verifying finished datasets, and what damage is found."""
 
-import hashlib
 import json
 import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import fsspec
@@ -14,6 +12,7 @@ import numpy as np
 import pytest
 
 import quadpipe
+from forging import edit_manifest, members_of, reseal, rewrite_shard_list, tar_of
 from quadpipe.errors import ConfigError, ShardError
 from quadpipe.files import LocalFolder
 from quadpipe.geometry import Geometry
@@ -21,7 +20,6 @@ from quadpipe.quadtree import grow
 from quadpipe.shards.format import npy_bytes
 from quadpipe.shards.reader import check_nodes
 from quadpipe.shards.summary import summarize
-from quadpipe.shards.tar import END, member_bytes, read_members
 from quadpipe.shards.verify import verify
 
 
@@ -161,33 +159,6 @@ def test_damage_is_found(dataset, damage, message):
     assert any(re.search(message, line) for line in found), found
 
 
-def reseal(dataset: Path, name: str, data: bytes) -> None:
-    """Replace a shard and make all checksums fit, as a stranger could."""
-    split = name.partition("-")[0]
-    (dataset / name).write_bytes(data)
-    manifest = json.loads((dataset / "dataset.json").read_text())
-    lines = []
-    for line in (dataset / f"{split}.shards.jsonl").read_text().splitlines():
-        row = json.loads(line)
-        if row["name"] == name:
-            manifest["splits"][split]["bytes"] += len(data) - row["bytes"]
-            row |= {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-        lines.append(json.dumps(row))
-    text = "\n".join(lines) + "\n"
-    (dataset / f"{split}.shards.jsonl").write_text(text)
-    manifest["splits"][split]["shard_list_sha256"] = hashlib.sha256(text.encode()).hexdigest()
-    (dataset / "dataset.json").write_text(json.dumps(manifest))
-    shutil.rmtree(dataset / ".quadpipe", ignore_errors=True)
-
-
-def members_of(path: Path) -> dict[str, bytes]:
-    return {name: bytes(data) for name, _, data in read_members(memoryview(path.read_bytes()))}
-
-
-def tar_of(members: list[tuple[str, bytes]]) -> bytes:
-    return b"".join(member_bytes(name, data) for name, data in members) + END
-
-
 def swapped_steps(data: bytes) -> bytes:
     nodes = np.frombuffer(data[-128 * 16 :], "<i4").reshape(-1, 4).copy()
     nodes[nodes[:, 3] == 0, 3] = 27
@@ -236,7 +207,7 @@ def test_members_that_are_not_known_are_ignored(dataset):
 
 def test_double_keys_and_members_are_refused(dataset):
     members = list(members_of(dataset / "val-000000.tar").items())
-    reseal(dataset, "val-000000.tar", tar_of(members + members[:5]))
+    reseal(dataset, "val-000000.tar", tar_of(members[:15] + members[:5]))
     with pytest.raises(ShardError, match="0000000000: two samples have this key"):
         list(quadpipe.Dataset(dataset).samples("val"))
     reseal(dataset, "val-000000.tar", tar_of([members[0], *members]))
@@ -251,20 +222,6 @@ def test_samples_of_another_shard_are_found(dataset):
     ]
     reseal(dataset, "val-000001.tar", tar_of(members))
     assert any("0000000009 does not belong to this shard" in line for line in findings(dataset))
-
-
-def edit_manifest(dataset: Path, **changes: object) -> None:
-    manifest = json.loads((dataset / "dataset.json").read_text())
-    for path, value in changes.items():
-        *above, last = path.split("__")
-        place = manifest
-        for key in above:
-            place = place[key]
-        if value is None:
-            del place[last]
-        else:
-            place[last] = value
-    (dataset / "dataset.json").write_text(json.dumps(manifest))
 
 
 @pytest.mark.parametrize(
@@ -331,30 +288,13 @@ def test_lines_of_a_shard_list_are_checked(dataset, change, message):
 
 
 def test_a_shard_listed_twice_or_with_other_totals_is_refused(dataset):
-    rewrite_shard_list(dataset, lambda rows: rows.__setitem__(1, rows[0]), totals=True)
+    rewrite_shard_list(dataset, lambda rows: rows.__setitem__(1, rows[0]))
     with pytest.raises(ShardError, match="names a shard twice"):
         quadpipe.Dataset(dataset).shards("val")
     rewrite_shard_list(dataset, lambda rows: rows.pop())
-    with pytest.raises(ShardError, match="holds 1 shards, 4 samples, .* says 2, 8"):
+    edit_manifest(dataset, splits__val__shards=2)
+    with pytest.raises(ShardError, match="holds 1 shards, 4 samples, .* says 2, 4"):
         quadpipe.Dataset(dataset).shards("val")
-
-
-def rewrite_shard_list(dataset: Path, change: Callable, *, totals: bool = False) -> None:
-    """Change the rows of val's shard list and make its checksum fit."""
-    path = dataset / "val.shards.jsonl"
-    rows = [json.loads(line) for line in path.read_text().splitlines()]
-    change(rows)
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    edit_manifest(dataset, splits__val__shard_list_sha256=digest)
-    if totals:
-        samples = sum(row["samples"] for row in rows)
-        edit_manifest(
-            dataset,
-            splits__val__samples=samples,
-            splits__val__inputs=samples,
-            splits__val__bytes=sum(row["bytes"] for row in rows),
-        )
 
 
 @pytest.mark.parametrize("name", ["../outside.jsonl", "/etc/passwd", "a\\b", "x/../../y"])

@@ -1,0 +1,91 @@
+"""Small datasets, and their shards and lists made anew with checksums that fit, as anyone could."""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+import quadpipe
+from quadpipe.shards.tar import END, member_bytes, read_members
+
+
+def make_dataset(folder: Path, inputs: int = 20, **options: object) -> Path:
+    """Noise of 32 x 32 pixels in two classes: 16 tokens, shards of four samples, about 4 kB each.
+
+    The first 16 of the inputs are the split train, the others val.
+    """
+    rng = np.random.default_rng(0)
+    for number in range(inputs):
+        split = "train" if number < 16 else "val"
+        path = folder / "images" / split / ("left", "right")[number % 2] / f"{number:02d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (32, 32, 3), np.uint8)).save(path)
+    given = {"image_size": 32, "patch_size": 4, "max_patch_size": 16, "tokens": 16, "crop_pct": 1.0}
+    given |= {"samples_per_shard": 4, "in_process": True} | options
+    quadpipe.tokenize(folder / "images", folder / "shards", **given)
+    return folder / "shards"
+
+
+def members_of(path: Path) -> dict[str, bytes]:
+    return {name: bytes(data) for name, _, data in read_members(memoryview(path.read_bytes()))}
+
+
+def tar_of(members: Iterable[tuple[str, bytes]]) -> bytes:
+    return b"".join(member_bytes(name, data) for name, data in members) + END
+
+
+def edit_manifest(dataset: Path, **changes: object) -> None:
+    """Set entries by their path with __ between the keys; None removes one."""
+    manifest = json.loads((dataset / "dataset.json").read_text())
+    for path, value in changes.items():
+        *above, last = path.split("__")
+        place = manifest
+        for key in above:
+            place = place[key]
+        if value is None:
+            del place[last]
+        else:
+            place[last] = value
+    (dataset / "dataset.json").write_text(json.dumps(manifest))
+
+
+def rewrite_shard_list(
+    dataset: Path, change: Callable[[list[dict[str, Any]]], Any], split: str = "val"
+) -> None:
+    """Change the rows of a shard list and make its checksum and totals fit."""
+    path = dataset / f"{split}.shards.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    change(rows)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    totals = {f"splits__{split}__shard_list_sha256": digest, f"splits__{split}__shards": len(rows)}
+    if all(type(row.get(key)) is int for row in rows for key in ("bytes", "samples", "view")):
+        totals[f"splits__{split}__bytes"] = sum(row["bytes"] for row in rows)
+        totals[f"splits__{split}__samples"] = sum(row["samples"] for row in rows)
+        first = sum(row["samples"] for row in rows if row["view"] == 0)
+        totals[f"splits__{split}__inputs"] = first
+    edit_manifest(dataset, **totals)
+
+
+def reseal(dataset: Path, name: str, data: bytes, *, markers: bool = False) -> None:
+    """Replace a shard and make all checksums fit; without markers the offsets are looked for."""
+    (dataset / name).write_bytes(data)
+    split = name.partition("-")[0]
+    found = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    rewrite_shard_list(
+        dataset, lambda rows: [row.update(found) for row in rows if row["name"] == name], split
+    )
+    if not markers:
+        shutil.rmtree(dataset / ".quadpipe", ignore_errors=True)
+
+
+def replace_member(dataset: Path, shard: str, member: str, data: bytes | None) -> None:
+    """Put other content in one member of a shard, or leave the member out."""
+    members = members_of(dataset / shard) | {member: data}
+    kept = [(name, content) for name, content in members.items() if content is not None]
+    reseal(dataset, shard, tar_of(kept))
