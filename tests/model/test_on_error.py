@@ -1,0 +1,261 @@
+"""Training and evaluation on shards of which some are damaged."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F  # noqa: N812  its usual name
+
+import quadpipe
+from forging import make_dataset
+from quadpipe.errors import ShardError
+from quadpipe.loader import Batch, Loader
+from quadpipe.model import TrainConfig, train
+from quadpipe.model.distributed import World
+from quadpipe.model.evaluate import evaluate
+from quadpipe.model.progress import TrainProgress
+from quadpipe.model.quadformer import Quadformer
+from quadpipe.model.run_folder import RunFolder
+from quadpipe.model.train import InterruptedTrainingError, Trainer
+
+OPTIONS = {
+    "model": "nano",
+    "epochs": 2,
+    "batch_size": 5,
+    "warmup_epochs": 1.0,
+    "workers": 0,
+    "log_interval": 1,
+    "device": "cpu",
+    "on_error": "skip",
+}
+LOST = ["0000000005", "0000000008", "0000000009", "0000000010", "0000000011"]
+"""Of the 16 samples of train: one is damaged, and a shard of four is missing."""
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> Path:
+    return make_dataset(tmp_path_factory.mktemp("whole"))
+
+
+def damage(dataset: Path, shard: str, number: int) -> None:
+    """Make the header of an array of a sample wrong, so that the others can still be read."""
+    marker = json.loads((dataset / f".quadpipe/markers/{shard.split('-')[0]}/0000").joinpath(
+        f"{shard.split('-')[1]}.json").read_text())  # fmt: skip
+    data = bytearray((dataset / f"{shard}.tar").read_bytes())
+    data[marker["views"][0]["offsets"][number] + 520] ^= 0xFF
+    (dataset / f"{shard}.tar").write_bytes(data)
+
+
+@pytest.fixture(scope="module")
+def damaged(whole, tmp_path_factory) -> Path:
+    dataset = Path(shutil.copytree(whole, tmp_path_factory.mktemp("damaged") / "shards"))
+    damage(dataset, "train-000001", 1)
+    (dataset / "train-000002.tar").unlink()
+    damage(dataset, "val-000000", 2)
+    return dataset
+
+
+def rows_of(run: Path, event: str = "train") -> list[dict]:
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [row for row in rows if row["event"] == event]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(damaged, tmp_path_factory) -> Path:
+    run = tmp_path_factory.mktemp("undisturbed") / "run"
+    train(damaged, run, **OPTIONS)
+    return run
+
+
+def test_training_ends_unless_it_is_told_to_skip(damaged, undisturbed, tmp_path):
+    with pytest.raises(ShardError, match=r"train-00000[12]\.tar"):
+        train(damaged, tmp_path / "run", **OPTIONS | {"on_error": "raise"})
+    rows = rows_of(undisturbed)
+    assert [row["step"] for row in rows] == list(range(1, 9))
+    assert [sum(row["skipped"] for row in rows if row["epoch"] == epoch) for epoch in (0, 1)] == [
+        5,
+        5,
+    ]
+    scores = rows_of(undisturbed, "eval")
+    assert [(row["samples"], row["skipped"]) for row in scores] == [(3, 1), (3, 1)]
+
+
+def test_a_run_that_stopped_at_damage_goes_on_with_skip_and_says_so(damaged, tmp_path):
+    with pytest.raises(ShardError):
+        train(damaged, tmp_path / "run", **OPTIONS | {"on_error": "raise"})
+
+    progress, heard = TrainProgress(), []
+    progress.warn = heard.append
+    train(damaged, tmp_path / "run", **OPTIONS, resume=True, progress=progress)
+    assert any("train.on_error was raise, now skip" in line for line in heard)
+    assert rows_of(tmp_path / "run")[-1]["step"] == 8
+
+
+def make_trainer(dataset: Path, out: Path, **options: object) -> Trainer:
+    config = TrainConfig(**OPTIONS | {"flip": 0.0} | options)
+    return Trainer(quadpipe.Dataset(dataset), RunFolder(out), config, torch.device("cpu"), World())
+
+
+def without_blanks(batch: Batch) -> Batch:
+    kept = batch.weight > 0
+    return replace(
+        batch,
+        tokens=batch.tokens[kept],
+        boxes=batch.boxes[kept],
+        label=batch.label[kept],
+        weight=batch.weight[kept],
+        keys=[key for key in batch.keys if key],
+        total=int(kept.sum()),
+        skipped=0,
+    )
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+def test_a_step_is_that_of_the_batch_without_the_skipped_samples(damaged, tmp_path, parts):
+    trainers = [make_trainer(damaged, tmp_path / str(n), grad_accum_steps=parts) for n in range(2)]
+    for batch in trainers[0].loader.epoch(0):
+        small = without_blanks(batch)
+        if not small.total:
+            continue
+        results = []
+        for trainer, given in zip(trainers, (batch, small), strict=True):
+            trainer.consumed = batch.total - given.total  # for the same learning rates
+            loss, correct = trainer._train_step(trainer.model, given, small.total)
+            results.append((float(loss), int(correct)))
+        assert results[0] == (pytest.approx(results[1][0], rel=1e-5), results[1][1])
+    for one, other in zip(*(t.model.state_dict().values() for t in trainers), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+def test_a_batch_of_which_nothing_is_left_changes_no_weight(damaged, tmp_path):
+    trainer = make_trainer(damaged, tmp_path / "run", warmup_epochs=0.0)
+    batch = next(iter(trainer.loader.epoch(0)))
+    nothing = replace(batch, weight=torch.zeros_like(batch.weight), skipped=len(batch.keys))
+    trainer._train_step(trainer.model, batch, 5)  # the optimizer has momentum from here on
+    before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
+    loss, correct = trainer._train_step(trainer.model, nothing, 0)
+    assert (float(loss), int(correct), trainer.step) == (0, 0, 2)
+    for name, value in trainer.model.state_dict().items():
+        assert torch.equal(value, before[name])
+
+
+def test_an_interval_of_which_nothing_is_left_has_no_loss(whole, tmp_path):
+    dataset = Path(shutil.copytree(whole, tmp_path / "shards"))
+    for tar in dataset.glob("train-*.tar"):
+        tar.unlink()
+    train(dataset, tmp_path / "run", **OPTIONS | {"epochs": 1})
+    rows = rows_of(tmp_path / "run")
+    assert [(row["loss"], row["accuracy"], row["skipped"]) for row in rows] == [
+        (None, None, count) for count in (5, 5, 5, 1)
+    ]
+
+
+def test_means_are_taken_over_the_samples_that_were_seen(damaged, tmp_path):
+    short, long = tmp_path / "short", tmp_path / "long"
+    train(damaged, short, **OPTIONS | {"lr": 1e-9, "flip": 0.0, "epochs": 1})
+    train(damaged, long, **OPTIONS | {"lr": 1e-9, "flip": 0.0, "epochs": 1, "log_interval": 100})
+    rows = rows_of(short)
+    seen = [size - row["skipped"] for size, row in zip((5, 5, 5, 1), rows, strict=True)]
+    assert sum(seen) == 11
+    (report,) = rows_of(long)
+    assert report["skipped"] == 5
+    for name in ("loss", "accuracy"):
+        mean = sum(row[name] * n for row, n in zip(rows, seen, strict=True) if n) / sum(seen)
+        assert report[name] == pytest.approx(mean)
+
+
+@pytest.mark.parametrize("stop_at", [2, 6])
+def test_resuming_in_the_middle_is_exact(damaged, tmp_path, monkeypatch, stop_at):
+    options = OPTIONS | {"log_interval": 3}
+    train(damaged, tmp_path / "whole", **options)
+    real, calls = Trainer._train_step, []
+
+    def stopping(self, *arguments):
+        calls.append(1)
+        self._stop = len(calls) == stop_at
+        return real(self, *arguments)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Trainer, "_train_step", stopping)
+        with pytest.raises(InterruptedTrainingError, match=f"stopped at step {stop_at} and saved"):
+            train(damaged, tmp_path / "run", **options)
+    train(damaged, tmp_path / "run", **options, resume=True)
+    facts = [
+        [(row["step"], row["loss"], row["accuracy"], row["skipped"]) for row in rows_of(run)]
+        for run in (tmp_path / "whole", tmp_path / "run")
+    ]
+    assert facts[0] == facts[1]
+    assert sum(skipped for *_, skipped in facts[0]) == 10
+
+
+def test_two_processes_skip_to_the_losses_of_one(damaged, undisturbed, tmp_path):
+    given = [
+        word
+        for name, value in OPTIONS.items()
+        for word in (f"--{name.replace('_', '-')}", str(value))
+    ]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    done = subprocess.run(
+        [*torchrun, "--nproc-per-node", "2", "-m", "quadpipe.cli", "train", str(damaged), "--out",
+         str(tmp_path / "two"), *given],
+        capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=240,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "damaged samples skipped" in done.stdout
+    for event in ("train", "eval"):
+        one, two = rows_of(undisturbed, event), rows_of(tmp_path / "two", event)
+        for name in ("step", "skipped"):
+            assert [row[name] for row in two] == [row[name] for row in one]
+        for name in ("loss", "accuracy" if event == "train" else "top1"):
+            # There are steps of which nothing is left; NaN is as NaN here.
+            values = [np.array([row[name] for row in rows], float) for rows in (two, one)]
+            np.testing.assert_allclose(*values, rtol=1e-4)
+
+
+def test_evaluation_counts_what_it_has_seen(damaged, undisturbed):
+    model = RunFolder(undisturbed).model(torch.device("cpu"))
+    loader = Loader(damaged, "val", batch_size=3, shuffle=False, on_error="skip")
+    score = evaluate(model, loader, torch.device("cpu"))
+    assert (score.samples, score.skipped) == (3, 1)
+    samples = list(quadpipe.Dataset(damaged).samples("val", on_error="skip"))
+    assert len(samples) == 3
+    correct, losses = 0, []
+    for sample in samples:
+        leaves = sample.mosaic.leaves()
+        with torch.inference_mode():
+            logits, _ = model(
+                torch.tensor(leaves.tokens)[None], torch.tensor(leaves.boxes.astype("int16"))[None]
+            )
+        correct += int(logits.argmax()) == sample.label
+        losses.append(float(F.cross_entropy(logits, torch.tensor([sample.label]))))
+    assert score.top1 == pytest.approx(correct / 3)
+    assert score.loss == pytest.approx(np.mean(losses), rel=1e-4)
+
+
+def test_an_evaluation_of_nothing_is_an_error(whole, tmp_path):
+    dataset = Path(shutil.copytree(whole, tmp_path / "shards"))
+    (dataset / "val-000000.tar").unlink()
+    loader = Loader(dataset, "val", batch_size=3, on_error="skip")
+    model = Quadformer(TrainConfig(model="nano").quadformer(quadpipe.Dataset(whole).manifest))
+    with pytest.raises(ShardError, match="all 4 samples of val in .* are damaged, so there is"):
+        evaluate(model, loader, torch.device("cpu"))
+
+
+def test_eval_says_how_many_it_skipped(damaged, undisturbed):
+    given = [sys.executable, "-m", "quadpipe.cli", "eval", str(undisturbed), str(damaged),
+             "--workers", "0"]  # fmt: skip
+    done = subprocess.run(given, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "val-000000.tar: 0000000002" in done.stderr
+    done = subprocess.run([*given, "--on-error", "skip"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "1 damaged samples of val were skipped" in done.stderr
+    done = subprocess.run([*given, "--on-error", "skip", "--json"], capture_output=True, text=True)
+    assert json.loads(done.stdout)[0]["skipped"] == 1
