@@ -3,14 +3,23 @@
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 from PIL import Image
 
 import quadpipe
+from quadpipe import Dataset
+from quadpipe.cli.summary import summary_text
+from quadpipe.loader import Loader, webdataset
+from quadpipe.loader.samples import SampleReader
+from quadpipe.render import draw
+from quadpipe.shards.gallery import exhibits
+from quadpipe.shards.summary import summarize
 from quadpipe.shards.tar import END, member_bytes, read_members
 
 
@@ -64,7 +73,8 @@ def rewrite_shard_list(
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     totals = {f"splits__{split}__shard_list_sha256": digest, f"splits__{split}__shards": len(rows)}
-    if all(type(row.get(key)) is int for row in rows for key in ("bytes", "samples", "view")):
+    numbers = all(type(row.get(key)) is int for row in rows for key in ("bytes", "samples"))
+    if numbers and all(row.get("view") in (0, 1) for row in rows):
         totals[f"splits__{split}__bytes"] = sum(row["bytes"] for row in rows)
         totals[f"splits__{split}__samples"] = sum(row["samples"] for row in rows)
         first = sum(row["samples"] for row in rows if row["view"] == 0)
@@ -89,3 +99,54 @@ def replace_member(dataset: Path, shard: str, member: str, data: bytes | None) -
     members = members_of(dataset / shard) | {member: data}
     kept = [(name, content) for name, content in members.items() if content is not None]
     reseal(dataset, shard, tar_of(kept))
+
+
+@contextmanager
+def without_compiled_reader() -> Iterator[None]:
+    """The loader reads every sample with `Dataset.parse_sample`."""
+
+    def nothing(reader: SampleReader, addresses: np.ndarray, *rest: object) -> np.ndarray:
+        return np.zeros(len(addresses), np.bool_)
+
+    with patch.object(SampleReader, "_gather_usual", nothing):
+        yield
+
+
+def _load(dataset: Path) -> None:
+    list(Loader(dataset, "train", batch_size=5, tokens=13).epoch(0))
+
+
+def _load_slowly(dataset: Path) -> None:
+    with without_compiled_reader():
+        _load(dataset)
+
+
+READERS: dict[str, Callable[[Path], object]] = {
+    "samples": lambda dataset: list(Dataset(dataset).samples("train")),
+    "loader": _load,
+    "loader without its compiled reader": _load_slowly,
+    "webdataset": lambda dataset: list(webdataset(dataset, "train")),
+    "info": lambda dataset: summary_text(json.loads(json.dumps(summarize(Dataset(dataset))))),
+    "show": lambda dataset: draw(exhibits(Dataset(dataset), "train", 16), [16]),
+}
+"""All that reads the split train of a dataset and raises when something is wrong."""
+
+
+def count_with_skip(dataset: Path) -> dict[str, tuple[int, int]]:
+    """By reader: the samples of the split train that were read with "skip", and those skipped."""
+    counts = {}
+    opened = Dataset(dataset)
+    found = len(list(opened.samples("train", on_error="skip")))
+    counts["samples"] = found, opened.skipped.samples
+    opened = Dataset(dataset)
+    found = len(list(webdataset(opened, "train", on_error="skip")))
+    counts["webdataset"] = found, opened.skipped.samples
+    for name, how in (("loader", nullcontext()), ("slowly", without_compiled_reader())):
+        with how:
+            loader = Loader(dataset, "train", batch_size=5, tokens=13, on_error="skip")
+            batches = list(loader.epoch(0))
+        assert [len(batch.keys) for batch in batches] == [5, 5, 5, 1]
+        found = sum(int(batch.weight.sum()) for batch in batches)
+        assert found + sum(batch.skipped for batch in batches) == 16
+        counts[name] = found, loader.skipped.samples
+    return counts

@@ -132,7 +132,8 @@ class SampleReader:
             return places
         lost = numbers[places] >= len(opened.offsets) - 1
         self._blank(shard, places[lost], ShardError(opened.damage), rows)
-        return places[~lost]
+        kept: np.ndarray = places[~lost]
+        return kept
 
     def _read(self, shard: int, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Bytes that hold samples of a shard; where each begins in them, and its size."""
@@ -165,7 +166,8 @@ class SampleReader:
         geometry = self._dataset.manifest.geometry
         flat = np.zeros((1, geometry.splittable), np.float32)
         nodes = grow(flat, geometry, budget).nodes[0]
-        return nodes[leaf_indices(nodes, geometry.roots, geometry.splits(budget)), :3]
+        boxes: np.ndarray = nodes[leaf_indices(nodes, geometry.roots, geometry.splits(budget)), :3]
+        return boxes
 
     def _gather_usual(self, addresses: np.ndarray, lengths: np.ndarray, rows: Rows) -> np.ndarray:
         """Fill the rows of samples that are as quadpipe writes them; bool `[b]`, which ones.

@@ -241,7 +241,8 @@ def _is_path(path: Any) -> bool:
 def _is_box(box: Any) -> bool:
     if not isinstance(box, list) or len(box) != 4 or any(type(v) not in (int, float) for v in box):
         return False
-    return 0 <= box[0] < box[2] < _LARGEST_SIDE and 0 <= box[1] < box[3] < _LARGEST_SIDE
+    x0, y0, x1, y1 = box
+    return bool(0 <= x0 < x1 < _LARGEST_SIDE and 0 <= y0 < y1 < _LARGEST_SIDE)
 
 
 @contextmanager
