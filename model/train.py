@@ -184,8 +184,7 @@ class Trainer:
         batches = self.loader.epoch(self.epoch, consumed=self.consumed)
         self._interval.restart_clock()
         for batch in self._interval.timed(batches):
-            skipped = self._skipped(batch)
-            loss, correct = self._train_step(step_model, batch, batch.total - skipped)
+            loss, correct, skipped = self._train_step(step_model, batch)
             self.consumed = min(self.consumed + self.loader.batch_size, self.samples)
             self._interval.add(loss, correct, batch.total, skipped)
             stop = self.world.total(float(self._stop))[0] > 0
@@ -206,12 +205,14 @@ class Trainer:
             return 0
         return int(self.world.total(batch.skipped)[0])
 
-    def _train_step(self, step_model: nn.Module, batch: Batch, whole: int) -> tuple[Tensor, Tensor]:
+    def _train_step(self, step_model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor, int]:
         """One update; sums of loss and correct answers of this process's slice.
 
-        The loss is the mean over the `whole` samples of the global batch, those that were not
-        skipped; where there are none the weights stay as they are.
+        And how many samples of the global batch were skipped: the loss is the mean over the
+        others, and where there are none the weights stay as they are.
         """
+        skipped = self._skipped(batch)
+        whole = batch.total - skipped
         seen = self.epoch * self.samples + self.consumed + batch.total
         set_learning_rate(self.optimizer, learning_rate(self.config, seen, self.samples))
         tokens, boxes = self._augment(
@@ -254,7 +255,7 @@ class Trainer:
         self.step += 1
         if self.average:
             self.average.update(self.model, self.step)
-        return loss, correct
+        return loss, correct, skipped
 
     def _seed_step(self) -> torch.Generator:
         """Random numbers of a step depend on seed and step alone, so there is none to save.

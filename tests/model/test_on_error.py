@@ -127,7 +127,8 @@ def test_a_step_is_that_of_the_batch_without_the_skipped_samples(damaged, tmp_pa
         results = []
         for trainer, given in zip(trainers, (batch, small), strict=True):
             trainer.consumed = batch.total - given.total  # for the same learning rates
-            loss, correct = trainer._train_step(trainer.model, given, small.total)
+            loss, correct, skipped = trainer._train_step(trainer.model, given)
+            assert skipped == batch.total - small.total if given is batch else not skipped
             results.append((float(loss), int(correct)))
         assert results[0] == (pytest.approx(results[1][0], rel=1e-5), results[1][1])
     for one, other in zip(*(t.model.state_dict().values() for t in trainers), strict=True):
@@ -138,10 +139,10 @@ def test_a_batch_of_which_nothing_is_left_changes_no_weight(damaged, tmp_path):
     trainer = make_trainer(damaged, tmp_path / "run", warmup_epochs=0.0)
     batch = next(iter(trainer.loader.epoch(0)))
     nothing = replace(batch, weight=torch.zeros_like(batch.weight), skipped=len(batch.keys))
-    trainer._train_step(trainer.model, batch, 5)  # the optimizer has momentum from here on
+    trainer._train_step(trainer.model, batch)  # the optimizer has momentum from here on
     before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
-    loss, correct = trainer._train_step(trainer.model, nothing, 0)
-    assert (float(loss), int(correct), trainer.step) == (0, 0, 2)
+    loss, correct, skipped = trainer._train_step(trainer.model, nothing)
+    assert (float(loss), int(correct), skipped, trainer.step) == (0, 0, 5, 2)
     for name, value in trainer.model.state_dict().items():
         assert torch.equal(value, before[name])
 

