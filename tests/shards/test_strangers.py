@@ -355,7 +355,7 @@ def test_offsets_that_cannot_be_are_not_used(whole, dataset, change):
     assert len([line for line in findings(dataset) if "markers/train" in line]) == 4
 
 
-@pytest.mark.parametrize("kind", [float, lambda offset: offset and float(offset), bool])
+@pytest.mark.parametrize("kind", [float, lambda offset: offset + 1.5 * (offset > 0), bool])
 def test_offsets_that_are_no_whole_numbers_are_not_used(dataset, kind):
     change_markers(dataset, lambda view: view.update(offsets=[kind(o) for o in view["offsets"]]))
     for name in ("loader", "loader without its compiled reader"):
