@@ -48,7 +48,5 @@ def test_what_a_web_server_does_not_have_is_missing(published):
 
 def test_a_web_server_is_not_written_to(image_folder, published):
     with files_by_http(published, ranges=True) as url:
-        with pytest.raises(
-            OutputError, match="cannot write http://.*; when it can be written"
-        ):
+        with pytest.raises(OutputError, match="cannot write http://.*; when it can be written"):
             quadpipe.tokenize(image_folder, f"{url}/new", in_process=True)
