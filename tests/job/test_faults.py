@@ -80,6 +80,16 @@ def wait_for(condition, process: subprocess.Popen | None = None) -> None:
         time.sleep(0.02)
 
 
+def test_nothing_that_is_installed_sets_the_hook():
+    repository = Path(__file__).parents[2]
+    for top in ("quadpipe", "cli", "model"):
+        for path in (repository / top).rglob("*.py"):
+            assert "faults.hook" not in path.read_text(), path
+    program = "import quadpipe.job.run; from quadpipe import faults; print(faults.hook)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stdout == "None\n"
+
+
 @pytest.mark.fault(
     "SIGKILL before and after every write, sync, rename and removal of every file, and in the "
     "middle of images and tars, in process",
