@@ -11,24 +11,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from pickles import MARKER, Hostile, saved
 from safetensors.torch import save as save_safetensors
 
 from quadpipe.errors import ConfigError, ShardError
 from quadpipe.weights import load_torch, parse_weights, read_weights_file
 
 GIB = 2**30
-MARKER = Path("was-run")
-
-
-class Hostile:
-    def __reduce__(self):
-        return (Path.touch, (MARKER,))
-
-
-def saved(document: object, **options: object) -> bytes:
-    file = io.BytesIO()
-    torch.save(document, file, **options)
-    return file.getvalue()
 
 
 def repacked(data: bytes, *, pickled: bytes | None = None, compression: int = 0) -> bytes:

@@ -65,6 +65,10 @@ class ReadableFolder(ABC):
     def exists(self, name: str) -> bool:
         return self.size(name) is not None
 
+    def get(self, name: str) -> bytes | None:
+        """The content of a file, None when there is none."""
+        return self.read(name) if self.exists(name) else None
+
     def fetch(self, names: list[str]) -> None:  # noqa: B027  most need nothing
         """Told beforehand which files will be read, for folders that bring them nearer."""
 
@@ -74,7 +78,7 @@ class ReadableFolder(ABC):
     def read_many(self, names: list[str]) -> Iterator[bytes | None]:
         """The contents of small files, None for those that are not there."""
         for name in names:
-            yield self.read(name) if self.exists(name) else None
+            yield self.get(name)
 
 
 class Folder(ReadableFolder):

@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
+_READS = 3
+_SECONDS_BETWEEN_READS = 0.02
+
 HEARTBEAT_SECONDS = 10.0
 STALE_SECONDS = 60.0
 
@@ -122,11 +125,13 @@ def in_use(folder: "Folder", holder: Holder | None) -> OutputError:
 
 def read_holder(folder: "Folder", name: str) -> Holder | None:
     """Who the file names; None when there is none, or it holds something else."""
-    try:
-        document = json.loads(folder.read(name)) if folder.exists(name) else None
-        return None if document is None else Holder(**document)
-    except (QuadpipeError, ValueError, TypeError):
-        return None
+    for _ in range(_READS):
+        try:
+            data = folder.get(name)
+            return None if data is None else Holder(**json.loads(data))
+        except (QuadpipeError, ValueError, TypeError):
+            time.sleep(_SECONDS_BETWEEN_READS)  # it may just be written
+    return None
 
 
 def _watch(folder: "Folder", name: str, before: Holder) -> None:

@@ -83,6 +83,15 @@ class RemoteFolder(Folder):
         path = self._path(name)
         return bytes(self._reading(name, lambda: self._system.cat_file(path)))
 
+    def get(self, name: str) -> bytes | None:
+        path = self._path(name)
+        try:
+            return bytes(_patiently(lambda: self._system.cat_file(path)))
+        except FileNotFoundError:
+            return None
+        except Exception as error:  # file systems raise many kinds
+            raise self._unreadable(name, error) from error
+
     def map(self, name: str) -> memoryview:
         return memoryview(self.read(name))
 

@@ -151,11 +151,11 @@ def decided_rejects(out: ReadableFolder, shard: ShardId) -> dict[str, RejectErro
 
     They are not tried again, so that what a clock has decided stays decided.
     """
-    name = marker_name(shard.split, shard.index)
-    if not out.exists(name):
+    data = out.get(marker_name(shard.split, shard.index))
+    if data is None:
         return {}
     try:
-        rows = json.loads(out.read(name))["rejected"]
+        rows = json.loads(data)["rejected"]
         return {
             row["path"]: RejectError(row["reason"], row["message"])
             for row in rows

@@ -237,9 +237,10 @@ class SampleReader:
         folder = self._dataset.folder
         name = marker_name(self._split, info.index)
         try:
-            if not folder.exists(name):
+            data = folder.get(name)
+            if data is None:
                 return None
-            views = json.loads(folder.read(name))["views"]
+            views = json.loads(data)["views"]
             offsets = next(v["offsets"] for v in views if v["name"] == info.name)
             ends = [*offsets[1:], info.bytes]
             ordered = all(type(a) is int and a < b for a, b in zip(offsets, ends, strict=True))

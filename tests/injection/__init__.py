@@ -10,6 +10,7 @@ import json
 import os
 import re
 import signal
+import subprocess
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -99,6 +100,15 @@ class Fault:
         except FileExistsError:
             return False
         return True
+
+
+def wait_for(condition: Callable[[], object], process: subprocess.Popen | None = None) -> None:
+    """Until the condition holds; fails when the process ends before, or after 90 seconds."""
+    deadline = time.monotonic() + 90
+    while not condition():
+        assert process is None or process.poll() is None, "ended before it could be disturbed"
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
 
 
 def install() -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import injection
 import pytest
-from injection import Fault
+from injection import Fault, wait_for
 
 import quadpipe
 from quadpipe.errors import OutputError
@@ -70,14 +70,6 @@ def check(done: subprocess.CompletedProcess, code: int = 0) -> str:
     assert done.returncode == code, done.stderr
     assert "Traceback" not in done.stderr
     return done.stderr
-
-
-def wait_for(condition, process: subprocess.Popen | None = None) -> None:
-    deadline = time.monotonic() + 90
-    while not condition():
-        assert process is None or process.poll() is None, "ended before it could be disturbed"
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def test_nothing_that_is_installed_sets_the_hook():

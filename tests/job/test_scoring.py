@@ -5,12 +5,12 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import psutil
 import pytest
+from injection import wait_for
 
 import quadpipe
 from quadpipe.errors import ConfigError, JobError
@@ -116,14 +116,6 @@ def actors_of(process: subprocess.Popen) -> list[psutil.Process]:
         except psutil.Error:
             continue
     return found
-
-
-def wait_for(condition, process: subprocess.Popen | None = None) -> None:
-    deadline = time.monotonic() + 90
-    while not condition():
-        assert process is None or process.poll() is None, "ended before it could be disturbed"
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 @pytest.mark.fault("SIGKILL of a scorer's actor in mid-run", "Ray starts another one")

@@ -1,8 +1,6 @@
 """Runs from strangers: nothing in them runs, leads out of them, or takes memory it only claims."""
 
-import io
 import json
-import pickle
 import shutil
 import struct
 from collections.abc import Callable
@@ -10,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from pickles import MARKER, Hostile, hostile
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -28,25 +27,7 @@ OPTIONS = {
     "workers": 0,
     "device": "cpu",
 }
-MARKER = Path("was-run")
-
-
-class Hostile:
-    def __reduce__(self):
-        return (Path.touch, (MARKER,))
-
-
-def saved(document: object, **options: object) -> bytes:
-    file = io.BytesIO()
-    torch.save(document, file, **options)
-    return file.getvalue()
-
-
-HOSTILE = {
-    "a pickle": pickle.dumps(Hostile()),
-    "a torch file": saved({"optimizer": Hostile()}),
-    "a torch file of before": saved({"optimizer": Hostile()}, _use_new_zipfile_serialization=False),
-}
+HOSTILE = hostile({"optimizer": Hostile()})
 
 
 @pytest.fixture(autouse=True)
