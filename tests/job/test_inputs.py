@@ -1,15 +1,14 @@
 """Inputs with any name, and inputs that are not there, change or fail while the job runs."""
 
-import ctypes
 import errno
 import os
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from permissions import permissions_that_count
 
 import quadpipe
 from quadpipe.errors import JobError, SourceError
@@ -227,32 +226,6 @@ def test_new_files_change_nothing_once_it_is_planned(images, tmp_path, files_of,
     late = images / "many" / "late.jpg"
     tokenize(images, tmp_path / "out", progress=Planned(lambda: late.write_bytes(jpeg(99))))
     assert files_of(tmp_path / "out") == files_of(tmp_path / "whole")
-
-
-class _Header(ctypes.Structure):
-    _fields_ = (("version", ctypes.c_uint32), ("process", ctypes.c_int))
-
-
-@contextmanager
-def permissions_that_count() -> Iterator[None]:
-    """Let permissions hold for root too: its capabilities to pass over them are laid down."""
-    if os.geteuid() != 0:
-        yield
-        return
-    libc = ctypes.CDLL(None, use_errno=True)
-    if not hasattr(libc, "capset"):
-        pytest.skip("root's capabilities cannot be laid down here")
-    header = _Header(0x20080522, 0)
-    before, less = (ctypes.c_uint32 * 6)(), (ctypes.c_uint32 * 6)()
-    for sets in (before, less):  # effective, permitted, inheritable, then their upper halves
-        assert libc.capget(ctypes.byref(header), sets) == 0
-    less[0] &= ~0b110  # CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH
-    if libc.capset(ctypes.byref(header), less):
-        pytest.skip("root's capabilities cannot be laid down here")
-    try:
-        yield
-    finally:
-        libc.capset(ctypes.byref(header), before)
 
 
 @pytest.mark.fault(
