@@ -55,7 +55,7 @@ def images(tmp_path, jpeg) -> Path:
 def pauses(monkeypatch) -> list[float]:
     """The pauses before reading again, which are not waited for."""
     waited: list[float] = []
-    monkeypatch.setattr("quadpipe.sources.listing.time.sleep", waited.append)
+    monkeypatch.setattr("quadpipe.patience.time.sleep", waited.append)
     return waited
 
 
