@@ -6,6 +6,7 @@ import shutil
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from permissions import permissions_that_count
@@ -55,7 +56,7 @@ def images(tmp_path, jpeg) -> Path:
 def pauses(monkeypatch) -> list[float]:
     """The pauses before reading again, which are not waited for."""
     waited: list[float] = []
-    monkeypatch.setattr("quadpipe.patience.time.sleep", waited.append)
+    monkeypatch.setattr("quadpipe.patience.time", SimpleNamespace(sleep=waited.append))
     return waited
 
 
