@@ -70,10 +70,11 @@ def _check_marker(
 ) -> Iterator[str]:
     """Offsets in the done-marker, where there is one, must be those of the tar."""
     name = marker_name(split, shard.index)
-    if not dataset.folder.exists(name):
+    data = dataset.folder.get(name)
+    if data is None:
         return
     try:
-        views = json.loads(dataset.folder.read(name))["views"]
+        views = json.loads(data)["views"]
         stored = next(view for view in views if view["name"] == shard.name)
         if stored["offsets"] != offsets or stored["sha256"] != shard.sha256:
             yield f"{dataset.folder.where(name)}: does not describe {shard.name}"
@@ -82,9 +83,10 @@ def _check_marker(
 
 
 def _check_rejects(dataset: Dataset) -> Iterator[str]:
-    if not dataset.folder.exists(REJECTED):
+    data = dataset.folder.get(REJECTED)
+    if data is None:
         return
-    found = dataset.folder.read(REJECTED).count(b"\n")
+    found = data.count(b"\n")
     expected = sum(info.rejected for info in dataset.manifest.splits.values())
     if found != expected:
         yield f"{dataset.folder.where(REJECTED)}: {found} lines, expected {expected}"
@@ -92,10 +94,11 @@ def _check_rejects(dataset: Dataset) -> Iterator[str]:
 
 def _check_plan(dataset: Dataset) -> Iterator[str]:
     """What plan and manifest both say must be the same."""
-    if not dataset.folder.exists(PLAN):
+    data = dataset.folder.get(PLAN)
+    if data is None:
         return
     try:
-        plan = json.loads(dataset.folder.read(PLAN))
+        plan = json.loads(data)
         manifest = json.loads(dataset.folder.read(MANIFEST))
         shared = ("tokenizer", "scorer", "codec", "imaging_library", "classes")
         differing = [key for key in shared if plan[key] != manifest[key]]

@@ -116,7 +116,7 @@ def command(shards: Path, run: Path, *options: str) -> list[str]:
     "SIGKILL, SIGTERM or Ctrl-C of a training run",
     "resumed, every loss is that of an undisturbed run",
 )
-@pytest.mark.parametrize("workers", ["0", "2"])
+@pytest.mark.parametrize("workers", ["0", pytest.param("2", marks=pytest.mark.soak)])
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
 def test_a_stopped_run_goes_on_to_the_same_losses(shards, undisturbed, tmp_path, number, workers):
     run = tmp_path / "run"

@@ -35,7 +35,7 @@ from forging import (
     tar_of,
 )
 from quadpipe.errors import ConfigError, ShardError
-from quadpipe.files import Folder
+from quadpipe.files import LocalFolder
 from quadpipe.loader import Loader
 from quadpipe.shards.format import npy_bytes
 from quadpipe.shards.gallery import exhibits
@@ -568,14 +568,14 @@ def test_plans_and_rejects_that_are_none_are_findings(dataset, name, data):
 
 
 def test_a_marker_that_cannot_be_read_is_a_finding(dataset, monkeypatch):
-    real = Folder.read
+    real = LocalFolder.read
 
-    def fail(folder: Folder, name: str) -> bytes:
+    def fail(folder: LocalFolder, name: str) -> bytes:
         if "/markers/" in name or "plan" in name:
             raise ShardError(f"cannot read {name}: Permission denied")
         return real(folder, name)
 
-    monkeypatch.setattr(Folder, "read", fail)
+    monkeypatch.setattr(LocalFolder, "read", fail)
     lines = findings(dataset)
     assert len(lines) == 6
     assert all("Permission denied" in line for line in lines)
