@@ -117,8 +117,8 @@ def test_a_kill_at_any_point_loses_nothing(retry, tmp_path, jpeg, record_propert
     assert [row for row in rows if not row["killed"]] == []
     assert [row for row in rows if row["status"] or row["differing"] or row["temporary"]] == []
     points = {row["point"] for row in rows}
-    kinds = ["dataset.json", "train.shards.jsonl", "rejected.jsonl", ".tar", "0000/000000.json"]
-    for name in [*kinds, "withdrawn.json" if retry else "plan.json"]:
+    kinds = ["dataset.json", "train.shards.jsonl", ".tar", "0000/000000.json"]
+    for name in [*kinds, *(["withdrawn.json"] if retry else ["plan.json", "rejected.jsonl"])]:
         for moment in ("before write", "after write", "before sync", "before rename"):
             assert any(p.startswith(moment) and p.endswith(name) for p in points), (moment, name)
     assert any(point.startswith("decoding zebra/") for point in points)
