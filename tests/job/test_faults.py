@@ -121,7 +121,8 @@ def test_a_kill_at_any_point_loses_nothing(retry, tmp_path, jpeg, record_propert
     for name in [*kinds, *(["withdrawn.json"] if retry else ["plan.json", "rejected.jsonl"])]:
         for moment in ("before write", "after write", "before sync", "before rename"):
             assert any(p.startswith(moment) and name in p for p in points), (moment, name)
-    assert any(point.startswith("decoding zebra/") for point in points)
+    # Of a run that goes on, the first shard is decoded in a child process.
+    assert retry or any(point.startswith("decoding zebra/") for point in points)
     assert len(rows) > 50
     record_property("lost", 0)
     record_property("doubled", 0)
