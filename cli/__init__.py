@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+from contextlib import suppress
 from importlib import import_module
 from types import FrameType
 from typing import NoReturn
@@ -10,6 +11,7 @@ from typing import NoReturn
 import click
 
 from quadpipe import __version__
+from quadpipe.cli.text import say
 from quadpipe.errors import QuadpipeError
 
 _INTERRUPTED = 130
@@ -58,18 +60,19 @@ def main() -> NoReturn:
         error.show()
         sys.exit(error.exit_code)
     except (KeyboardInterrupt, click.Abort):
-        click.echo("quadpipe: interrupted; run the same command again to go on", err=True)
-        sys.stdout.flush()
+        say("quadpipe: interrupted; run the same command again to go on")
+        with suppress(OSError, ValueError):
+            sys.stdout.flush()
         # Not sys.exit: where the interrupt came inside exec(), Python would die of the signal.
         os._exit(_INTERRUPTED)
     except QuadpipeError as error:
-        click.echo(f"quadpipe: {error}", err=True)
+        say(f"quadpipe: {error}")
         sys.exit(error.exit_code)
     except OSError as error:
-        click.echo(f"quadpipe: {error}; check the paths given", err=True)
+        say(f"quadpipe: {error}; check the paths given")
         sys.exit(1)
     except MemoryError:
-        click.echo("quadpipe: out of memory; use fewer --workers or smaller images", err=True)
+        say("quadpipe: out of memory; use fewer --workers or smaller images")
         sys.exit(1)
 
 
@@ -77,5 +80,5 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
     """The first signal ends the work in order, the second one at once."""
     for again in (signal.SIGINT, signal.SIGTERM):
         signal.signal(again, lambda *_: os._exit(_INTERRUPTED))
-    click.echo("quadpipe: stopping; once more to leave at once", err=True)
+    say("quadpipe: stopping; once more to leave at once")
     raise KeyboardInterrupt

@@ -5,7 +5,7 @@ import json
 import click
 
 from quadpipe.cli.options import cache_options
-from quadpipe.cli.text import count_text, table
+from quadpipe.cli.text import count_text, say, table
 from quadpipe.files import Cache
 from quadpipe.loader import Loader
 from quadpipe.model.evaluate import check_fits, evaluate
@@ -83,4 +83,4 @@ def command(
     header = ("tokens", "samples", "top-1", "top-5", "loss", "multiply-adds", "images/s")
     click.echo(table(header, rows))
     if skipped := scores[0].skipped:
-        click.echo(f"{skipped:,} damaged samples of {split} were skipped", err=True)
+        say(f"{skipped:,} damaged samples of {split} were skipped")

@@ -94,7 +94,8 @@ def cache_options(function: Any) -> Any:
     def with_cache(*arguments: Any, folder: Path | None, size: int | None, **options: Any) -> Any:
         if folder is None and size is not None:
             raise ConfigError("--cache-size is for --cache DIR; give both")
-        cache = folder and Cache(folder=folder, bytes=size or _bytes(_CACHE_SIZE))
+        limit = _bytes(_CACHE_SIZE) if size is None else size
+        cache = None if folder is None else Cache(folder=folder, bytes=limit)
         return function(*arguments, cache=cache, **options)
 
     return with_cache

@@ -1,11 +1,12 @@
 """What a person sees of a running job: a bar on a terminal, plain lines elsewhere."""
 
 import sys
+from contextlib import suppress
 
 import click
 from tqdm import tqdm
 
-from quadpipe.cli.text import bytes_text
+from quadpipe.cli.text import bytes_text, say
 from quadpipe.job.run import Preview, Progress
 from quadpipe.job.shard import Report
 
@@ -17,22 +18,21 @@ def print_preview(preview: Preview, out: str) -> None:
     plan = preview.plan
     per_split = ", ".join(f"{name} {split.inputs:,}" for name, split in plan.splits.items())
     classes = f"{len(plan.classes):,} classes" if plan.classes is not None else "no labels"
-    click.echo(f"inputs   {plan.inputs:,} images, {classes}: {per_split}", err=True)
+    say(f"inputs   {plan.inputs:,} images, {classes}: {per_split}")
     if preview.skipped:
         skipped = ", ".join(f"{n:,} {cause}" for cause, n in sorted(preview.skipped.items()))
-        click.echo(f"skipped  {skipped}", err=True)
+        say(f"skipped  {skipped}")
     shards = sum(split.shards for split in plan.splits.values())
-    click.echo(
+    say(
         f"output   {preview.write_samples:,} samples of about {bytes_text(plan.bytes_per_sample)}, "
         f"{bytes_text(preview.write_bytes)} in all, to {out}"
         + ("" if preview.free_bytes is None else f"; {bytes_text(preview.free_bytes)} free"),
-        err=True,
     )
     click.echo(
         f"shards   {shards:,}, of up to {plan.config.dataset.samples_per_shard:,} inputs", err=True
     )
     if preview.done:
-        click.echo(f"done     {preview.done:,} inputs already, going on from there", err=True)
+        say(f"done     {preview.done:,} inputs already, going on from there")
 
 
 class TerminalProgress(Progress):
@@ -74,7 +74,8 @@ class _PlainLines:
 
     def write(self, text: str) -> None:
         if text.strip():
-            click.echo(text.strip(), err=True)
+            say(text.strip())
 
     def flush(self) -> None:
-        sys.stderr.flush()
+        with suppress(OSError, ValueError):
+            sys.stderr.flush()

@@ -1,6 +1,15 @@
-"""Numbers and tables as text."""
+"""Numbers and tables as text, and what is said beside the output."""
 
 from collections.abc import Sequence
+from contextlib import suppress
+
+import click
+
+
+def say(text: str) -> None:
+    """On standard error; whoever read it may be gone, and the work goes on."""
+    with suppress(OSError, RuntimeError, ValueError):
+        click.echo(text, err=True)
 
 
 def bytes_text(count: float) -> str:

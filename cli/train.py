@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from quadpipe.cli.options import cache_options, options_of
-from quadpipe.cli.text import count_text, duration_text
+from quadpipe.cli.text import count_text, duration_text, say
 from quadpipe.files import Cache
 from quadpipe.model.config import TrainConfig
 from quadpipe.model.evaluate import Score
@@ -39,7 +39,7 @@ class _TerminalProgress(TrainProgress):
         click.echo("\n".join(lines))
 
     def warn(self, message: str) -> None:
-        click.echo(f"note     {message}", err=True)
+        say(f"note     {message}")
 
     def interval(self, report: StepReport) -> None:
         click.echo(

@@ -5,6 +5,7 @@ from typing import Any
 
 import click
 
+from quadpipe.cli.text import say
 from quadpipe.errors import ConfigError
 from quadpipe.job.again import Again
 from quadpipe.shards.reader import Dataset
@@ -55,7 +56,7 @@ def command(
         if source is None:
             raise ConfigError("--deep needs --in, what the dataset was made from")
         again = Again(opened, source, **options)
-    elif source or inputs or seed is not None or any(options.values()):
+    elif any(value is not None for value in (source, inputs, seed, *options.values())):
         raise ConfigError("--in, --inputs, --seed and what scorers need are for --deep; add it")
     findings, compared = 0, 0
     for finding in verify(opened):
@@ -70,7 +71,7 @@ def command(
     if findings:
         things = "1 thing is" if findings == 1 else f"{findings} things are"
         advice = "fetch the named files again, or delete them and run quadpipe tokenize again"
-        click.echo(f"{things} wrong; {advice}", err=True)
+        say(f"{things} wrong; {advice}")
         context.exit(1)
     samples = sum(split.samples for split in opened.manifest.splits.values())
     deeper = f", {compared:,} inputs tokenized again" if again else ""

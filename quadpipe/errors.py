@@ -28,6 +28,10 @@ class ShardError(QuadpipeError):
     """A dataset, manifest or shard that does not hold what it says."""
 
 
+class UnreadableError(ShardError):
+    """A dataset that cannot be reached now; what it holds may be whole."""
+
+
 class JobError(QuadpipeError):
     """Some shards could not be made; the others are kept."""
 

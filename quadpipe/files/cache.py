@@ -22,10 +22,11 @@ from quadpipe.files.folder import RangeReader, ReadableFolder
 from quadpipe.files.remote import RemoteFolder
 
 # Of nobody else's files in the folder.
-_OURS = re.compile(r"[0-9a-f]{64}\.(tar|part)")
+_OURS = re.compile(r"[0-9a-f]{64}\.(tar|part|data)")
 _FETCH_AT_ONCE = 8
 # A shard that is used all the time need not be marked as used each time.
 _SECONDS_BETWEEN_MARKS = 1.0
+_SECONDS_BETWEEN_LOOKS = 0.05
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,72 +140,98 @@ class CachedFolder(ReadableFolder):
         self.check_room([size])
         if name in self._wrong:
             raise ShardError(self._wrong[name])
-        part = target.with_suffix(".part")
         try:
-            with _locked_part(part) as ours:
-                if not ours or (target.exists() and target.stat().st_size == size):
+            with _claimed(target.with_suffix(".part")) as claim:
+                if claim is None or (target.exists() and target.stat().st_size == size):
                     return
-                self._make_room(part, size)
-                for _ in range(2):
-                    self._remote.download(name, str(part))
-                    with part.open("rb") as file:
-                        if hashlib.file_digest(file, "sha256").hexdigest() == sha256:
-                            part.rename(target)
-                            return
-                part.unlink()
-                self._wrong[name] = (
-                    f"{self.where(name)} has arrived twice with another checksum than in the shard "
-                    f"list; tell those who publish it"
-                )
-                raise ShardError(self._wrong[name])
+                self._make_room(claim, size)
+                data = target.with_suffix(".data")
+                try:
+                    self._download(name, sha256, data)
+                    data.rename(target)
+                finally:
+                    data.unlink(missing_ok=True)
         except OSError as error:
             raise self._unwritable(error) from error
 
-    def _make_room(self, part: Path, size: int) -> None:
-        """Remove what was used least lately until so many bytes fit, and keep them for `part`."""
-        with self._bookkeeping.open("r+b") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            total, shards = size, []
-            for path in self._cache.folder.iterdir():
-                if path == part or not _OURS.fullmatch(path.name):
-                    continue
-                with suppress(FileNotFoundError):
-                    status = path.stat()
-                    if path.suffix == ".tar":
-                        shards.append((status.st_mtime, status.st_size, path))
-                        total += status.st_size
-                    elif not _remove_orphan(path):
-                        total += max(status.st_size, size)  # it is about to grow
-            for _, freed, path in sorted(shards):
-                if total <= self._cache.bytes:
-                    break
-                path.unlink(missing_ok=True)
-                total -= freed
-            os.truncate(part, size)
+    def _download(self, name: str, sha256: str, path: Path) -> None:
+        """Copy a shard here; once more when it arrives with another checksum, then ShardError."""
+        for _ in range(2):
+            try:
+                self._remote.download(name, path)
+            except OutputError as error:
+                raise self._unwritable(error) from error
+            with path.open("r+b") as file:
+                if hashlib.file_digest(file, "sha256").hexdigest() == sha256:
+                    os.fsync(file.fileno())
+                    return
+        self._wrong[name] = (
+            f"{self.where(name)} has arrived twice with another checksum than in the shard list; "
+            f"tell those who publish it"
+        )
+        raise ShardError(self._wrong[name])
 
-    def _unwritable(self, error: OSError) -> OutputError:
+    def _make_room(self, claim: Path, size: int) -> None:
+        """Keep so many bytes for a shard that is claimed: the length of the claim.
+
+        What was used least lately makes room; what others fetch just now is waited for.
+        """
+        while True:
+            with self._bookkeeping.open("r+b") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                total, shards = size, []
+                for path in self._cache.folder.iterdir():
+                    if path == claim or not _OURS.fullmatch(path.name):
+                        continue
+                    with suppress(FileNotFoundError):
+                        status = path.stat()
+                        if path.suffix == ".tar":
+                            shards.append((status.st_mtime, status.st_size, path))
+                        elif path.suffix == ".part" and _remove_orphan(path):
+                            continue
+                        if path.suffix != ".data":  # of which the claim is counted
+                            total += status.st_size
+                for _, freed, path in sorted(shards):
+                    if total <= self._cache.bytes:
+                        break
+                    path.unlink(missing_ok=True)
+                    total -= freed
+                if total <= self._cache.bytes:
+                    os.truncate(claim, size)
+                    return
+            time.sleep(_SECONDS_BETWEEN_LOOKS)
+
+    def _unwritable(self, error: OSError | OutputError) -> OutputError:
+        reason = getattr(error, "strerror", None) or error
         return OutputError(
-            f"the cache {self._cache.folder} cannot be used: {error.strerror or error}; choose "
-            f"another --cache, or a smaller --cache-size"
+            f"the cache {self._cache.folder} cannot be used: {reason}; choose another --cache, or "
+            f"a smaller --cache-size"
         )
 
 
 @contextmanager
-def _locked_part(part: Path) -> Iterator[bool]:
-    """Be the one that writes a file; False when another one has just finished or given up."""
-    with part.open("ab") as file:
+def _claimed(claim: Path) -> Iterator[Path | None]:
+    """Be the one that fetches a shard; None when another one has just done so, or given up."""
+    with claim.open("ab") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         try:
-            still_there = os.fstat(file.fileno()).st_ino == part.stat().st_ino
+            still_there = os.fstat(file.fileno()).st_ino == claim.stat().st_ino
         except FileNotFoundError:
             still_there = False
-        yield still_there
+        if not still_there:
+            yield None
+            return
+        try:
+            yield claim
+        finally:
+            claim.unlink(missing_ok=True)
 
 
-def _remove_orphan(part: Path) -> bool:
+def _remove_orphan(claim: Path) -> bool:
     """Remove what a process that has died left of a shard."""
-    with suppress(OSError), part.open("r+b") as file:
+    with suppress(OSError), claim.open("r+b") as file:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        part.unlink()
+        claim.with_suffix(".data").unlink(missing_ok=True)
+        claim.unlink()
         return True
     return False

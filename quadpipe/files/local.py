@@ -7,7 +7,7 @@ import mmap
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from io import BufferedReader
 from pathlib import Path
 from uuid import uuid4
@@ -125,7 +125,7 @@ class LocalFolder(Folder):
     def overwrite(self, name: str, data: bytes) -> None:
         path = self.path(name)
         try:
-            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o666)
             try:
                 os.pwrite(descriptor, data, 0)
                 os.ftruncate(descriptor, len(data))
@@ -155,6 +155,7 @@ class LocalFolder(Folder):
             raise _unwritable(path, error) from error
 
     def remove_folder(self, name: str) -> None:
+        check_held(self)
         shutil.rmtree(self.path(name), ignore_errors=True)
 
     def clear_staging(self) -> None:
@@ -185,7 +186,10 @@ class LocalFolder(Folder):
                 # The kernel frees it when its holder on this machine dies.
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
-                raise in_use(self, read_holder(self, record)) from error
+                holder = None
+                with suppress(OutputError):
+                    holder = read_holder(self, record)
+                raise in_use(self, holder) from error
             except OSError as error:
                 raise OutputError(
                     f"{path} cannot be locked ({error.strerror}); choose an --out on a file system "

@@ -59,13 +59,23 @@ class Holder:
     def is_of_this_machine(self) -> bool:
         return self.machine == _machine()
 
-    @property
-    def is_dead(self) -> bool:
-        """Whether it is known to have ended; never of a process on another machine."""
-        return self.is_of_this_machine and _start_of(self.process) != self.started
+    def is_alive(self) -> bool | None:
+        """None where nobody knows: on another machine, or where processes of others are hidden."""
+        if not self.is_of_this_machine:
+            return None
+        if self.process == os.getpid():
+            return self.token in _ours
+        started = _start_of(self.process)
+        if started is None or (started and self.started and started != self.started):
+            return False
+        return True if started else None
 
     def __str__(self) -> str:
         return f"process {self.process} on {self.host}"
+
+
+# Tokens of the locks that this process holds.
+_ours: set[str] = set()
 
 
 @contextmanager
@@ -77,26 +87,33 @@ def held(folder: "Folder", name: str, *, alone_here: bool, settle: float = 0.0) 
     OutputError when another process holds it and is alive, or may be.
     """
     before = read_holder(folder, name)
-    if before is not None and not (before.is_dead or (alone_here and before.is_of_this_machine)):
-        _watch(folder, name, before)
+    if before is not None and not (alone_here and before.is_of_this_machine):
+        _check_gone(folder, name, before)
     holder = Holder.here()
-    _write(folder, name, holder)
-    time.sleep(settle)
-    now = read_holder(folder, name)
-    if now is None or now.token != holder.token:
-        raise in_use(folder, now)
-    folder.holder = name, holder.token
     ended = Event()
     beating = Thread(target=_beat, args=(folder, name, holder, ended), daemon=True)
-    beating.start()
+    _ours.add(holder.token)
     try:
+        _write(folder, name, holder)
+        if settle:
+            time.sleep(settle)
+        now = read_holder(folder, name)
+        if now is None or now.token != holder.token:
+            raise in_use(folder, now)
+        folder.holder = name, holder.token
+        beating.start()
         yield
     finally:
         ended.set()
-        beating.join()
+        if beating.ident is not None:
+            beating.join()
         with suppress(QuadpipeError):
-            folder.remove(name)
+            now = read_holder(folder, name)
+            if now is not None and now.token == holder.token:
+                folder.holder = None
+                folder.remove(name)
         folder.holder = None
+        _ours.discard(holder.token)
 
 
 def check_held(folder: "Folder") -> None:
@@ -124,20 +141,32 @@ def in_use(folder: "Folder", holder: Holder | None) -> OutputError:
 
 
 def read_holder(folder: "Folder", name: str) -> Holder | None:
-    """Who the file names; None when there is none, or it holds something else."""
-    for _ in range(_READS):
+    """Who the file names, None when there is none; OutputError when it cannot be read."""
+    for tries_left in reversed(range(_READS)):
         try:
             data = folder.get(name)
             return None if data is None else Holder(**json.loads(data))
-        except (QuadpipeError, ValueError, TypeError):
-            time.sleep(_SECONDS_BETWEEN_READS)  # it may just be written
-    return None
+        except (QuadpipeError, ValueError, TypeError) as error:  # it may just be written
+            if not tries_left:
+                raise OutputError(
+                    f"{folder.where(name)}, which names the writer of {folder}, cannot be read: "
+                    f"{error}; if no quadpipe writes there, remove it"
+                ) from error
+            time.sleep(_SECONDS_BETWEEN_READS)
+    raise AssertionError("unreachable")
+
+
+def _check_gone(folder: "Folder", name: str, before: Holder) -> None:
+    """Return when the holder is dead, or silent for long enough; OutputError when it is alive."""
+    alive = before.is_alive()
+    if alive is None:
+        _watch(folder, name, before)
+    elif alive:
+        raise in_use(folder, before)
 
 
 def _watch(folder: "Folder", name: str, before: Holder) -> None:
     """Return when the holder has been silent for long enough; OutputError when it is alive."""
-    if before.is_of_this_machine:
-        raise in_use(folder, before)
     _log.warning(
         "%s was being written to by %s; waiting %.0f seconds to see whether it is alive",
         folder,
@@ -156,11 +185,11 @@ def _watch(folder: "Folder", name: str, before: Holder) -> None:
 
 def _beat(folder: "Folder", name: str, holder: Holder, ended: Event) -> None:
     while not ended.wait(HEARTBEAT_SECONDS):
-        now = read_holder(folder, name)
-        if now is not None and now.token != holder.token:
-            return  # taken over: the next commit says so
-        holder = replace(holder, beat=holder.beat + 1)
         with suppress(QuadpipeError):  # a beat that is missed is no beat too many
+            now = read_holder(folder, name)
+            if now is None or now.token != holder.token:
+                return  # taken over, perhaps left again: the next commit says so
+            holder = replace(holder, beat=holder.beat + 1)
             _write(folder, name, holder)
 
 
@@ -180,13 +209,15 @@ def _machine() -> str:
 
 
 def _start_of(process: int) -> str | None:
-    """When a process of this machine was started, in the kernel's words; None when it has ended."""
+    """When a process of this machine was started, in the kernel's words.
+
+    None when it has ended, "" when it is there and hides.
+    """
     try:
         fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
         return None if fields[0] in "ZX" else fields[19]
     except OSError:
-        if Path("/proc/self/stat").exists():
-            return None
+        pass
     try:
         os.kill(process, 0)
     except ProcessLookupError:

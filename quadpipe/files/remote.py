@@ -1,23 +1,36 @@
 """A dataset at a URL, through fsspec: an upload appears when it is committed, or not at all."""
 
+import errno
 import hashlib
 import os
+import re
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from itertools import accumulate, islice
+from pathlib import Path
 from typing import Any, TypeVar
 from uuid import uuid4
 
 import numpy as np
 
 from quadpipe import faults
-from quadpipe.errors import ConfigError, OutputError, ShardError
+from quadpipe.errors import (
+    ConfigError,
+    OutputError,
+    QuadpipeError,
+    ShardError,
+    UnreadableError,
+)
 from quadpipe.files.folder import STAGING, Folder, RangeReader, StagedFile, checked_name
 from quadpipe.files.lock import check_held, held
 from quadpipe.patience import patiently
 
 T = TypeVar("T")
 
+# Names of files that a dataset has.
+_OURS = re.compile(r"\.quadpipe/.*|(train|val|test)[-.].*\.(tar|jsonl)|dataset\.json|README\.md")
+# What only a local disk answers.
+_LOCAL_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 # In memory for each file that is being written; object stores take at least 5 MiB.
 _PART_BYTES = 16 * 2**20
 _READ_AT_ONCE = 256
@@ -50,6 +63,11 @@ class RemoteFolder(Folder):
                 system, root = fsspec.core.url_to_fs(self.url)
             except (ValueError, ImportError) as error:
                 raise ConfigError(f"{self.url} cannot be opened: {error}") from error
+            if set(root) & set("*?[]"):
+                raise ConfigError(
+                    f"{self.url} holds one of * ? [ ], which storages take for patterns; choose "
+                    f"another name"
+                )
             self._opened = os.getpid(), system, root.rstrip("/")
         self._opened[1].invalidate_cache()
         return self._opened[1:]
@@ -141,10 +159,19 @@ class RemoteFolder(Folder):
                 else:  # what failed otherwise is tried again
                     yield data if isinstance(data, bytes) else self.read(name)
 
-    def download(self, name: str, path: str) -> None:
-        """Copy a file to a local path."""
+    def download(self, name: str, path: Path) -> None:
+        """Copy a file to a local path; OutputError when that cannot be written."""
         remote = self._path(name)
-        self._reading(name, lambda: self._system.get_file(remote, path))
+
+        def copy() -> None:
+            try:
+                self._system.get_file(remote, str(path))
+            except OSError as error:
+                if error.errno in _LOCAL_ERRORS:
+                    raise OutputError(f"cannot write {path}: {error.strerror}") from error
+                raise
+
+        self._reading(name, copy)
 
     def write(self, name: str, data: bytes) -> None:
         faults.point("before upload", name)
@@ -206,6 +233,7 @@ class RemoteFolder(Folder):
 
     def remove_folder(self, name: str) -> None:
         path = self._path(name)
+        check_held(self)
         with self._writing(name), suppress(FileNotFoundError):
             _patiently(lambda: self._system.rm(path, recursive=True))
 
@@ -220,7 +248,7 @@ class RemoteFolder(Folder):
             prefix = f"{prefix}/" if prefix else ""
             for upload in _uploads(system, bucket, prefix):
                 name = upload["Key"].removeprefix(prefix)
-                if "/" not in name or name.startswith(".quadpipe/"):  # not of a dataset below
+                if _OURS.fullmatch(name):  # others may write beside and below
                     system.call_s3("abort_multipart_upload", Bucket=bucket, **upload)
 
     def sizes(self) -> Callable[[str], int | None]:
@@ -281,9 +309,11 @@ class RemoteFolder(Folder):
             raise self._unreadable(name, error) from error
 
     def _unreadable(self, name: str, error: Exception) -> Exception:
-        if isinstance(error, ShardError | MemoryError):
+        if isinstance(error, QuadpipeError | MemoryError):
             return error
-        return ShardError(
+        if isinstance(error, FileNotFoundError):
+            return ShardError(f"cannot read {self.url}/{name}: no such file")
+        return UnreadableError(
             f"cannot read {self.url}/{name}: {_reason(error)}; check the URL, and whether this "
             f"machine has the credentials and the connection"
         )

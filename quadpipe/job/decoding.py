@@ -20,6 +20,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import astuple, dataclass
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -117,7 +118,8 @@ class IsolatedDecoder(Decoder):
 
 @dataclass(frozen=True)
 class _Death:
-    """How a child ended over an input; `status` is negative for a signal."""
+    """How a child ended over an input; `status` is negative for a signal, 0 for one that was
+    frozen and did not end."""
 
     status: int
     timed_out: bool
@@ -125,10 +127,11 @@ class _Death:
     def as_error(self, path: str) -> Exception:
         if self.timed_out or self.status == -signal.SIGXCPU:
             return RejectError(TIMED_OUT, f"decoding takes more than {DECODE_SECONDS} seconds")
-        if self.status in (-signal.SIGKILL, -signal.SIGTERM, -signal.SIGINT):
+        if self.status in (0, -signal.SIGKILL, -signal.SIGTERM, -signal.SIGINT):
             return JobError(
-                f"while {path} was decoded alone, its process was killed from outside, perhaps for "
-                f"lack of memory; run the same command again, or move the file away"
+                f"while {path} was decoded alone, its process was stopped from outside, perhaps "
+                f"for lack of memory; run the same command again, or put an empty file in its "
+                f"place, which is rejected"
             )
         return RejectError(CRASHED, "the decoder crashes on it")
 
@@ -138,23 +141,28 @@ class _Child:
 
     def __init__(self, plan: Plan, cpu_seconds: int | None = None) -> None:
         ours, theirs = socket.socketpair()
-        with theirs:
-            program = f"from quadpipe.job.decoding import serve; serve({theirs.fileno()})"
-            self._process = subprocess.Popen(  # noqa: S603  a program of ours
-                [sys.executable, "-c", program],
-                pass_fds=[theirs.fileno()],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-            )
-        self._connection = Connection(ours.detach())
+        # It finds what this process finds, and nothing in the working folder, which may be that
+        # of a stranger's dataset.
+        program = (
+            f"import sys; sys.path[:] = {sys.path!r}; "
+            f"from quadpipe.job.decoding import serve; serve({theirs.fileno()})"
+        )
+        with ours, theirs:
+            try:
+                self._process = subprocess.Popen(  # noqa: S603  a program of ours
+                    [sys.executable, "-P", "-c", program],
+                    pass_fds=[theirs.fileno()],
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                    stderr=subprocess.DEVNULL,
+                )
+            except OSError as error:
+                raise _cannot_start(error.strerror) from error
+            self._connection = Connection(ours.detach())
         self._shape = (*plan.config.tokenizer.image_size, 3)
         if isinstance(self._ask((plan, cpu_seconds), None), _Death):
             self.end()
-            raise JobError(
-                f"{socket.gethostname()} cannot start a process to decode in; see whether there "
-                f"is memory, then run the same command again"
-            )
+            raise _cannot_start("it has ended")
 
     def decode(
         self, shard: ShardId, index: int, path: str, data: bytes, *, seconds: float
@@ -181,8 +189,9 @@ class _Child:
         try:
             self._connection.send(question)
             if not self._connection.poll(seconds):
+                frozen = _is_frozen(self._process.pid)
                 self.end()
-                return _Death(0, timed_out=True)
+                return _Death(0, timed_out=not frozen)
             return json.loads(self._connection.recv_bytes())
         except (EOFError, OSError):
             return _Death(self._process.wait(), timed_out=False)
@@ -191,6 +200,22 @@ class _Child:
         self._connection.close()
         self._process.kill()
         self._process.wait()
+
+
+def _cannot_start(reason: str | None) -> JobError:
+    return JobError(
+        f"{socket.gethostname()} cannot start a process to decode in ({reason}); see whether there "
+        f"is memory, then run the same command again"
+    )
+
+
+def _is_frozen(process: int) -> bool:
+    """Whether a process is stopped, or waits for a disk: it could not use its time."""
+    try:
+        status = Path(f"/proc/{process}/stat").read_text()
+    except OSError:
+        return False
+    return status.rpartition(")")[2].split()[0] in "TtD"
 
 
 def serve(descriptor: int) -> None:

@@ -55,7 +55,8 @@ def in_process(plan: Plan, site: Site, *, resumed: bool) -> Iterator[Engine]:
                 yield shard, error
             except MemoryError:
                 yield shard, JobError("out of memory; use smaller images or fewer --views")
-            decoder = Decoder
+            if not plan.config.run.retry_rejected:  # or each of them may hold such an input
+                decoder = Decoder
 
     yield make
 
@@ -97,7 +98,8 @@ def on_ray(plan: Plan, site: Site) -> Iterator[Engine]:
                     running[task.remote(*shared, shard, scorer, decoder)] = shard
                 if not running and not lost:
                     return
-                wait = max(0.0, lost[0][0] - time.monotonic()) if lost else None
+                full = len(running) >= slots
+                wait = max(0.0, lost[0][0] - time.monotonic()) if lost and not full else None
                 if not running:
                     time.sleep(wait or 0.0)
                     continue

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
@@ -49,9 +50,10 @@ def _parse_marker(data: bytes | None, size_of: Callable[[str], int | None]) -> A
 
 
 def withdraw(out: Folder, shards: list[ShardId]) -> None:
-    """Take back a dataset of which these shards will be made anew; `merge` publishes it again.
+    """Take back a dataset before shards of it are made anew; `merge` publishes it again.
 
     The manifest is kept aside for its revision; without it nobody takes the folder for finished.
+    shards: those whose decisions are to be made again too.
     """
     if out.exists(MANIFEST):
         out.write(WITHDRAWN, out.read(MANIFEST))
@@ -79,7 +81,7 @@ def merge(out: Folder, plan: Plan, *, allowed_rejects: int) -> None:
             f"larger --max-rejected: all shards are done, only the manifest is missing"
         )
     before = _published(out)
-    manifest = plan.manifest(splits=splits, revision=before.revision if before else 1)
+    manifest = plan.manifest(splits=splits, revision=_revision(out))
     if before and manifest != before:
         manifest = replace(manifest, revision=before.revision + 1)
     ours = card(before).encode() if before else None
@@ -94,6 +96,15 @@ def _published(out: Folder) -> Manifest | None:
         with suppress(ShardError):
             return Manifest.read(out, name)
     return None
+
+
+def _revision(out: Folder) -> int:
+    """That of what was published before, even of a damaged manifest; 1 without any."""
+    for name in (MANIFEST, WITHDRAWN):
+        found = re.search(rb'"revision": ([1-9][0-9]{0,8})\b', out.get(name) or b"")
+        if found:
+            return int(found[1])
+    return 1
 
 
 def _merge_split(
@@ -130,8 +141,10 @@ def _merge_split(
 
 
 def _markers(out: Folder, shards: int, split: str) -> Iterator[dict[str, Any]]:
-    planned = [ShardId(split=split, index=index) for index in range(shards)]
-    for shard, marker in zip(planned, read_markers(out, planned), strict=True):
+    def planned() -> Iterator[ShardId]:
+        return (ShardId(split=split, index=index) for index in range(shards))
+
+    for shard, marker in zip(planned(), read_markers(out, planned()), strict=True):
         if marker is None:
             raise ShardError(
                 f"{out}: shard {shard} was changed while it was merged; run the same command again"

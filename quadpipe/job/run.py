@@ -117,8 +117,8 @@ class Job:
                     f"{self.out} has {preview.free_bytes:,} bytes free, the job will write about "
                     f"{preview.write_bytes:,}; free some space, lower --tokens, or use --codec jpg"
                 )
-            if stored and self.config.run.retry_rejected and pending:
-                withdraw(self.out, pending)
+            if stored and pending:
+                withdraw(self.out, pending if self.config.run.retry_rejected else [])
             progress.planned(preview)
             try:
                 self._work(pending, progress, log, store=not stored)

@@ -93,7 +93,7 @@ def make_shard(
     names = [shard_name(shard.split, view, shard.index) for view in range(views)]
     tokenizer = Tokenizer(plan.config.tokenizer, scorer=scorer or local_scorer(plan, site.network))
     with ExitStack() as held:
-        decided = decided_rejects(site.out, shard)
+        decided = _begin(site.out, shard)
         work = Work(plan, shard, site.source, site.maps, decoder(plan), decided)
         held.callback(work.decoder.close)
         batches = work.batches(inputs, rejects)
@@ -134,6 +134,23 @@ def make_shard(
         host=socket.gethostname(),
         process=os.getpid(),
     )
+
+
+def _begin(out: Folder, shard: ShardId) -> dict[str, RejectError]:
+    """Of a shard that was made before, keep what was decided for good, and that it is not done.
+
+    Its marker describes the tars of before, which may have the size of those to come.
+    """
+    name = marker_name(shard.split, shard.index)
+    decided = decided_rejects(out, shard)
+    if out.exists(name):
+        rows = [_row(path, error) for path, error in decided.items()]
+        out.write(name, json_bytes({"rejected": rows}))
+    return decided
+
+
+def _row(path: str, error: RejectError) -> dict[str, Any]:
+    return {"path": path, "reason": error.reason, "message": error.message}
 
 
 def check_machine(plan: Plan) -> None:
@@ -195,9 +212,7 @@ class Work:
                 try:
                     batch += self._prepare(index, entry)
                 except RejectError as error:
-                    rejects.append(
-                        {"path": entry.path, "reason": error.reason, "message": error.message}
-                    )
+                    rejects.append(_row(entry.path, error))
             if batch:
                 yield batch
 

@@ -12,7 +12,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from quadpipe.errors import ShardError
+from quadpipe.errors import ShardError, UnreadableError
 from quadpipe.files import CachedFolder, RangeReader
 from quadpipe.quadtree import grow, leaf_indices
 from quadpipe.shards.format import marker_name, npy_header
@@ -105,6 +105,8 @@ class SampleReader:
                 if not len(places):
                     continue
                 contents, begins, sizes = self._read(shard, numbers[places])
+            except UnreadableError:  # nothing is known of its samples
+                raise
             except ShardError as error:
                 self._blank(shard, places, error, rows)
                 continue
@@ -223,6 +225,8 @@ class SampleReader:
             offsets, damage = (
                 _scan_offsets(folder.map(info.name), info) if stored is None else (stored, "")
             )
+        except UnreadableError:
+            raise
         except ShardError as error:
             offsets, read, damage = [0], _read_nothing, str(error)
         if damage and not self._skip:

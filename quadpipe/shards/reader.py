@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from quadpipe.errors import ConfigError, ShardError
+from quadpipe.errors import ConfigError, ShardError, UnreadableError
 from quadpipe.files import Cache, CachedFolder, Folder, ReadableFolder, RemoteFolder, open_folder
 from quadpipe.geometry import Geometry
 from quadpipe.mosaic import Mosaic
@@ -126,6 +126,8 @@ class Dataset:
                     raise damage
             if left:
                 raise ShardError(f"{shard.samples - left} samples, expected {shard.samples}")
+        except UnreadableError:
+            raise
         except ShardError as error:
             if on_error == "raise":
                 raise self._located(shard, error) from error

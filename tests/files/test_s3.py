@@ -1,5 +1,6 @@
 """Datasets on an S3 server: the same bytes as on a disk, whatever dies or fails on the way."""
 
+import errno
 import signal
 import subprocess
 import sys
@@ -12,7 +13,7 @@ from injection import Fault
 from servers import Trouble, s3_server
 
 import quadpipe
-from quadpipe.errors import ConfigError, OutputError, ShardError
+from quadpipe.errors import ConfigError, OutputError, ShardError, UnreadableError
 from quadpipe.files import Cache, LocalFolder, RemoteFolder, lock, open_folder
 from quadpipe.loader import Loader
 from quadpipe.model.run_folder import RunFolder
@@ -343,6 +344,79 @@ def test_a_shard_that_arrives_damaged_is_fetched_again(published, proxy, tmp_pat
     with pytest.raises(ShardError, match="train-000002.tar has arrived twice with another"):
         batches(quadpipe.Dataset(published, cache=cache))
     assert list((tmp_path / "b").glob("*.part")) == []
+
+
+def test_a_cache_never_holds_more_while_shards_arrive_slowly(
+    published, whole, tmp_path, monkeypatch
+):
+    shards = quadpipe.Dataset(whole).shards("train")
+    room = 2 * max(shard.bytes for shard in shards)
+    folder, seen, real = tmp_path / "cache", [], RemoteFolder.download
+
+    def slow(remote: RemoteFolder, name: str, path: Path) -> None:
+        real(remote, name, path)
+        time.sleep(0.1)
+        files = [p for p in folder.iterdir() if p.suffix in (".tar", ".data")]
+        seen.append(sum(p.stat().st_size for p in files if p.exists()))
+
+    monkeypatch.setattr(RemoteFolder, "download", slow)
+    cached = quadpipe.Dataset(published, cache=Cache(folder=folder, bytes=room))
+    cached.shards("train")
+    cached.folder.fetch([shard.name for shard in shards])
+    assert len(seen) >= len(shards)
+    assert max(seen) <= room
+    assert sum(path.stat().st_size for path in folder.iterdir()) <= room
+    assert {path.suffix for path in folder.glob("?*.*")} == {".tar"}
+
+
+@pytest.mark.fault(
+    "the disk of the cache is full", "an error that says so, also with --on-error skip"
+)
+def test_a_cache_on_a_full_disk_is_said(published, tmp_path, monkeypatch):
+    def full(*arguments: object, **options: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    cached = quadpipe.Dataset(published, cache=Cache(folder=tmp_path, bytes=10**7))
+    monkeypatch.setattr(cached.folder._remote._system, "get_file", full)
+    with pytest.raises(OutputError, match="the cache .* cannot be used: .*No space left on device"):
+        list(cached.samples("train", on_error="skip"))
+
+
+@pytest.mark.fault(
+    "the server of a training's dataset is away for longer, with --on-error skip",
+    "the training ends and can be resumed: what cannot be reached is not taken for damaged",
+)
+def test_an_outage_is_no_damage(published, proxy, whole, monkeypatch):
+    monkeypatch.setattr("quadpipe.patience.PAUSES", (0.01,))
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    fsspec.get_filesystem_class("s3").clear_instance_cache()
+    dataset = quadpipe.Dataset(published)
+    loader = Loader(dataset, batch_size=5, on_error="skip")
+    proxy.troubles += [Trouble("refuse", method, "train-", 10**6) for method in ("GET", "HEAD")]
+    with pytest.raises(UnreadableError, match="check the URL, and whether this machine has"):
+        list(loader.epoch(0))
+    with pytest.raises(UnreadableError):
+        list(dataset.samples("train", on_error="skip"))
+    proxy.troubles.clear()
+    assert sum(len(batch.keys) for batch in loader.epoch(0)) == loader.samples
+    assert loader.skipped.samples == 0
+
+
+def test_names_that_storages_take_for_patterns_are_refused():
+    for url in ("s3://bucket/data[1]", "s3://bucket/*", "memory://what?"):
+        with pytest.raises(ConfigError, match=r"holds one of \* \? \[ \], which storages take"):
+            open_folder(url)
+
+
+def test_uploads_of_others_in_the_bucket_are_left_alone(proxy, tmp_path, image_folder):
+    system = fsspec.filesystem("s3")
+    system.mkdir("shared")
+    others = ("backup.bin", "below/dataset.json", "train-notes.txt")
+    for key in (*others, "train-000099.tar"):
+        system.call_s3("create_multipart_upload", Bucket="shared", Key=key)
+    RemoteFolder("s3://shared").clear_staging()
+    left = system.call_s3("list_multipart_uploads", Bucket="shared")["Uploads"]
+    assert {upload["Key"] for upload in left} == set(others)
 
 
 def test_two_processes_share_a_cache(published, proxy, tmp_path, whole):

@@ -3,6 +3,7 @@
 Each row of the table in docs/reliability.md is a test marked `fault`, most of them here.
 """
 
+import errno
 import json
 import os
 import shutil
@@ -10,15 +11,20 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import injection
 import pytest
 from injection import Fault, wait_for
 
 import quadpipe
-from quadpipe.errors import OutputError
+from quadpipe.errors import JobError, OutputError
 from quadpipe.files import LocalFolder, lock
+from quadpipe.job import decoding
+from quadpipe.job.plan import ShardId, read_plan
 from quadpipe.shards.verify import verify
 
 OPTIONS = {"samples_per_shard": 3, "tokens": 40}
@@ -302,7 +308,7 @@ def test_a_kill_from_outside_is_no_fault_of_the_input(images, tmp_path, undistur
     path, out = SPOILED, tmp_path / "out"
     fault = Fault(at=f"decoding {path}", do="kill")
     says = check(run(images, out, "--workers", "2", fault=fault), 1)
-    assert f"while {path} was decoded alone, its process was killed from outside" in says
+    assert f"while {path} was decoded alone, its process was stopped from outside" in says
     assert "1 of 4 shards could not be made; the others are kept" in says
     check(run(images, out, "--in-process"))
     account(out, undisturbed)
@@ -381,7 +387,7 @@ def test_a_lock_of_another_machine_is_respected_while_it_beats(images, tmp_path)
         beat = 0
         while second.poll() is None:
             beat += 1
-            there = lock.replace(holder, beat=beat)
+            there = replace(holder, beat=beat)
             lock._write(LocalFolder(out), ".quadpipe/logs/lock.json", there)
             time.sleep(0.05)
         errors = second.stderr.read()
@@ -410,7 +416,7 @@ def test_a_driver_whose_lock_was_taken_over_commits_nothing_more(tmp_path, monke
         first = lock.read_holder(folder, "lock.json")
         wait_for(lambda: lock.read_holder(folder, "lock.json").beat > first.beat)
         folder.write("before", b"")
-        lock._write(folder, "lock.json", lock.replace(first, token="other", host="far"))
+        lock._write(folder, "lock.json", replace(first, token="other", host="far"))
         with pytest.raises(OutputError, match="not ours to write to any more: process .* on far"):
             folder.write("after", b"")
         time.sleep(0.2)
@@ -516,3 +522,190 @@ def test_a_read_only_output_is_refused(images, tmp_path, small_disk):
     subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
     says = check(run(images, small_disk / "out", "--in-process"), 1)
     assert "Read-only file system; choose an --out that can be written" in says
+
+
+@pytest.mark.fault(
+    "a shard of a published dataset is lost, its input has changed, the run that makes it again is "
+    "killed between tar and marker",
+    "never published with another list: the next run makes the shard again, the revision rises",
+)
+@pytest.mark.parametrize("point", ["after rename train-000001.tar", "after commit .*000001.json"])
+def test_a_shard_made_again_is_not_taken_for_the_one_before(point, images, tmp_path, jpeg):
+    out = tmp_path / "out"
+    quadpipe.tokenize(images, out, in_process=True, **OPTIONS)
+    paths = [s.info["path"] for s in quadpipe.Dataset(out).samples("train")]
+    (out / "train-000001.tar").unlink()
+    (images / paths[3]).write_bytes(jpeg(99, (120, 100)))  # as many bytes in the shard
+    killed = run(images, out, "--in-process", fault=Fault(at=point))
+    assert killed.returncode == -signal.SIGKILL
+    assert not (out / "dataset.json").exists()
+    check(run(images, out, "--in-process"))
+    dataset = quadpipe.Dataset(out)
+    assert list(verify(dataset)) == []
+    assert dataset.manifest.revision == 2
+
+
+def test_a_shard_with_tars_of_two_tries_is_made_again(images, tmp_path, jpeg):
+    out, options = tmp_path / "out", {"views": 2}
+    killed = run(
+        images, out, "--in-process", fault=Fault(at="before write dataset.json"), **options
+    )
+    assert killed.returncode == -signal.SIGKILL
+    (out / "train-v01-000000.tar").unlink()
+    for path in images.rglob("*.jpg"):
+        path.write_bytes(jpeg(int(path.stem) + 50, (120, 100)))
+    fault = Fault(at="after rename train-000000.tar")
+    assert run(images, out, "--in-process", fault=fault, **options).returncode == -signal.SIGKILL
+    check(run(images, out, "--in-process", **options))
+    assert list(verify(quadpipe.Dataset(out))) == []
+
+
+def test_a_damaged_manifest_keeps_its_revision(images, tmp_path, files_of, jpeg):
+    (images / "zebra" / "bad.jpg").write_bytes(b"no image")
+    out, options = tmp_path / "out", {**OPTIONS, "max_rejected": "1", "in_process": True}
+    quadpipe.tokenize(images, out, **options)
+    (images / "zebra" / "bad.jpg").write_bytes(jpeg(3))
+    quadpipe.tokenize(images, out, retry_rejected=True, **options)
+    before = files_of(out)
+    (out / "dataset.json").write_bytes(before["dataset.json"].replace(b"{", b"[", 1))
+    quadpipe.tokenize(images, out, **options)
+    assert files_of(out) == before
+    assert quadpipe.Dataset(out).manifest.revision == 2
+
+
+def test_several_inputs_that_crash_are_tried_again_in_process(images, tmp_path):
+    out, fault = (
+        tmp_path / "out",
+        Fault(at="decoding (zebra/05|flower/00|zebra/09).jpg", do="crash"),
+    )
+    allowed = {"max_rejected": 3}
+    for _ in range(4):
+        done = run(images, out, "--in-process", fault=fault, **allowed)
+        if done.returncode == 0:
+            break
+        assert done.returncode == -signal.SIGSEGV
+    before = quadpipe.Dataset(out).manifest
+    assert before.splits["train"].rejected == 3
+    check(run(images, out, "--in-process", "--retry-rejected", fault=fault, **allowed))
+    assert quadpipe.Dataset(out).manifest == before
+
+
+@pytest.mark.fault(
+    "the process that decodes an input alone is frozen from outside",
+    "no reject: the shard fails and is named; the next run goes on",
+)
+def test_a_frozen_process_is_no_fault_of_the_input(images, tmp_path, undisturbed, account):
+    out = tmp_path / "out"
+    assert (
+        run(images, out, "--in-process", fault=Fault(at="before write train-000000.tar")).returncode
+        == -signal.SIGKILL
+    )
+    path = json.loads(
+        (out / ".quadpipe/listing/train/0000/000000.jsonl").read_text().split("\n")[0]
+    )
+    fault = Fault(at=f"decoding {path[0]}", do="stop", seconds=1)
+    says = check(run(images, out, "--in-process", fault=fault), 1)
+    assert f"while {path} was decoded alone, its process was stopped from outside" in says
+    assert "put an empty file in its place" in says
+    check(run(images, out, "--in-process"))
+    account(out, undisturbed)
+
+
+def test_the_process_that_decodes_imports_nothing_from_the_working_folder(
+    images, tmp_path, monkeypatch
+):
+    planted = tmp_path / "planted"
+    planted.mkdir()
+    (planted / "numpy.py").write_text("open('was-run', 'w')")
+    quadpipe.tokenize(images, tmp_path / "out", in_process=True, **OPTIONS)
+    monkeypatch.chdir(planted)
+    plan = read_plan(LocalFolder(tmp_path / "out"))
+    with closing(decoding.IsolatedDecoder(plan)) as decoder:
+        data = (images / SPOILED).read_bytes()
+        views = decoder(ShardId(split="train", index=0), 0, SPOILED, data)
+    assert views.pixels.shape == (1, 256, 256, 3)
+    assert not (planted / "was-run").exists()
+
+
+def test_a_machine_without_room_for_a_process_fails_the_shard(images, tmp_path, monkeypatch):
+    quadpipe.tokenize(images, tmp_path / "out", in_process=True, **OPTIONS)
+    plan = read_plan(LocalFolder(tmp_path / "out"))
+
+    def none(*arguments: object, **options: object) -> None:
+        raise OSError(errno.EAGAIN, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(subprocess, "Popen", none)
+    with pytest.raises(JobError, match="cannot start a process to decode in .Resource temporarily"):
+        decoding.IsolatedDecoder(plan)(ShardId(split="train", index=0), 0, "x", b"x")
+
+
+def test_an_interrupt_says_130_to_nobody_too(images, tmp_path):
+    """What reads the messages may be interrupted first."""
+    slow = Fault(at="before rename train-000001.tar", do="doze", once=str(tmp_path / "once"))
+    given = command(images, tmp_path / "out", "--in-process")
+    with subprocess.Popen(given, env=slow.environment(), stderr=subprocess.PIPE) as process:
+        wait_for((tmp_path / "once").exists, process)
+        process.stderr.close()
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=60) == 130
+
+
+def test_a_driver_that_wakes_up_late_does_not_take_its_lock_back(tmp_path, monkeypatch):
+    monkeypatch.setattr(lock, "HEARTBEAT_SECONDS", 0.05)
+    folder = LocalFolder(tmp_path)
+    with folder.lock("lock"):
+        folder.remove_folder("nothing")
+        (tmp_path / "lock.json").unlink()  # another one has taken it, finished and let go
+        time.sleep(0.2)
+        assert not (tmp_path / "lock.json").exists()
+        for write in (
+            lambda: folder.write("after", b""),
+            lambda: folder.remove("after"),
+            lambda: folder.remove_folder("after"),
+        ):
+            with pytest.raises(OutputError, match="the run that this belongs to has ended"):
+                write()
+
+
+def test_a_claim_that_was_interrupted_is_let_go(tmp_path, monkeypatch):
+    folder = LocalFolder(tmp_path)
+
+    def interrupted(seconds: float) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(lock, "time", SimpleNamespace(sleep=interrupted))
+        with pytest.raises(KeyboardInterrupt):
+            with lock.held(folder, "lock.json", alone_here=False, settle=1):
+                pass
+    with lock.held(folder, "lock.json", alone_here=False):
+        with pytest.raises(OutputError, match="another quadpipe .process"):
+            with lock.held(folder, "lock.json", alone_here=False):
+                pass
+
+
+def test_a_holder_whose_process_hides_is_watched(tmp_path, monkeypatch):
+    folder = LocalFolder(tmp_path)
+    holder = replace(lock.Holder.here(), process=os.getppid(), token="t")
+    lock._write(folder, "lock.json", holder)
+    monkeypatch.setattr(lock, "_start_of", lambda process: "")
+    monkeypatch.setattr(lock, "STALE_SECONDS", 0.3)
+    started = time.monotonic()
+    with lock.held(folder, "lock.json", alone_here=False):
+        assert time.monotonic() - started >= 0.3
+
+
+def test_a_claim_that_cannot_be_read_is_said(tmp_path):
+    (tmp_path / "lock.json").write_text("{")
+    with pytest.raises(OutputError, match="lock.json, which names the writer of .*remove it"):
+        with LocalFolder(tmp_path).lock("lock"):
+            pass
+
+
+def test_the_next_user_of_a_group_may_take_a_lock_over(tmp_path):
+    before = os.umask(0o002)
+    try:
+        with LocalFolder(tmp_path).lock("lock"):
+            assert (tmp_path / "lock.json").stat().st_mode & 0o777 == 0o664
+    finally:
+        os.umask(before)
