@@ -60,20 +60,26 @@ def main() -> NoReturn:
         error.show()
         sys.exit(error.exit_code)
     except (KeyboardInterrupt, click.Abort):
-        say("quadpipe: interrupted; run the same command again to go on")
-        with suppress(OSError, ValueError):
-            sys.stdout.flush()
-        # Not sys.exit: where the interrupt came inside exec(), Python would die of the signal.
-        os._exit(_INTERRUPTED)
+        _leave_interrupted()
     except QuadpipeError as error:
         say(f"quadpipe: {error}")
         sys.exit(error.exit_code)
     except OSError as error:
+        if isinstance(error.__context__, KeyboardInterrupt):  # click said it to nobody
+            _leave_interrupted()
         say(f"quadpipe: {error}; check the paths given")
         sys.exit(1)
     except MemoryError:
         say("quadpipe: out of memory; use fewer --workers or smaller images")
         sys.exit(1)
+
+
+def _leave_interrupted() -> NoReturn:
+    say("quadpipe: interrupted; run the same command again to go on")
+    with suppress(OSError, ValueError):
+        sys.stdout.flush()
+    # Not sys.exit: where the interrupt came inside exec(), Python would die of the signal.
+    os._exit(_INTERRUPTED)
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
