@@ -66,7 +66,7 @@ soak: $(VENV)/installed
 	$(BIN)/python -m pytest -m soak
 
 reliability: $(VENV)/installed
-	$(BIN)/python -m pytest -m 'fault and not soak' --reliability docs/reliability.md
+	$(BIN)/python -m pytest -m 'fault and not soak' --reliability=docs/reliability.md
 
 clean:
 	rm -rf $(VENV) .demo build

@@ -1,6 +1,6 @@
 """The table of faults and outcomes in docs/reliability.md: a row for each test marked `fault`.
 
-python -m pytest -m fault --reliability docs/reliability.md
+python -m pytest -m fault --reliability=docs/reliability.md
 """
 
 import io

@@ -89,6 +89,9 @@ class CachedFolder(ReadableFolder):
     def read(self, name: str) -> bytes:
         return bytes(self.map(name)) if name in self._known else self._remote.read(name)
 
+    def get(self, name: str) -> bytes | None:
+        return super().get(name) if name in self._known else self._remote.get(name)
+
     def sha256(self, name: str) -> str:
         if name in self._known:
             return hashlib.sha256(self.map(name)).hexdigest()
@@ -136,7 +139,7 @@ class CachedFolder(ReadableFolder):
 
     def _fetch(self, name: str) -> None:
         """Bring a shard here, unless another process has done so meanwhile."""
-        target, (sha256, size) = self._target(name), self._known[name]
+        target, size = self._target(name), self._known[name][1]
         self.check_room([size])
         if name in self._wrong:
             raise ShardError(self._wrong[name])
@@ -147,27 +150,29 @@ class CachedFolder(ReadableFolder):
                 self._make_room(claim, size)
                 data = target.with_suffix(".data")
                 try:
-                    self._download(name, sha256, data)
+                    self._download(name, data)
                     data.rename(target)
                 finally:
                     data.unlink(missing_ok=True)
         except OSError as error:
             raise self._unwritable(error) from error
 
-    def _download(self, name: str, sha256: str, path: Path) -> None:
+    def _download(self, name: str, path: Path) -> None:
         """Copy a shard here; once more when it arrives with another checksum, then ShardError."""
+        sha256, size = self._known[name]
         for _ in range(2):
             try:
                 self._remote.download(name, path)
             except OutputError as error:
                 raise self._unwritable(error) from error
             with path.open("r+b") as file:
-                if hashlib.file_digest(file, "sha256").hexdigest() == sha256:
+                arrived = os.fstat(file.fileno()).st_size
+                if arrived == size and hashlib.file_digest(file, "sha256").hexdigest() == sha256:
                     os.fsync(file.fileno())
                     return
         self._wrong[name] = (
-            f"{self.where(name)} has arrived twice with another checksum than in the shard list; "
-            f"tell those who publish it"
+            f"{self.where(name)} has arrived twice with another checksum or size than in the shard "
+            f"list; tell those who publish it"
         )
         raise ShardError(self._wrong[name])
 

@@ -14,7 +14,14 @@ from servers import Trouble, s3_server
 
 import quadpipe
 from quadpipe.errors import ConfigError, OutputError, ShardError, UnreadableError
-from quadpipe.files import Cache, LocalFolder, RemoteFolder, lock, open_folder
+from quadpipe.files import (
+    Cache,
+    CachedFolder,
+    LocalFolder,
+    RemoteFolder,
+    lock,
+    open_folder,
+)
 from quadpipe.loader import Loader
 from quadpipe.model.run_folder import RunFolder
 from quadpipe.shards.verify import verify
@@ -417,6 +424,14 @@ def test_uploads_of_others_in_the_bucket_are_left_alone(proxy, tmp_path, image_f
     RemoteFolder("s3://shared").clear_staging()
     left = system.call_s3("list_multipart_uploads", Bucket="shared")["Uploads"]
     assert {upload["Key"] for upload in left} == set(others)
+
+
+def test_a_list_that_lies_about_a_size_does_not_fetch_for_ever(published, whole, tmp_path):
+    shard = quadpipe.Dataset(whole).shards("train")[0]
+    folder = CachedFolder(RemoteFolder(published), Cache(folder=tmp_path, bytes=10**7))
+    folder.know({shard.name: (shard.sha256, shard.bytes - 512)})
+    with pytest.raises(ShardError, match="has arrived twice with another checksum or size"):
+        folder.map(shard.name)
 
 
 def test_two_processes_share_a_cache(published, proxy, tmp_path, whole):
