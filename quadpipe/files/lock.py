@@ -141,19 +141,19 @@ def in_use(folder: "Folder", holder: Holder | None) -> OutputError:
 
 
 def read_holder(folder: "Folder", name: str) -> Holder | None:
-    """Who the file names, None when there is none; OutputError when it cannot be read."""
-    for tries_left in reversed(range(_READS)):
+    """Who the file names; None when there is none, or what a kill has left of it.
+
+    OutputError when it cannot be read.
+    """
+    for _ in range(_READS):
         try:
             data = folder.get(name)
             return None if data is None else Holder(**json.loads(data))
-        except (QuadpipeError, ValueError, TypeError) as error:  # it may just be written
-            if not tries_left:
-                raise OutputError(
-                    f"{folder.where(name)}, which names the writer of {folder}, cannot be read: "
-                    f"{error}; if no quadpipe writes there, remove it"
-                ) from error
+        except (ValueError, TypeError):  # it may just be written
             time.sleep(_SECONDS_BETWEEN_READS)
-    raise AssertionError("unreachable")
+        except QuadpipeError as error:
+            raise OutputError(f"cannot tell who writes to {folder}: {error}") from error
+    return None
 
 
 def _check_gone(folder: "Folder", name: str, before: Holder) -> None:

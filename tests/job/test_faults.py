@@ -21,7 +21,7 @@ import pytest
 from injection import Fault, wait_for
 
 import quadpipe
-from quadpipe.errors import JobError, OutputError
+from quadpipe.errors import JobError, OutputError, ShardError
 from quadpipe.files import LocalFolder, lock
 from quadpipe.job import decoding
 from quadpipe.job.plan import ShardId, read_plan
@@ -695,9 +695,19 @@ def test_a_holder_whose_process_hides_is_watched(tmp_path, monkeypatch):
         assert time.monotonic() - started >= 0.3
 
 
-def test_a_claim_that_cannot_be_read_is_said(tmp_path):
-    (tmp_path / "lock.json").write_text("{")
-    with pytest.raises(OutputError, match="lock.json, which names the writer of .*remove it"):
+@pytest.mark.parametrize("left", ["", "{", "[1]", '{"token": "t"}'])
+def test_half_a_claim_that_a_kill_has_left_does_not_block(left, tmp_path):
+    (tmp_path / "lock.json").write_text(left)
+    with LocalFolder(tmp_path).lock("lock"):
+        pass
+
+
+def test_a_claim_that_cannot_be_read_is_said(tmp_path, monkeypatch):
+    def fail(folder: LocalFolder, name: str) -> bytes:
+        raise ShardError("cannot read lock.json: Input/output error")
+
+    monkeypatch.setattr(LocalFolder, "get", fail)
+    with pytest.raises(OutputError, match="cannot tell who writes to .*: cannot read lock.json"):
         with LocalFolder(tmp_path).lock("lock"):
             pass
 
