@@ -596,14 +596,11 @@ def test_several_inputs_that_crash_are_tried_again_in_process(images, tmp_path):
 )
 def test_a_frozen_process_is_no_fault_of_the_input(images, tmp_path, undisturbed, account):
     out = tmp_path / "out"
-    assert (
-        run(images, out, "--in-process", fault=Fault(at="before write train-000000.tar")).returncode
-        == -signal.SIGKILL
-    )
-    path = json.loads(
-        (out / ".quadpipe/listing/train/0000/000000.jsonl").read_text().split("\n")[0]
-    )
-    fault = Fault(at=f"decoding {path[0]}", do="stop", seconds=1)
+    killed = run(images, out, "--in-process", fault=Fault(at="before write train-000000.tar"))
+    assert killed.returncode == -signal.SIGKILL
+    listing = (out / ".quadpipe" / "listing" / "train" / "0000" / "000000.jsonl").read_text()
+    path, _ = json.loads(listing.splitlines()[0])
+    fault = Fault(at=f"decoding {path}", do="stop", seconds=1)
     says = check(run(images, out, "--in-process", fault=fault), 1)
     assert f"while {path} was decoded alone, its process was stopped from outside" in says
     assert "put an empty file in its place" in says
