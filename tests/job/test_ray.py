@@ -82,19 +82,6 @@ def test_a_killed_worker_is_replaced(image_folder, tmp_path, undisturbed, accoun
     account(out, undisturbed)
 
 
-def test_ctrl_c_says_how_to_go_on(image_folder, tmp_path, files_of, undisturbed):
-    out = tmp_path / "out"
-    with subprocess.Popen(command(image_folder, out), stderr=subprocess.PIPE, text=True) as process:
-        wait_for_shards(out, 3, process)
-        process.send_signal(signal.SIGINT)
-        _, errors = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert "interrupted; run the same command again to go on" in errors
-    assert "Traceback" not in errors
-    subprocess.run(command(image_folder, out), check=True, capture_output=True)
-    assert files_of(out) == undisturbed
-
-
 def test_an_error_in_a_worker_names_shard_and_cause(image_folder, tmp_path):
     paths = [path.relative_to(image_folder).as_posix() for path in image_folder.rglob("*.jpg")]
     listing = tmp_path / "list.csv"

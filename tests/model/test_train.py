@@ -117,7 +117,10 @@ def command(shards: Path, run: Path, *options: str) -> list[str]:
     "resumed, every loss is that of an undisturbed run",
 )
 @pytest.mark.parametrize("workers", ["0", pytest.param("2", marks=pytest.mark.soak)])
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize(
+    "number",
+    [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.soak), signal.SIGKILL],
+)
 def test_a_stopped_run_goes_on_to_the_same_losses(shards, undisturbed, tmp_path, number, workers):
     run = tmp_path / "run"
     slow = ("--checkpoint-interval", "3", "--workers", workers)
