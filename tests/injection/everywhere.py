@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
-from reliability import tree
+from reliability import compare, tree
 
 import quadpipe
 from injection import Fault
@@ -78,6 +78,7 @@ def main(images: Path, folder: Path, options: dict[str, object]) -> None:
         faults.hook = None
         status = forked(lambda out=out: run(out))
         found = tree(out)
+        lost, doubled = compare(found, expected)
         differing = sorted(
             name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name)
         )
@@ -87,6 +88,8 @@ def main(images: Path, folder: Path, options: dict[str, object]) -> None:
             "killed": killed,
             "status": status,
             "differing": differing,
+            "lost": lost,
+            "doubled": doubled,
             "temporary": (out / ".quadpipe" / "tmp").exists(),
         }
         print(json.dumps(row))
