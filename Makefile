@@ -46,8 +46,9 @@ $(VENV)/photographs: constraints.txt $(VENV)/created
 demo: $(VENV)/installed $(VENV)/photographs
 	$(BIN)/python docs/demo.py $(VENV)/scikit-image/skimage/data .demo
 
+# Most tests wait for processes they have started: two at a time, each file in one go.
 test: $(VENV)/installed
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .
