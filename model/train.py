@@ -68,8 +68,8 @@ def train(
 
     options: fields of TrainConfig. resume: go on with the run in `out`, exactly; its options must
     be those of before. init: timm ViT weights to begin with. cache: keeps shards of a dataset at a
-    URL here. Under torchrun each process calls
-    this. Raises ConfigError on what cannot work, NonFiniteLossError, InterruptedTrainingError.
+    URL here. Under torchrun each process calls this. Raises ConfigError on what cannot work,
+    NonFiniteLossError, InterruptedTrainingError.
     """
     config = TrainConfig(**options)
     device = pick_device(config.device)

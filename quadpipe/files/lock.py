@@ -129,6 +129,7 @@ def check_held(folder: "Folder") -> None:
         raise OutputError(
             f"{folder} is not ours to write to any more: "
             + ("the run that this belongs to has ended" if now is None else f"{now} has taken over")
+            + "; run the same command again when nobody else writes there"
         )
 
 

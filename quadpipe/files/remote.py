@@ -23,7 +23,7 @@ from quadpipe.errors import (
 )
 from quadpipe.files.folder import STAGING, Folder, RangeReader, StagedFile, checked_name
 from quadpipe.files.lock import check_held, held
-from quadpipe.patience import patiently
+from quadpipe.files.storage import patiently, reason_of, size_of, uploads
 
 T = TypeVar("T")
 
@@ -89,7 +89,7 @@ class RemoteFolder(Folder):
     def size(self, name: str) -> int | None:
         path = self._path(name)
         try:
-            size = _patiently(lambda: _size(self._system, path))
+            size = patiently(lambda: size_of(self._system, path))
         except FileNotFoundError:
             return None
         except Exception as error:  # file systems raise many kinds
@@ -104,7 +104,7 @@ class RemoteFolder(Folder):
     def get(self, name: str) -> bytes | None:
         path = self._path(name)
         try:
-            return bytes(_patiently(lambda: self._system.cat_file(path)))
+            return bytes(patiently(lambda: self._system.cat_file(path)))
         except FileNotFoundError:
             return None
         except Exception as error:  # file systems raise many kinds
@@ -188,11 +188,8 @@ class RemoteFolder(Folder):
         self._put(f"{stem}-{self._appended:06d}{dot}{ending}", data)
         self._appended += 1
 
-    def staged(self, name: str) -> AbstractContextManager[StagedFile]:
-        return self._staged(name)
-
     @contextmanager
-    def _staged(self, name: str) -> Iterator[StagedFile]:
+    def staged(self, name: str) -> Iterator[StagedFile]:
         system, path = self._system, self._path(name)
         with self._writing(name):
             file = system.open(path, "wb", autocommit=False, block_size=_PART_BYTES)
@@ -228,14 +225,14 @@ class RemoteFolder(Folder):
         check_held(self)
         faults.point("before removal", name)
         with self._writing(name), suppress(FileNotFoundError):
-            _patiently(lambda: self._system.rm_file(path))
+            patiently(lambda: self._system.rm_file(path))
         faults.point("after removal", name)
 
     def remove_folder(self, name: str) -> None:
         path = self._path(name)
         check_held(self)
         with self._writing(name), suppress(FileNotFoundError):
-            _patiently(lambda: self._system.rm(path, recursive=True))
+            patiently(lambda: self._system.rm(path, recursive=True))
 
     def clear_staging(self) -> None:
         """Uploads that were begun and not finished cost money where nobody sees them."""
@@ -246,7 +243,7 @@ class RemoteFolder(Folder):
         bucket, _, prefix = root.partition("/")
         with self._writing(STAGING):
             prefix = f"{prefix}/" if prefix else ""
-            for upload in _uploads(system, bucket, prefix):
+            for upload in uploads(system, bucket, prefix):
                 name = upload["Key"].removeprefix(prefix)
                 if _OURS.fullmatch(name):  # others may write beside and below
                     system.call_s3("abort_multipart_upload", Bucket=bucket, **upload)
@@ -297,14 +294,14 @@ class RemoteFolder(Folder):
     def _put(self, name: str, data: bytes) -> None:
         path = self._path(name)
         with self._writing(name):
-            _patiently(lambda: self._system.pipe_file(path, data))
+            patiently(lambda: self._system.pipe_file(path, data))
 
     def _path(self, name: str) -> str:
         return f"{self._root}/{checked_name(self.url, name)}"
 
     def _reading(self, name: str, operation: Callable[[], T]) -> T:
         try:
-            return _patiently(operation)
+            return patiently(operation)
         except Exception as error:  # file systems raise many kinds
             raise self._unreadable(name, error) from error
 
@@ -314,7 +311,7 @@ class RemoteFolder(Folder):
         if isinstance(error, FileNotFoundError):
             return ShardError(f"cannot read {self.url}/{name}: no such file")
         return UnreadableError(
-            f"cannot read {self.url}/{name}: {_reason(error)}; check the URL, and whether this "
+            f"cannot read {self.url}/{name}: {reason_of(error)}; check the URL, and whether this "
             f"machine has the credentials and the connection"
         )
 
@@ -326,65 +323,6 @@ class RemoteFolder(Folder):
             raise
         except Exception as error:  # file systems raise many kinds
             raise OutputError(
-                f"cannot write {self.url}/{name}: {_reason(error)}; when it can be written, run "
+                f"cannot write {self.url}/{name}: {reason_of(error)}; when it can be written, run "
                 f"the same command again"
             ) from error
-
-
-def _patiently(operation: Callable[[], T]) -> T:
-    """Whatever fails is tried again, since file systems raise many kinds; but not what a server
-    has understood and refused."""
-
-    def attempt() -> T:
-        try:
-            return operation()
-        except FileNotFoundError:
-            raise
-        except Exception as error:
-            if any(_is_refused(cause) for cause in (error, error.__cause__)):
-                raise PermissionError(_reason(error)) from error
-            raise
-
-    return patiently(attempt, passing=Exception)
-
-
-def _is_refused(error: BaseException | None) -> bool:
-    """Whether a server says that the request is at fault, by its HTTP status."""
-    response = getattr(error, "response", None)
-    metadata = response.get("ResponseMetadata", {}) if isinstance(response, dict) else {}
-    status = metadata.get("HTTPStatusCode") or getattr(error, "status", None)
-    no_credentials = type(error).__name__ == "NoCredentialsError"  # of botocore
-    wrong = isinstance(status, int) and 400 <= status < 500 and status not in (408, 429)
-    return wrong or no_credentials
-
-
-def _size(system: Any, path: str) -> int | None:
-    try:
-        size: int | None = system.size(path)
-    except FileNotFoundError as error:
-        # For a web server's file system, whatever fails is not found.
-        status = getattr(error.__cause__, "status", None)
-        if error.__cause__ is not None and status not in (403, 404, 410):
-            raise ConnectionError(f"{error.__cause__}") from error
-        raise
-    return size
-
-
-def _uploads(system: Any, bucket: str, prefix: str) -> Iterator[dict[str, str]]:
-    """Key and id of the unfinished uploads below a prefix of an S3 bucket."""
-    more: dict[str, str] = {}
-    while True:
-        found = system.call_s3("list_multipart_uploads", Bucket=bucket, Prefix=prefix, **more)
-        for upload in found.get("Uploads", []):
-            yield {"Key": upload["Key"], "UploadId": upload["UploadId"]}
-        if not found.get("IsTruncated"):
-            return
-        more = {
-            "KeyMarker": found["NextKeyMarker"],
-            "UploadIdMarker": found["NextUploadIdMarker"],
-        }
-
-
-def _reason(error: Exception) -> str:
-    text = getattr(error, "strerror", None) or str(error).strip() or type(error).__name__
-    return " ".join(str(text).split())

@@ -16,8 +16,6 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import astuple, dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -50,22 +48,17 @@ class Views:
 
 
 class Decoder:
-    """Decodes in this process, and lets the process die of a decoder that hangs."""
+    """Decodes in this process."""
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
 
     def __call__(self, shard: ShardId, index: int, path: str, data: bytes) -> Views:
         """RejectError when the bytes are no image that can be used."""
-        with self._watched():
-            return decode_views(self.plan, shard, index, path, data)
+        return decode_views(self.plan, shard, index, path, data)
 
     def close(self) -> None:
         """No more inputs follow."""
-
-    @contextmanager
-    def _watched(self) -> Iterator[None]:
-        yield
 
 
 class WatchedDecoder(Decoder):
@@ -75,17 +68,16 @@ class WatchedDecoder(Decoder):
         super().__init__(plan)
         self._nowhere = open(os.devnull, "w")  # noqa: SIM115  closed with the shard
 
-    def close(self) -> None:
-        self._nowhere.close()
-
-    @contextmanager
-    def _watched(self) -> Iterator[None]:
+    def __call__(self, shard: ShardId, index: int, path: str, data: bytes) -> Views:
         # A thread of C code, which needs no lock that a decoder holds.
         faulthandler.dump_traceback_later(DECODE_SECONDS, exit=True, file=self._nowhere)
         try:
-            yield
+            return super().__call__(shard, index, path, data)
         finally:
             faulthandler.cancel_dump_traceback_later()
+
+    def close(self) -> None:
+        self._nowhere.close()
 
 
 class IsolatedDecoder(Decoder):

@@ -14,14 +14,13 @@ import time
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import injection
 import pytest
 from injection import Fault, wait_for
 
 import quadpipe
-from quadpipe.errors import JobError, OutputError, ShardError
+from quadpipe.errors import JobError
 from quadpipe.files import LocalFolder, lock
 from quadpipe.job import decoding
 from quadpipe.job.plan import ShardId, read_plan
@@ -409,23 +408,6 @@ def test_a_lock_of_a_silent_machine_is_taken_over(images, tmp_path, undisturbed,
     assert not (out / ".quadpipe" / "logs" / "lock.json").exists()
 
 
-def test_a_driver_whose_lock_was_taken_over_commits_nothing_more(tmp_path, monkeypatch):
-    monkeypatch.setattr(lock, "HEARTBEAT_SECONDS", 0.05)
-    folder = LocalFolder(tmp_path)
-    with folder.lock("lock"):
-        first = lock.read_holder(folder, "lock.json")
-        wait_for(lambda: lock.read_holder(folder, "lock.json").beat > first.beat)
-        folder.write("before", b"")
-        lock._write(folder, "lock.json", replace(first, token="other", host="far"))
-        with pytest.raises(OutputError, match="not ours to write to any more: process .* on far"):
-            folder.write("after", b"")
-        time.sleep(0.2)
-        assert lock.read_holder(folder, "lock.json").token == "other"
-    assert lock.read_holder(folder, "lock.json").token == "other"
-    assert (tmp_path / "before").exists()
-    assert not (tmp_path / "after").exists()
-
-
 @pytest.mark.fault(
     "Ctrl-C, or SIGTERM, once", "says how to go on, exit code 130; bytes of an undisturbed run then"
 )
@@ -645,74 +627,3 @@ def test_an_interrupt_says_130_to_nobody_too(images, tmp_path):
         process.stderr.close()
         process.send_signal(signal.SIGINT)
         assert process.wait(timeout=60) == 130
-
-
-def test_a_driver_that_wakes_up_late_does_not_take_its_lock_back(tmp_path, monkeypatch):
-    monkeypatch.setattr(lock, "HEARTBEAT_SECONDS", 0.05)
-    folder = LocalFolder(tmp_path)
-    with folder.lock("lock"):
-        folder.remove_folder("nothing")
-        (tmp_path / "lock.json").unlink()  # another one has taken it, finished and let go
-        time.sleep(0.2)
-        assert not (tmp_path / "lock.json").exists()
-        for write in (
-            lambda: folder.write("after", b""),
-            lambda: folder.remove("after"),
-            lambda: folder.remove_folder("after"),
-        ):
-            with pytest.raises(OutputError, match="the run that this belongs to has ended"):
-                write()
-
-
-def test_a_claim_that_was_interrupted_is_let_go(tmp_path, monkeypatch):
-    folder = LocalFolder(tmp_path)
-
-    def interrupted(seconds: float) -> None:
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patched:
-        patched.setattr(lock, "time", SimpleNamespace(sleep=interrupted))
-        with pytest.raises(KeyboardInterrupt):
-            with lock.held(folder, "lock.json", alone_here=False, settle=1):
-                pass
-    with lock.held(folder, "lock.json", alone_here=False):
-        with pytest.raises(OutputError, match="another quadpipe .process"):
-            with lock.held(folder, "lock.json", alone_here=False):
-                pass
-
-
-def test_a_holder_whose_process_hides_is_watched(tmp_path, monkeypatch):
-    folder = LocalFolder(tmp_path)
-    holder = replace(lock.Holder.here(), process=os.getppid(), token="t")
-    lock._write(folder, "lock.json", holder)
-    monkeypatch.setattr(lock, "_start_of", lambda process: "")
-    monkeypatch.setattr(lock, "STALE_SECONDS", 0.3)
-    started = time.monotonic()
-    with lock.held(folder, "lock.json", alone_here=False):
-        assert time.monotonic() - started >= 0.3
-
-
-@pytest.mark.parametrize("left", ["", "{", "[1]", '{"token": "t"}'])
-def test_half_a_claim_that_a_kill_has_left_does_not_block(left, tmp_path):
-    (tmp_path / "lock.json").write_text(left)
-    with LocalFolder(tmp_path).lock("lock"):
-        pass
-
-
-def test_a_claim_that_cannot_be_read_is_said(tmp_path, monkeypatch):
-    def fail(folder: LocalFolder, name: str) -> bytes:
-        raise ShardError("cannot read lock.json: Input/output error")
-
-    monkeypatch.setattr(LocalFolder, "get", fail)
-    with pytest.raises(OutputError, match="cannot tell who writes to .*: cannot read lock.json"):
-        with LocalFolder(tmp_path).lock("lock"):
-            pass
-
-
-def test_the_next_user_of_a_group_may_take_a_lock_over(tmp_path):
-    before = os.umask(0o002)
-    try:
-        with LocalFolder(tmp_path).lock("lock"):
-            assert (tmp_path / "lock.json").stat().st_mode & 0o777 == 0o664
-    finally:
-        os.umask(before)

@@ -1,0 +1,67 @@
+"""What file systems of fsspec leave to their users: errors of many kinds, and leftovers."""
+
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
+
+from quadpipe import patience
+
+T = TypeVar("T")
+
+
+def patiently(operation: Callable[[], T]) -> T:
+    """Whatever fails is tried again, since file systems raise many kinds; but not what a server
+    has understood and refused."""
+
+    def attempt() -> T:
+        try:
+            return operation()
+        except FileNotFoundError:
+            raise
+        except Exception as error:
+            if any(_is_refused(cause) for cause in (error, error.__cause__)):
+                raise PermissionError(reason_of(error)) from error
+            raise
+
+    return patience.patiently(attempt, passing=Exception)
+
+
+def _is_refused(error: BaseException | None) -> bool:
+    """Whether a server says that the request is at fault, by its HTTP status."""
+    response = getattr(error, "response", None)
+    metadata = response.get("ResponseMetadata", {}) if isinstance(response, dict) else {}
+    status = metadata.get("HTTPStatusCode") or getattr(error, "status", None)
+    no_credentials = type(error).__name__ == "NoCredentialsError"  # of botocore
+    wrong = isinstance(status, int) and 400 <= status < 500 and status not in (408, 429)
+    return wrong or no_credentials
+
+
+def size_of(system: Any, path: str) -> int | None:
+    try:
+        size: int | None = system.size(path)
+    except FileNotFoundError as error:
+        # For a web server's file system, whatever fails is not found.
+        status = getattr(error.__cause__, "status", None)
+        if error.__cause__ is not None and status not in (403, 404, 410):
+            raise ConnectionError(f"{error.__cause__}") from error
+        raise
+    return size
+
+
+def uploads(system: Any, bucket: str, prefix: str) -> Iterator[dict[str, str]]:
+    """Key and id of the unfinished uploads below a prefix of an S3 bucket."""
+    more: dict[str, str] = {}
+    while True:
+        found = system.call_s3("list_multipart_uploads", Bucket=bucket, Prefix=prefix, **more)
+        for upload in found.get("Uploads", []):
+            yield {"Key": upload["Key"], "UploadId": upload["UploadId"]}
+        if not found.get("IsTruncated"):
+            return
+        more = {
+            "KeyMarker": found["NextKeyMarker"],
+            "UploadIdMarker": found["NextUploadIdMarker"],
+        }
+
+
+def reason_of(error: Exception) -> str:
+    text = getattr(error, "strerror", None) or str(error).strip() or type(error).__name__
+    return " ".join(str(text).split())
