@@ -15,10 +15,13 @@ from PIL import Image
 import quadpipe
 from quadpipe import Dataset
 from quadpipe.cli.summary import summary_text
+from quadpipe.errors import ShardError
 from quadpipe.loader import Loader, webdataset
 from quadpipe.loader.samples import SampleReader
 from quadpipe.render import draw
+from quadpipe.shards.format import index_name, npy_header
 from quadpipe.shards.gallery import exhibits
+from quadpipe.shards.index import FIELDS, checksum, scan
 from quadpipe.shards.summary import summarize
 from quadpipe.shards.tar import END, member_bytes, read_members
 
@@ -57,7 +60,7 @@ def edit_manifest(dataset: Path, **changes: object) -> None:
         for key in above:
             place = place[key]
         if value is None:
-            del place[last]
+            place.pop(last, None)
         else:
             place[last] = value
     (dataset / "dataset.json").write_text(json.dumps(manifest))
@@ -80,10 +83,45 @@ def rewrite_shard_list(
         first = sum(row["samples"] for row in rows if row["view"] == 0)
         totals[f"splits__{split}__inputs"] = first
     edit_manifest(dataset, **totals)
+    rewrite_index(dataset, split)
+
+
+def remove_index(dataset: Path, *splits: str) -> None:
+    """As datasets were before there was an index."""
+    for split in splits or ("train", "val"):
+        (dataset / index_name(split)).unlink(missing_ok=True)
+        edit_manifest(dataset, **{f"splits__{split}__index_sha256": None})
+
+
+def rewrite_index(dataset: Path, split: str) -> None:
+    """Make the index fit the shards; without one where they cannot be followed."""
+    remove_index(dataset, split)
+    parts = []
+    try:
+        for number, shard in enumerate(Dataset(dataset).shards(split)):
+            contents = memoryview((dataset / shard.name).read_bytes())
+            rows, damage = scan(contents, shard)
+            if damage:
+                return
+            rows["shard"] = number
+            for row in rows:
+                row["checksum"] = checksum(contents[row["offset"] :][: row["size"]])
+            parts.append(rows)
+    except (ShardError, OSError):
+        return
+    put_index(dataset, split, np.concatenate(parts))
+
+
+def put_index(dataset: Path, split: str, rows: np.ndarray) -> None:
+    """Write these rows as the index, with the checksum that the manifest then names."""
+    data = npy_header(FIELDS, rows.shape) + rows.tobytes()
+    (dataset / index_name(split)).write_bytes(data)
+    digest = hashlib.sha256(data).hexdigest()
+    edit_manifest(dataset, **{f"splits__{split}__index_sha256": digest})
 
 
 def reseal(dataset: Path, name: str, data: bytes, *, markers: bool = False) -> None:
-    """Replace a shard and make all checksums fit; without markers the offsets are looked for."""
+    """Replace a shard and make all checksums fit."""
     (dataset / name).write_bytes(data)
     split = name.partition("-")[0]
     found = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}

@@ -2,7 +2,7 @@
 one writer's lock, and a cache for what lies far away."""
 
 from quadpipe.files.cache import Cache, CachedFolder
-from quadpipe.files.folder import Folder, RangeReader, ReadableFolder
+from quadpipe.files.folder import Contents, Folder, RangeReader, ReadableFolder
 from quadpipe.files.local import LocalFolder
 from quadpipe.files.opening import open_folder
 from quadpipe.files.remote import RemoteFolder
@@ -10,6 +10,7 @@ from quadpipe.files.remote import RemoteFolder
 __all__ = [
     "Cache",
     "CachedFolder",
+    "Contents",
     "Folder",
     "LocalFolder",
     "RangeReader",

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from quadpipe.errors import ConfigError, OutputError, ShardError
-from quadpipe.files.folder import RangeReader, ReadableFolder
+from quadpipe.files.folder import Contents, RangeReader, ReadableFolder
 from quadpipe.files.remote import RemoteFolder
 
 # Of nobody else's files in the folder.
@@ -87,18 +87,18 @@ class CachedFolder(ReadableFolder):
         return self._remote.names()
 
     def read(self, name: str) -> bytes:
-        return bytes(self.map(name)) if name in self._known else self._remote.read(name)
+        return self._contents(name).tobytes() if name in self._known else self._remote.read(name)
 
     def get(self, name: str) -> bytes | None:
         return super().get(name) if name in self._known else self._remote.get(name)
 
     def sha256(self, name: str) -> str:
         if name in self._known:
-            return hashlib.sha256(self.map(name)).hexdigest()
+            return hashlib.sha256(self._contents(name)).hexdigest()
         return self._remote.sha256(name)
 
-    def map(self, name: str) -> memoryview:
-        return self._contents(name).data if name in self._known else self._remote.map(name)
+    def contents(self, name: str) -> Contents:
+        return self._contents(name).data if name in self._known else self._remote.contents(name)
 
     def open_ranges(self, name: str) -> RangeReader:
         if name not in self._known:

@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import PurePosixPath
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
@@ -24,6 +24,14 @@ RangeReader = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
 """Takes where ranges start and stop in a file; gives bytes, uint8, and where each begins in them.
 
 What a file is too short for comes out shorter."""
+
+
+class Contents(Protocol):
+    """The bytes of a file; slices are read when they are taken. A memoryview is one."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, part: slice, /) -> memoryview: ...
 
 
 class ReadableFolder(ABC):
@@ -45,8 +53,8 @@ class ReadableFolder(ABC):
     def read(self, name: str) -> bytes: ...
 
     @abstractmethod
-    def map(self, name: str) -> memoryview:
-        """The whole content; of a local file without reading it."""
+    def contents(self, name: str) -> Contents:
+        """The content of a file, to be read in parts; a remote file is read at once."""
 
     @abstractmethod
     def open_ranges(self, name: str) -> RangeReader:

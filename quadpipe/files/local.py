@@ -16,7 +16,14 @@ import numpy as np
 
 from quadpipe import faults
 from quadpipe.errors import ConfigError, OutputError, ShardError
-from quadpipe.files.folder import STAGING, Folder, RangeReader, StagedFile, checked_name
+from quadpipe.files.folder import (
+    STAGING,
+    Contents,
+    Folder,
+    RangeReader,
+    StagedFile,
+    checked_name,
+)
 from quadpipe.files.lock import check_held, held, in_use, read_holder
 
 
@@ -62,18 +69,26 @@ class LocalFolder(Folder):
             except OSError as error:
                 raise ShardError(f"cannot read {self.path(name)}: {_reason(error)}") from error
 
-    def map(self, name: str) -> memoryview:
-        with self.open(name) as file:
-            if not os.fstat(file.fileno()).st_size:
-                return memoryview(b"")
-            try:
-                return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-            except OSError as error:
-                raise ShardError(f"cannot read {self.path(name)}: {_reason(error)}") from error
+    def contents(self, name: str) -> Contents:
+        return _FileContents(self.path(name), self.open(name))
 
     def open_ranges(self, name: str) -> RangeReader:
-        contents = np.frombuffer(self.map(name), np.uint8)
-        return lambda starts, stops: (contents, starts)
+        """Maps the file. A file that is cut short while it is mapped ends the process that reads
+        there (SIGBUS), so its size is checked before each read."""
+        with self.open(name) as file:
+            try:
+                mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            except (OSError, ValueError) as error:  # a ValueError where it is empty
+                reason = _reason(error) if isinstance(error, OSError) else error
+                raise ShardError(f"cannot read {self.path(name)}: {reason}") from error
+        whole = np.frombuffer(mapped, np.uint8)
+
+        def read(starts: np.ndarray, stops: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            if mapped.size() < len(whole):
+                raise ShardError(f"was cut from {len(whole)} to {mapped.size()} bytes just now")
+            return whole, starts
+
+        return read
 
     def sha256(self, name: str) -> str:
         with self.open(name) as file:
@@ -197,6 +212,24 @@ class LocalFolder(Folder):
                 ) from error
             with held(self, record, alone_here=True):
                 yield
+
+
+class _FileContents:
+    """A file that is read, not mapped: when others cut it short, what is missing is empty."""
+
+    def __init__(self, path: Path, file: BufferedReader) -> None:
+        self._path, self._file = path, file
+        self._size = os.fstat(file.fileno()).st_size
+
+    def __len__(self) -> int:
+        return self._size
+
+    def __getitem__(self, part: slice, /) -> memoryview:
+        start, stop, _ = part.indices(self._size)
+        try:
+            return memoryview(os.pread(self._file.fileno(), max(stop - start, 0), start))
+        except OSError as error:
+            raise ShardError(f"cannot read {self._path}: {_reason(error)}") from error
 
 
 def make_folder(path: Path) -> None:

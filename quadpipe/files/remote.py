@@ -21,7 +21,14 @@ from quadpipe.errors import (
     ShardError,
     UnreadableError,
 )
-from quadpipe.files.folder import STAGING, Folder, RangeReader, StagedFile, checked_name
+from quadpipe.files.folder import (
+    STAGING,
+    Contents,
+    Folder,
+    RangeReader,
+    StagedFile,
+    checked_name,
+)
 from quadpipe.files.lock import check_held, held
 from quadpipe.files.storage import patiently, reason_of, size_of, uploads
 
@@ -110,7 +117,7 @@ class RemoteFolder(Folder):
         except Exception as error:  # file systems raise many kinds
             raise self._unreadable(name, error) from error
 
-    def map(self, name: str) -> memoryview:
+    def contents(self, name: str) -> Contents:
         return memoryview(self.read(name))
 
     def open_ranges(self, name: str) -> RangeReader:

@@ -1,13 +1,13 @@
 """Markers -> shard lists, rejects, card and, last, the manifest."""
 
 import hashlib
-import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import asdict, replace
 from itertools import islice
+from tempfile import TemporaryFile
 from typing import Any
 
 from quadpipe.errors import ShardError, TooManyRejectsError
@@ -23,30 +23,31 @@ from quadpipe.shards.format import (
     marker_name,
     shard_list_name,
 )
+from quadpipe.shards.index import complete, write_index
 from quadpipe.shards.manifest import Manifest, SplitInfo
+from quadpipe.shards.marker import FinishedTar, Marker
 
 _MARKERS_AT_ONCE = 1024
 
 
-def read_markers(out: Folder, shards: Iterable[ShardId]) -> Iterator[dict[str, Any] | None]:
+def read_markers(out: Folder, shards: Iterable[ShardId]) -> Iterator[Marker | None]:
     """The done-markers of shards whose tars are all there with their sizes; None for others."""
     size_of = out.sizes()
     waiting = iter(shards)
     while batch := list(islice(waiting, _MARKERS_AT_ONCE)):
         names = [marker_name(shard.split, shard.index) for shard in batch]
         for data in out.read_many(names):
-            yield _parse_marker(data, size_of)
+            yield None if data is None else _done(data, size_of)
 
 
-def _parse_marker(data: bytes | None, size_of: Callable[[str], int | None]) -> Any:
-    if data is None:
-        return None
+def _done(data: bytes, size_of: Callable[[str], int | None]) -> Marker | None:
     try:
-        marker = json.loads(data)
-        done = all(size_of(view["name"]) == view["bytes"] for view in marker["views"])
-    except (ValueError, TypeError, KeyError, ShardError):
+        marker = Marker.parse(data)
+        if marker.tars is None or any(size_of(t.info.name) != t.info.bytes for t in marker.tars):
+            return None
+    except ShardError:
         return None
-    return marker if done else None
+    return marker
 
 
 def withdraw(out: Folder, shards: list[ShardId]) -> None:
@@ -110,24 +111,29 @@ def _revision(out: Folder) -> int:
 def _merge_split(
     out: Folder, plan: Plan, split: str, rejects: Any, reasons: Counter[str]
 ) -> SplitInfo:
-    """Write the shard list of a split and the rows of its rejects."""
+    """Write the shard list and the index of a split, and the rows of its rejects."""
     planned = plan.splits[split]
     digest = hashlib.sha256()
     counts: Counter[str] = Counter()
     name = shard_list_name(split)
-    with out.staged(name) as file:
+    with TemporaryFile() as index, out.staged(name) as file:
         for marker in _markers(out, planned.shards, split):
-            for row in marker["rejected"]:
+            for row in marker.rejected:
                 reasons[row["reason"]] += 1
                 rejects.write(json_bytes({"split": split, **row}))
-            counts["rejected"] += len(marker["rejected"])
-            for view in marker["views"]:
-                line = json_bytes({k: v for k, v in view.items() if k != "offsets"})
+            counts["rejected"] += len(marker.rejected)
+            for tar in marker.tars or ():
+                line = json_bytes(asdict(tar.info))
                 file.write(line)
                 digest.update(line)
+                tar.rows["shard"] = counts["shards"]
+                if not tar.rows["checksum"].all():
+                    _complete(out, tar, labelled=plan.classes is not None)
+                index.write(tar.rows.tobytes())
                 counts["shards"] += 1
-                counts["samples"] += view["samples"]
-                counts["bytes"] += view["bytes"]
+                counts["samples"] += tar.info.samples
+                counts["bytes"] += tar.info.bytes
+        index_sha256 = write_index(out, split, index, counts["samples"])
     return SplitInfo(
         inputs=planned.inputs,
         rejected=counts["rejected"],
@@ -137,10 +143,21 @@ def _merge_split(
         bytes=counts["bytes"],
         shard_list=name,
         shard_list_sha256=digest.hexdigest(),
+        index_sha256=index_sha256,
     )
 
 
-def _markers(out: Folder, shards: int, split: str) -> Iterator[dict[str, Any]]:
+def _complete(out: Folder, tar: FinishedTar, *, labelled: bool) -> None:
+    """Take from the tar what a marker that was written before there was an index does not hold."""
+    try:
+        complete(tar.rows, out.contents(tar.info.name), labelled=labelled)
+    except ShardError as error:
+        raise ShardError(
+            f"{out.where(tar.info.name)}: {error}; remove it and run the same command again"
+        ) from error
+
+
+def _markers(out: Folder, shards: int, split: str) -> Iterator[Marker]:
     def planned() -> Iterator[ShardId]:
         return (ShardId(split=split, index=index) for index in range(shards))
 

@@ -132,14 +132,14 @@ class Job:
         return Dataset(self.out)
 
     def _is_whole(self) -> bool:
-        """Whether manifest and shard lists are there and agree; the tars' sizes were looked at."""
+        """Whether manifest, shard lists and indexes are there and agree; the tars' sizes were
+        looked at. A dataset that was written before there was an index gets one."""
         try:
             dataset = Dataset(self.out)
-            for split in dataset.manifest.splits:
-                dataset.shards(split)
+            splits = dataset.manifest.splits
+            return all(info.index_sha256 and dataset.index(name) for name, info in splits.items())
         except ShardError:
             return False
-        return True
 
     def _pending(self) -> list[ShardId]:
         """Shards that are not done; with `retry_rejected` those with rejects too."""
@@ -148,7 +148,7 @@ class Job:
         return [
             shard
             for shard, marker in zip(self.plan.shards(), markers, strict=True)
-            if marker is None or (retry and marker["rejected"])
+            if marker is None or (retry and marker.rejected)
         ]
 
     def _preview(self, pending: list[ShardId]) -> Preview:

@@ -1,6 +1,5 @@
 """One shard's work: read, decode, crop, score, cut, write, commit. The same under any engine."""
 
-import json
 import os
 import socket
 import time
@@ -15,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from quadpipe.errors import JobError, RejectError
+from quadpipe.errors import JobError, RejectError, ShardError
 from quadpipe.files import Folder, ReadableFolder
 from quadpipe.images.library import describe, imaging_library
 from quadpipe.job.decoding import CRASHED, TIMED_OUT, Decoder
@@ -23,7 +22,9 @@ from quadpipe.job.plan import Plan, ShardId, read_inputs
 from quadpipe.mosaic import Mosaic
 from quadpipe.scorers import Network, Scorer
 from quadpipe.scorers.precomputed import read_map
-from quadpipe.shards.format import json_bytes, marker_name, sample_key, shard_name
+from quadpipe.shards.format import marker_name, sample_key, shard_name
+from quadpipe.shards.manifest import ShardInfo
+from quadpipe.shards.marker import FinishedTar, Marker
 from quadpipe.shards.writer import ShardWriter
 from quadpipe.sources import Input, read_input
 from quadpipe.tokenizer import Tokenizer, TokenizerConfig
@@ -108,24 +109,24 @@ def make_shard(
     if not writers:
         for name in names:  # of another try, in which there were samples
             site.out.remove(name)
-    marker = {
-        "split": shard.split,
-        "shard": shard.index,
-        "inputs": len(inputs),
-        "rejected": rejects,
-        "views": [
-            {
-                "name": name,
-                "view": view,
-                "samples": writer.samples,
-                "bytes": writer.bytes,
-                "sha256": writer.sha256,
-                "offsets": writer.offsets,
-            }
+    marker = Marker(
+        inputs=len(inputs),
+        rejected=rejects,
+        tars=[
+            FinishedTar(
+                info=ShardInfo(
+                    name=name,
+                    view=view,
+                    samples=writer.samples,
+                    bytes=writer.bytes,
+                    sha256=writer.sha256,
+                ),
+                rows=writer.rows(),
+            )
             for view, (name, writer) in enumerate(zip(names, writers, strict=False))
         ],
-    }
-    site.out.write(marker_name(shard.split, shard.index), json_bytes(marker))
+    )
+    _write(site.out, shard, marker)
     return Report(
         shard=shard,
         inputs=len(inputs),
@@ -136,16 +137,19 @@ def make_shard(
     )
 
 
+def _write(out: Folder, shard: ShardId, marker: Marker) -> None:
+    out.write(marker_name(shard.split, shard.index), marker.to_bytes(shard.split, shard.index))
+
+
 def _begin(out: Folder, shard: ShardId) -> dict[str, RejectError]:
     """Of a shard that was made before, keep what was decided for good, and that it is not done.
 
     Its marker describes the tars of before, which may have the size of those to come.
     """
-    name = marker_name(shard.split, shard.index)
     decided = decided_rejects(out, shard)
-    if out.exists(name):
+    if out.exists(marker_name(shard.split, shard.index)):
         rows = [_row(path, error) for path, error in decided.items()]
-        out.write(name, json_bytes({"rejected": rows}))
+        _write(out, shard, Marker(inputs=len(rows), rejected=rows, tars=None))
     return decided
 
 
@@ -168,18 +172,15 @@ def decided_rejects(out: ReadableFolder, shard: ShardId) -> dict[str, RejectErro
 
     They are not tried again, so that what a clock has decided stays decided.
     """
-    data = out.get(marker_name(shard.split, shard.index))
-    if data is None:
-        return {}
     try:
-        rows = json.loads(data)["rejected"]
-        return {
-            row["path"]: RejectError(row["reason"], row["message"])
-            for row in rows
-            if row["reason"] in (CRASHED, TIMED_OUT)
-        }
-    except (ValueError, TypeError, KeyError):
-        return {}
+        marker = Marker.read(out, shard.split, shard.index)
+    except ShardError:
+        marker = None
+    return {
+        row["path"]: RejectError(row["reason"], row["message"])
+        for row in (marker.rejected if marker else ())
+        if row["reason"] in (CRASHED, TIMED_OUT)
+    }
 
 
 @dataclass(frozen=True)

@@ -5,14 +5,13 @@ Letters: B batch of all ranks; b of one rank; N tokens; P patch size.
 
 import logging
 import math
-import sys
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from os import PathLike
-from threading import Lock
+from weakref import finalize
 
 import numpy as np
 import torch
@@ -20,7 +19,7 @@ from torch import Tensor
 
 from quadpipe.errors import ConfigError
 from quadpipe.loader.order import SHARDS_BY_TURNS, EpochOrder
-from quadpipe.loader.samples import Rows, SampleReader
+from quadpipe.loader.samples import VERIFY, Rows, SampleReader
 from quadpipe.shards.reader import Dataset
 from quadpipe.shards.skipped import Skipped, check_on_error
 
@@ -68,6 +67,9 @@ class Loader:
     missing: they keep their rows, with weight zero, so that order, steps and resuming are those of
     the whole dataset. `skipped` counts them, in every epoch anew and as they are read ahead.
 
+    verify: when checksums of samples are compared: "first", of local samples the first time that
+    this process reads them and of remote ones always; "always"; "never".
+
     Raises ConfigError on a split or budget that the dataset does not have, ShardError when a
     shard does not hold what the manifest says.
     """
@@ -87,8 +89,11 @@ class Loader:
         workers: int = 0,
         pin_memory: bool = False,
         on_error: str = "raise",
+        verify: str = "first",
     ) -> None:
         check_on_error(on_error)
+        if verify not in VERIFY:
+            raise ConfigError(f"verify {verify!r} is not one of {', '.join(VERIFY)}")
         self.dataset = dataset if isinstance(dataset, Dataset) else Dataset(dataset)
         self.split = self.dataset.split(split)
         self.name = split
@@ -109,7 +114,7 @@ class Loader:
         self.shuffle, self.seed = shuffle, seed
         self.rank, self.world_size = rank, world_size
         self.workers, self.pin_memory = workers, pin_memory
-        self.on_error, self.skipped = on_error, Skipped()
+        self.on_error, self.verify, self.skipped = on_error, verify, Skipped()
         self._memory = _Memory(pinned=pin_memory)
         self._readers: dict[int, SampleReader] = {}
         self.samples = self.split.samples // max(self.split.views, 1)
@@ -166,7 +171,9 @@ class Loader:
     def _reader(self, view: int) -> SampleReader:
         if view not in self._readers:
             skip = self.on_error == "skip"
-            reader = self._readers[view] = SampleReader(self.dataset, self.name, view, skip=skip)
+            reader = self._readers[view] = SampleReader(
+                self.dataset, self.name, view, skip=skip, verify=self.verify
+            )
             sizes = sorted(shard.bytes for shard in reader.shards)
             self.dataset.folder.check_room(sizes[-(SHARDS_BY_TURNS if self.shuffle else 1) :])
         return self._readers[view]
@@ -209,7 +216,7 @@ class Loader:
 
 
 class _Memory:
-    """Memory for the tokens of batches, used again when nobody holds it any more.
+    """Memory for the tokens of batches, used again when no tensor of it is left.
 
     Fresh memory costs a page fault every 4 kB, as much as copying the tokens. Pinned memory is
     torch's to keep: it knows which copies to a GPU still run.
@@ -217,8 +224,7 @@ class _Memory:
 
     def __init__(self, *, pinned: bool) -> None:
         self._pinned = pinned
-        self._kept: list[np.ndarray] = []
-        self._lock = Lock()
+        self._free = deque[np.ndarray](maxlen=_MOST_KEPT)
 
     def take(self, shape: tuple[int, ...]) -> Tensor:
         """uint8 of this shape, with anything in it."""
@@ -234,12 +240,20 @@ class _Memory:
     def _take(self, shape: tuple[int, ...], size: int) -> Tensor:
         if self._pinned:
             return torch.empty(shape, dtype=torch.uint8, pin_memory=True)
-        with self._lock:
-            for memory in self._kept:
-                # Held by this list, by `memory` and by the call: no tensor is made of it.
-                if len(memory) >= size and sys.getrefcount(memory) == 3:
-                    break
-            else:
-                memory = np.empty(size, np.uint8)
-                self._kept = [*self._kept[-_MOST_KEPT + 1 :], memory]
-            return torch.from_numpy(memory)[:size].view(shape)
+        memory = self._free_block(size)
+        if memory is None:
+            memory = np.empty(size, np.uint8)
+        # torch keeps this array as long as any tensor, or array, shares its memory.
+        lent = memory[:size]
+        finalize(lent, self._free.append, memory).atexit = False
+        return torch.from_numpy(lent).view(shape)
+
+    def _free_block(self, size: int) -> np.ndarray | None:
+        """A block of at least so many bytes; smaller ones are dropped. Threads may call this."""
+        while True:
+            try:
+                block = self._free.popleft()
+            except IndexError:
+                return None
+            if len(block) >= size:
+                return block

@@ -1,6 +1,5 @@
 """The same shards as a plain WebDataset pipeline, for people who have one."""
 
-from collections.abc import Iterable, Iterator
 from os import PathLike
 from typing import Any
 
@@ -25,37 +24,25 @@ def webdataset(
     Its samples are dicts of `tokens` uint8 `[N, P, P, 3]`, `boxes` int16 `[N, 3]`, `label` int (-1
     without labels) and `key`, at a legal budget up to the stored one. shardshuffle, resampled,
     nodesplitter and workersplitter are those of `webdataset.WebDataset`; chain `.shuffle(..)`,
-    `.batched(..)` as usual. The order and the resuming are WebDataset's. The tars
-    are read by `Dataset.read_shard`, which says what on_error does: tarfile, which WebDataset
-    uses, gives a stranger's archive the memory that it claims.
+    `.batched(..)` as usual. The order and the resuming are WebDataset's. It can be pickled, so the
+    workers of a DataLoader may be spawned. The tars are read by `Dataset.read_shard`, which says
+    what on_error does: tarfile, which WebDataset uses, gives a stranger's archive the memory that
+    it claims.
     """
     import webdataset as wds
 
-    class Pipeline(wds.DataPipeline, wds.FluidInterface):  # type: ignore[misc]
-        """What a `webdataset.WebDataset` is."""
+    from quadpipe.loader.pipeline import Pipeline, ReadShards
 
     check_on_error(on_error)
     opened = dataset if isinstance(dataset, Dataset) else Dataset(dataset)
-    shards = {shard.name: shard for shard in opened.shards(split) if shard.view == view}
     budget = opened.manifest.tokenizer.tokens if tokens is None else tokens
     opened.manifest.geometry.splits(budget)
-
-    def read(sources: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-        for source in sources:
-            for sample in opened.read_shard(shards[source["url"]], on_error):
-                leaves = sample.mosaic.leaves(budget)
-                yield {
-                    "tokens": leaves.tokens,
-                    "boxes": leaves.boxes.astype("int16"),
-                    "label": -1 if sample.label is None else sample.label,
-                    "key": sample.key,
-                }
-
+    names = [shard.name for shard in opened.shards(split) if shard.view == view]
     stages = [
-        (wds.ResampledShards if resampled else wds.SimpleShardList)(list(shards)),
+        (wds.ResampledShards if resampled else wds.SimpleShardList)(names),
         nodesplitter or wds.single_node_only,
         workersplitter or wds.split_by_worker,
         wds.shuffle(shardshuffle) if shardshuffle else None,
-        read,
+        ReadShards(opened, split, budget, on_error),
     ]
     return Pipeline(*(stage for stage in stages if stage))

@@ -1,11 +1,12 @@
 """Samples of a shard by number, checked against the manifest, gathered into a batch.
 
 A local shard is mapped into memory, a remote one is read in ranges; the same bytes go the same way.
+The checksum of a sample in the index is compared whenever it was read from far away, and the first
+time it is read from a local disk; `verify` chooses otherwise.
 
 Letters: b samples of the batch; N tokens; T = P * P * 3 bytes of a token.
 """
 
-import json
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
@@ -13,18 +14,21 @@ from functools import lru_cache
 import numpy as np
 
 from quadpipe.errors import ShardError, UnreadableError
-from quadpipe.files import CachedFolder, RangeReader
+from quadpipe.files import CachedFolder, RangeReader, RemoteFolder
 from quadpipe.quadtree import grow, leaf_indices
-from quadpipe.shards.format import marker_name, npy_header
-from quadpipe.shards.manifest import ShardInfo
+from quadpipe.shards.format import npy_header
+from quadpipe.shards.index import CHANGED, ROW, checksum, scan
 from quadpipe.shards.reader import Dataset
-from quadpipe.shards.tar import BLOCK, read_members
 
 KEY_BYTES = 20
 """Longer keys, which quadpipe does not write, take a slower way."""
 
 OPEN_SHARDS = 128
-"""So many shards are known at once: their offsets, and local ones mapped without an open file."""
+"""The largest number of shards that are open at once; local ones are mapped."""
+
+VERIFY = ("first", "always", "never")
+"""When the checksums of samples are compared: of local samples the first time that this process
+reads them and of remote ones always; always; never."""
 
 
 class Rows:
@@ -55,10 +59,12 @@ class Rows:
 class _Shard:
     """An open shard. offsets: int64, where each sample begins, and where the last one ends.
 
-    damage: why there are fewer of them than samples, empty when there are not.
+    checksums: uint64, of the samples, 0 where there is none. damage: why there are fewer of them
+    than samples, empty when there are not.
     """
 
     offsets: np.ndarray
+    checksums: np.ndarray
     read: RangeReader
     damage: str = ""
 
@@ -66,14 +72,24 @@ class _Shard:
 class SampleReader:
     """Random access to the samples of one view of a split. Threads may share it.
 
-    skip: whether damaged samples leave their rows blank instead of raising.
+    skip: whether damaged samples leave their rows blank instead of raising. verify: see `VERIFY`.
     """
 
-    def __init__(self, dataset: Dataset, split: str, view: int, *, skip: bool = False) -> None:
+    def __init__(
+        self, dataset: Dataset, split: str, view: int, *, skip: bool = False, verify: str = "first"
+    ) -> None:
         self._dataset = dataset
-        self._split = split
         self._skip = skip
-        self.shards = [shard for shard in dataset.shards(split) if shard.view == view]
+        self._index = dataset.index(split)
+        listed = [(n, shard) for n, shard in enumerate(dataset.shards(split)) if shard.view == view]
+        self._numbers = [number for number, _ in listed]
+        self.shards = [shard for _, shard in listed]
+        self._first = np.cumsum([0, *(shard.samples for shard in self.shards)])
+        self._verifies = verify != "never" and self._index is not None
+        # Of each sample, whether its bytes need no look any more.
+        self._trusted: np.ndarray | None = None
+        if verify == "first" and not isinstance(dataset.folder, RemoteFolder):
+            self._trusted = np.zeros(self._first[-1], np.bool_)
         self._opened = lru_cache(maxsize=OPEN_SHARDS)(self._open)
         self._blank_boxes = lru_cache(maxsize=1)(self._make_blank_boxes)
 
@@ -110,6 +126,9 @@ class SampleReader:
             except ShardError as error:
                 self._blank(shard, places, error, rows)
                 continue
+            if self._verifies:
+                good = self._verified(shard, places, numbers, contents, begins, sizes, rows)
+                places, begins, sizes = places[good], begins[good], sizes[good]
             addresses[places] = contents.__array_interface__["data"][0] + begins
             lengths[places] = sizes
             groups.append((shard, places, contents, begins))
@@ -146,6 +165,33 @@ class SampleReader:
         if len(contents) < (begins + sizes).max(initial=0):
             raise ShardError("cut short")
         return contents, begins, sizes
+
+    def _verified(
+        self,
+        shard: int,
+        places: np.ndarray,
+        numbers: np.ndarray,
+        contents: np.ndarray,
+        begins: np.ndarray,
+        sizes: np.ndarray,
+        rows: Rows,
+    ) -> np.ndarray:
+        """bool by place: which samples have the checksums of the index; the others become blank."""
+        good = np.ones(len(places), np.bool_)
+        checksums, offsets = self._opened(shard).checksums, self._opened(shard).offsets
+        for at, number in enumerate(numbers[places].tolist()):
+            sample = self._first[shard] + number
+            if self._trusted is not None and self._trusted[sample]:
+                continue
+            begin = int(begins[at])
+            if checksum(contents[begin : begin + int(sizes[at])]) == checksums[number]:
+                if self._trusted is not None:
+                    self._trusted[sample] = True
+                continue
+            good[at] = False
+            error = ShardError(f"the sample at byte {offsets[number]} {CHANGED}")
+            self._blank(shard, places[at : at + 1], error, rows)
+        return good
 
     def _blank(
         self, shard: int, places: np.ndarray | list[int], error: ShardError, rows: Rows
@@ -221,65 +267,19 @@ class SampleReader:
                     "missing" if size is None else f"{size} bytes, expected {info.bytes}"
                 )
             read = folder.open_ranges(info.name)
-            stored = self._stored_offsets(info)
-            offsets, damage = (
-                _scan_offsets(folder.map(info.name), info) if stored is None else (stored, "")
-            )
+            if self._index is not None:
+                rows, damage = self._index.of(self._numbers[shard]), ""
+            else:
+                rows, damage = scan(folder.contents(info.name), info)
         except UnreadableError:
             raise
         except ShardError as error:
-            offsets, read, damage = [0], _read_nothing, str(error)
+            rows, read, damage = np.zeros(0, ROW), _read_nothing, str(error)
         if damage and not self._skip:
             raise ShardError(damage)
-        return _Shard(offsets=np.array(offsets, np.int64), read=read, damage=damage)
-
-    def _stored_offsets(self, info: ShardInfo) -> list[int] | None:
-        """Those of the done-marker; whether they fit the tar shows when a sample is parsed.
-
-        None where there is no marker that could be right.
-        """
-        folder = self._dataset.folder
-        name = marker_name(self._split, info.index)
-        try:
-            data = folder.get(name)
-            if data is None:
-                return None
-            views = json.loads(data)["views"]
-            offsets = next(v["offsets"] for v in views if v["name"] == info.name)
-            ends = [*offsets[1:], info.bytes]
-            ordered = all(type(a) is int and a < b for a, b in zip(offsets, ends, strict=True))
-        except (ShardError, ValueError, TypeError, KeyError, StopIteration, RecursionError):
-            return None
-        whole = ordered and len(offsets) == info.samples and offsets[0] == 0
-        return [*offsets, info.bytes] if whole else None
+        ends = np.concatenate([[0], rows["offset"] + rows["size"]])
+        return _Shard(offsets=ends, checksums=rows["checksum"].copy(), read=read, damage=damage)
 
 
 def _read_nothing(starts: np.ndarray, stops: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.empty(0, np.uint8), np.zeros_like(starts)
-
-
-def _scan_offsets(contents: memoryview, info: ShardInfo) -> tuple[list[int], str]:
-    """Offsets of the samples, and the end of the last, from the headers of all members.
-
-    And what is wrong where the archive cannot be followed any further, or holds another number of
-    samples; empty when nothing is.
-    """
-    offsets: list[int] = []
-    keys: set[str] = set()
-    last, end = "", 0
-    try:
-        if len(contents) != info.bytes:
-            raise ShardError(f"{len(contents)} bytes, expected {info.bytes}")
-        for name, offset, content in read_members(contents):
-            key = name.partition(".")[0]
-            if key != last or not offsets:
-                if key in keys:
-                    raise ShardError(f"{key}: two samples have this key")
-                keys.add(key)
-                offsets.append(offset)
-            last, end = key, offset + BLOCK + -(-len(content) // BLOCK) * BLOCK
-    except ShardError as error:
-        return [*offsets, end], str(error)
-    ends = [*offsets, info.bytes][: info.samples + 1]
-    same = len(offsets) == info.samples
-    return ends, "" if same else f"{len(offsets)} samples, expected {info.samples}"

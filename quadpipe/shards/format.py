@@ -3,6 +3,7 @@
     dataset.json               the manifest, written last
     README.md                  the card
     train.shards.jsonl         one line a shard
+    train.index.npy            one row per sample: where it lies, its checksum and label
     train-000000.tar           WebDataset shards, view 0
     train-v01-000000.tar       view 1 of the same inputs
     .quadpipe/                 how it was made; a dataset without it still loads
@@ -63,6 +64,10 @@ def shard_list_name(split: str) -> str:
     return f"{split}.shards.jsonl"
 
 
+def index_name(split: str) -> str:
+    return f"{split}.index.npy"
+
+
 def marker_name(split: str, index: int) -> str:
     return f"{MARKERS}/{split}/{index // 1000:04d}/{index:06d}.json"
 
@@ -92,8 +97,10 @@ def npy_bytes(array: np.ndarray) -> bytes:
 
 
 @lru_cache(maxsize=256)
-def npy_header(dtype: str, shape: tuple[int, ...]) -> bytes:
-    text = f"{{'descr': '{dtype}', 'fortran_order': False, 'shape': {shape}, }}"
+def npy_header(dtype: str | tuple[tuple[str, str], ...], shape: tuple[int, ...]) -> bytes:
+    """The header before an array's bytes; a structured dtype is given as (name, dtype) pairs."""
+    descr = repr(dtype if isinstance(dtype, str) else list(dtype))
+    text = f"{{'descr': {descr}, 'fortran_order': False, 'shape': {shape}, }}"
     padding = -(10 + len(text) + 1) % 64
     header = text.encode() + b" " * padding + b"\n"
     return b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header

@@ -3,7 +3,7 @@
 import json
 import re
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import MISSING, asdict, dataclass, fields
 from typing import Any
 
 from quadpipe.errors import ConfigError, ShardError
@@ -29,7 +29,10 @@ _LARGEST_SHARD = 2**62
 
 @dataclass(frozen=True, kw_only=True)
 class SplitInfo:
-    """Counts of one split. samples = views * (inputs - rejected)."""
+    """Counts of one split, samples = views * (inputs - rejected), and the sha256 of its files.
+
+    index_sha256: None for a dataset that was written before there was an index.
+    """
 
     inputs: int
     rejected: int
@@ -39,6 +42,7 @@ class SplitInfo:
     bytes: int
     shard_list: str
     shard_list_sha256: str
+    index_sha256: str | None = None
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -125,7 +129,11 @@ class Manifest:
 
     @classmethod
     def _from_json(cls, document: dict[str, Any]) -> "Manifest":
-        entries = {name: document[name] for name in cls.__dataclass_fields__}
+        entries = {
+            item.name: document[item.name]
+            for item in fields(cls)
+            if item.name in document or item.default is MISSING
+        }
         entries["tokenizer"] = TokenizerConfig(
             **known_fields(TokenizerConfig, entries["tokenizer"])
         )

@@ -1,8 +1,9 @@
 """Shards -> mosaics, checked against the manifest before use. The mirror image of `writer`."""
 
 import json
+import logging
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from os import PathLike
@@ -11,19 +12,29 @@ from typing import Any
 import numpy as np
 
 from quadpipe.errors import ConfigError, ShardError, UnreadableError
-from quadpipe.files import Cache, CachedFolder, Folder, ReadableFolder, RemoteFolder, open_folder
+from quadpipe.files import (
+    Cache,
+    CachedFolder,
+    Contents,
+    Folder,
+    ReadableFolder,
+    RemoteFolder,
+    open_folder,
+)
 from quadpipe.geometry import Geometry
 from quadpipe.mosaic import Mosaic
 from quadpipe.shards.format import npy_array
+from quadpipe.shards.index import CHANGED, SplitIndex, checksum, read_index, scan
 from quadpipe.shards.manifest import Manifest, ShardInfo, SplitInfo, read_shard_list
 from quadpipe.shards.skipped import Skipped, check_on_error
-from quadpipe.shards.tar import read_members, read_part
+from quadpipe.shards.tar import read_part
+
+_log = logging.getLogger(__name__)
 
 _LARGEST_SIDE = 2**32
 _UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 Content = bytes | memoryview
-Member = tuple[str, int, memoryview]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +72,14 @@ class Dataset:
             self.folder = _cached(self.folder, cache)
         self.manifest = Manifest.read(self.folder)
         self.skipped = Skipped()
+        self._shards: dict[str, list[ShardInfo]] = {}
+        self._indexes: dict[str, SplitIndex] = {}
+        self._numbers: dict[str, dict[str, int]] = {}
+        self._indexes_missing = False
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What another process needs; it reads lists and indexes for itself."""
+        return {**vars(self), "_shards": {}, "_indexes": {}, "_numbers": {}}
 
     def split(self, name: str) -> SplitInfo:
         """Counts of a split; ConfigError when there is none of that name."""
@@ -72,6 +91,8 @@ class Dataset:
 
     def shards(self, split: str) -> list[ShardInfo]:
         """The shards of a split, in the order of the plan, views interleaved."""
+        if split in self._shards:
+            return self._shards[split]
         shards = read_shard_list(self.folder, split, self.split(split))
         for shard in shards:
             if shard.samples > self.manifest.samples_per_shard:
@@ -81,7 +102,28 @@ class Dataset:
                 )
         if isinstance(self.folder, CachedFolder):
             self.folder.know({shard.name: (shard.sha256, shard.bytes) for shard in shards})
+        self._shards[split] = shards
         return shards
+
+    def index(self, split: str) -> SplitIndex | None:
+        """Where the samples of a split lie, with their checksums and labels.
+
+        None in a dataset that was written before there was an index. ShardError when it is not the
+        one that the manifest names.
+        """
+        info = self.split(split)
+        if info.index_sha256 is None:
+            if not self._indexes_missing:
+                self._indexes_missing = True
+                _log.warning(
+                    "%s was written before samples had checksums, so changed bytes go unnoticed; "
+                    "run the quadpipe tokenize command that wrote it again to add them",
+                    self.folder,
+                )
+            return None
+        if split not in self._indexes:
+            self._indexes[split] = read_index(self.folder, split, info, self.shards(split))
+        return self._indexes[split]
 
     def samples(
         self, split: str, view: int | None = None, on_error: str = "raise"
@@ -104,28 +146,28 @@ class Dataset:
         """
         check_on_error(on_error)
         left = shard.samples
-        seen: set[str] = set()
+        keys: set[str] = set()
         try:
-            for key, members, damage in self._groups(shard):
-                if not left:
-                    raise ShardError(f"{key}: more than the {shard.samples} samples of its list")
+            contents = self.folder.contents(shard.name)
+            rows, damage = self.rows(shard, contents)
+            for number, row in enumerate(rows, start=1):
                 try:
-                    if key in seen:
-                        raise ShardError(f"{key}: two samples have this key")
-                    seen.add(key)
-                    sample = self._sample(key, members)
+                    sample = self._read_sample(contents, row)
+                    if sample.key in keys:
+                        raise ShardError(f"{sample.key}: two samples have this key")
+                    keys.add(sample.key)
                 except ShardError as error:
-                    if on_error == "raise" or damage:
-                        raise damage or error from error
+                    if damage and number == len(rows):
+                        break
+                    if on_error == "raise":
+                        raise
                     left -= 1
                     self.skipped.add(shard.name, self._located(shard, error), 1)
                     continue
                 left -= 1
                 yield sample
-                if damage:
-                    raise damage
-            if left:
-                raise ShardError(f"{shard.samples - left} samples, expected {shard.samples}")
+            if damage:
+                raise ShardError(damage)
         except UnreadableError:
             raise
         except ShardError as error:
@@ -136,44 +178,38 @@ class Dataset:
     def _located(self, shard: ShardInfo, error: ShardError) -> ShardError:
         return ShardError(f"{self.folder.where(shard.name)}: {error}")
 
-    def _groups(self, shard: ShardInfo) -> Iterator[tuple[str, list[Member], ShardError | None]]:
-        """The members of each sample of a shard, with their key.
+    def rows(self, shard: ShardInfo, contents: Contents) -> tuple[np.ndarray, str]:
+        """The index's rows of a shard; without an index, rows by the headers in its contents.
 
-        And with the last ones why the archive cannot be followed any further, if it cannot: they
-        may be a whole sample.
+        And why these are fewer than the samples of the shard list, empty when they are not.
         """
-        data = self.folder.map(shard.name)
-        if len(data) != shard.bytes:
-            raise ShardError(f"{len(data)} bytes, expected {shard.bytes}")
-        key, members, damage = "", list[Member](), None
-        try:
-            for member in read_members(data):
-                name = member[0].partition(".")[0]
-                if members and name != key:
-                    yield key, members, None
-                    members = []
-                key = name
-                members.append(member)
-        except ShardError as error:
-            damage = error
-        if members:
-            yield key, members, damage
-        elif damage:
-            raise damage
+        if len(contents) != shard.bytes:
+            raise ShardError(f"{len(contents)} bytes, expected {shard.bytes}")
+        split = shard.name.partition("-")[0]
+        index = self.index(split)
+        if index is None:
+            return scan(contents, shard)
+        if split not in self._numbers:
+            self._numbers[split] = {s.name: n for n, s in enumerate(self.shards(split))}
+        return index.of(self._numbers[split][shard.name]), ""
 
-    def parse_sample(self, data: memoryview) -> Sample:
+    def _read_sample(self, contents: Contents, row: np.void) -> Sample:
+        offset = int(row["offset"])
+        part = contents[offset : offset + int(row["size"])]
+        if row["checksum"] and checksum(part) != row["checksum"]:
+            raise ShardError(f"the sample at byte {offset} {CHANGED}")
+        return self.parse_sample(part, offset)
+
+    def parse_sample(self, data: memoryview, offset: int = 0) -> Sample:
         """The sample whose members are `data`, a part of a shard; ShardError when it is not one."""
         members = list(read_part(data))
         key = members[0][0].partition(".")[0] if members else ""
         if any(name.partition(".")[0] != key for name, _, _ in members) or not members:
             raise ShardError(f"{key}: its offsets do not hold one sample")
-        return self._sample(key, members)
-
-    def _sample(self, key: str, members: Sequence[Member]) -> Sample:
         fields = {name.partition(".")[2]: content for name, _, content in members}
         if len(fields) != len(members):
             raise ShardError(f"{key}: two members have one name")
-        return self.make_sample(key, fields, offset=members[0][1])
+        return self.make_sample(key, fields, offset=offset)
 
     def make_sample(self, key: str, fields: Mapping[str, Content], *, offset: int = 0) -> Sample:
         """The sample with these members by name after the key; ShardError when they do not fit."""

@@ -4,6 +4,7 @@ from collections.abc import Generator, Iterator
 from functools import lru_cache
 
 from quadpipe.errors import ShardError
+from quadpipe.files import Contents
 
 BLOCK = 512
 END = bytes(2 * BLOCK)
@@ -45,25 +46,35 @@ def member_bytes(name: str, data: bytes) -> bytes:
     return b"".join((header, data, bytes(-len(data) % BLOCK)))
 
 
-def read_members(data: memoryview) -> Iterator[tuple[str, int, memoryview]]:
-    """(name, offset of its header, content) of each member of a whole archive, without copies.
+def read_members(data: Contents) -> Iterator[tuple[str, int, memoryview]]:
+    """(name, offset of its header, content) of each member of a whole archive.
 
     Only plain files are allowed. ShardError when the archive is cut short, a header is damaged
     or a member is anything else than a plain file.
     """
+    for name, offset, first, last in read_headers(data):
+        yield name, offset, data[first:last]
+
+
+def read_headers(data: Contents) -> Iterator[tuple[str, int, int, int]]:
+    """As `read_members`, with the bounds of the content in the place of the content."""
     end = yield from _scan(data)
     if data[end : end + len(END)] != END:
         raise ShardError(f"cut short at byte {end}: the end of the archive is missing")
 
 
 def read_part(data: memoryview) -> Iterator[tuple[str, int, memoryview]]:
-    """As `read_members`, of some members cut out of an archive."""
-    end = yield from _scan(data)
+    """As `read_members`, of some members cut out of an archive, without copies."""
+    headers = _scan(data)
+    end = 0
+    for name, offset, first, last in headers:
+        yield name, offset, data[first:last]
+        end = last + -(last - first) % BLOCK
     if any(data[end:]):
         raise ShardError(f"cut short at byte {end}: no whole members")
 
 
-def _scan(data: memoryview) -> Generator[tuple[str, int, memoryview], None, int]:
+def _scan(data: Contents) -> Generator[tuple[str, int, int, int], None, int]:
     """Yields members up to the first empty block; returns where that is."""
     offset = 0
     while (header := bytes(data[offset : offset + BLOCK])) and header != END[:BLOCK]:
@@ -71,7 +82,7 @@ def _scan(data: memoryview) -> Generator[tuple[str, int, memoryview], None, int]
         first, last = offset + BLOCK, offset + BLOCK + size
         if last > len(data):
             raise ShardError(f"cut short: {name!r} ends after the {len(data)} bytes there are")
-        yield name, offset, data[first:last]
+        yield name, offset, first, last
         offset = last + -size % BLOCK
     return offset
 

@@ -3,8 +3,11 @@
 import hashlib
 from typing import Any, Protocol
 
+import numpy as np
+
 from quadpipe.mosaic import Mosaic
 from quadpipe.shards.format import Codec, json_bytes, npy_bytes
+from quadpipe.shards.index import checksum, make_rows
 from quadpipe.shards.tar import END, member_bytes
 
 
@@ -15,19 +18,19 @@ class Writable(Protocol):
 class ShardWriter:
     """Writes samples into an open file; call `close` after the last one.
 
-    offsets: where each sample's first member begins. bytes and sha256: of what was written so far.
+    bytes and sha256: of what was written so far.
     """
 
     def __init__(self, file: Writable, codec: Codec) -> None:
-        self.offsets: list[int] = []
         self.bytes = 0
+        self._samples: list[tuple[int, int, int]] = []  # offset, checksum, label
         self._file = file
         self._codec = codec
         self._hash = hashlib.sha256()
 
     @property
     def samples(self) -> int:
-        return len(self.offsets)
+        return len(self._samples)
 
     @property
     def sha256(self) -> str:
@@ -35,7 +38,6 @@ class ShardWriter:
 
     def add(self, key: str, mosaic: Mosaic, label: int | None, info: dict[str, Any]) -> None:
         """Append one sample; label None leaves out its `cls` member."""
-        self.offsets.append(self.bytes)
         members = [
             (self._codec.member, self._codec.encode(mosaic.tokens)),
             ("nodes.npy", npy_bytes(mosaic.nodes.astype("<i4", copy=False))),
@@ -44,7 +46,14 @@ class ShardWriter:
         if label is not None:
             members.append(("cls", str(label).encode()))
         members.append(("json", json_bytes(info)))
-        self._write(b"".join(member_bytes(f"{key}.{name}", data) for name, data in members))
+        sample = b"".join(member_bytes(f"{key}.{name}", data) for name, data in members)
+        self._samples.append((self.bytes, checksum(sample), -1 if label is None else label))
+        self._write(sample)
+
+    def rows(self) -> np.ndarray:
+        """The rows of the index for the samples of a closed archive."""
+        offsets, checksums, labels = zip(*self._samples, strict=True)
+        return make_rows(offsets, self.bytes - len(END), checksums, labels)
 
     def close(self) -> None:
         """End the archive; the file stays open."""

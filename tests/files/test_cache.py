@@ -169,7 +169,7 @@ def test_a_list_that_lies_about_a_size_does_not_fetch_for_ever(published, whole,
     folder = CachedFolder(RemoteFolder(published), Cache(folder=tmp_path, bytes=10**7))
     folder.know({shard.name: (shard.sha256, shard.bytes - 512)})
     with pytest.raises(ShardError, match="has arrived twice with another checksum or size"):
-        folder.map(shard.name)
+        folder.contents(shard.name)
 
 
 def test_two_processes_share_a_cache(published, proxy, tmp_path, whole):

@@ -17,7 +17,7 @@ def test_files_appear_whole_or_not_at_all(tmp_path):
     assert [path for path in (tmp_path / "new").rglob("*") if path.is_file()] == []
     folder.write("a/b.bin", b"whole")
     assert folder.read("a/b.bin") == b"whole"
-    assert bytes(folder.map("a/b.bin")) == b"whole"
+    assert bytes(folder.contents("a/b.bin")[:]) == b"whole"
     starts, stops = np.array([1, 0]), np.array([3, 1])
     contents, begins = folder.open_ranges("a/b.bin")(starts, stops)
     assert [bytes(contents[begin : begin + 1]) for begin in begins] == [b"h", b"w"]
@@ -43,7 +43,7 @@ def test_names_that_lead_out_are_refused(tmp_path, name):
 def test_what_is_not_there_is_named(tmp_path):
     for folder in (LocalFolder(tmp_path), open_folder("memory://data")):
         assert not folder.exists("gone.tar")
-        for read in (folder.read, folder.map, folder.sha256):
+        for read in (folder.read, folder.contents, folder.sha256):
             with pytest.raises(ShardError, match="cannot read .*gone.tar"):
                 read("gone.tar")
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import quadpipe
+from forging import remove_index
 from quadpipe.errors import ConfigError, ShardError
 from quadpipe.loader import Loader, webdataset
 
@@ -85,9 +86,9 @@ def test_epochs_take_turns_at_the_views(shards):
     assert all(key.endswith("-v01") for batch in keys(shards, epoch=3) for key in batch)
 
 
-def test_shards_at_a_url_or_without_markers_give_the_same_batches(shards, tmp_path):
+def test_shards_at_a_url_or_without_an_index_give_the_same_batches(shards, tmp_path):
     bare = Path(shutil.copytree(shards, tmp_path / "bare"))
-    shutil.rmtree(bare / ".quadpipe")
+    remove_index(bare)
     memory = fsspec.filesystem("memory")
     memory.put(str(shards), "/with", recursive=True)
     memory.put(str(bare), "/without", recursive=True)
@@ -111,28 +112,6 @@ def test_other_codecs_are_read(image_folder, tmp_path, codec):
 def test_samples_without_labels_have_label_minus_one(image_folder, tmp_path):
     quadpipe.tokenize(image_folder, tmp_path / "out", use_labels=False, in_process=True, limit=3)
     assert next(Loader(tmp_path / "out", batch_size=3).epoch(0)).label.tolist() == [-1] * 3
-
-
-def test_offsets_that_do_not_fit_the_tar_are_refused(shards, tmp_path):
-    copy = Path(shutil.copytree(shards, tmp_path / "copy"))
-    for marker in (copy / ".quadpipe" / "markers" / "train").rglob("*.json"):
-        document = json.loads(marker.read_text())
-        for view in document["views"]:
-            view["offsets"][1] += 512
-        marker.write_text(json.dumps(document))
-    with pytest.raises(ShardError, match=r"train-00000\d\.tar: "):
-        keys(copy)
-
-
-@pytest.mark.parametrize("offsets", [[5], ["x"] * 4, [0, 2, 1, 3], None, [0, 1, 2, 10**12]])
-def test_offsets_that_are_none_are_found_again(shards, tmp_path, offsets):
-    copy = Path(shutil.copytree(shards, tmp_path / "copy"))
-    for marker in (copy / ".quadpipe" / "markers" / "train").rglob("*.json"):
-        document = json.loads(marker.read_text())
-        for view in document["views"]:
-            view["offsets"] = offsets
-        marker.write_text(json.dumps(document))
-    assert keys(copy) == keys(shards)
 
 
 @pytest.mark.parametrize(

@@ -316,52 +316,6 @@ def test_pictures_are_not_larger_than_their_tokens(tmp_path):
     assert int(grown) * 1024 < 8192 * 8192 * 3
 
 
-def change_markers(dataset: Path, change: Callable[[dict], object]) -> None:
-    for path in (dataset / ".quadpipe/markers/train").rglob("*.json"):
-        document = json.loads(path.read_text())
-        change(document["views"][0])
-        path.write_text(json.dumps(document))
-
-
-def moved(step: int) -> Callable[[dict], None]:
-    def change(view: dict) -> None:
-        view["offsets"][1] += step
-
-    return change
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        lambda view: view.update(offsets=[0, 512, 1024, 2**62]),
-        lambda view: view.update(offsets=[0, 512, 1024, 10**400]),
-        lambda view: view.update(offsets=[-512, *view["offsets"][1:]]),
-        lambda view: view.update(offsets=view["offsets"][::-1]),
-        lambda view: view.update(offsets=[0, float("nan"), 2, 3]),
-        lambda view: view.update(offsets=[[0], [1], [2], [3]]),
-        lambda view: view.update(offsets={"0": 1}),
-        lambda view: view.update(offsets="0123"),
-        lambda view: view.update(offsets=list(range(100_000))),
-        lambda view: view.update(name="../../etc/passwd"),
-        lambda view: view.clear(),
-    ],
-)
-def test_offsets_that_cannot_be_are_not_used(whole, dataset, change):
-    expected = list(Loader(whole, "train", batch_size=5).epoch(0))
-    change_markers(dataset, change)
-    for batch, other in zip(Loader(dataset, "train", batch_size=5).epoch(0), expected, strict=True):
-        assert batch.keys == other.keys
-        assert (batch.tokens == other.tokens).all()
-    assert len([line for line in findings(dataset) if "markers/train" in line]) == 4
-
-
-@pytest.mark.parametrize("kind", [float, lambda offset: offset + 1.5 * (offset > 0), bool])
-def test_offsets_that_are_no_whole_numbers_are_not_used(dataset, kind):
-    change_markers(dataset, lambda view: view.update(offsets=[kind(o) for o in view["offsets"]]))
-    for name in ("loader", "loader without its compiled reader"):
-        READERS[name](dataset)
-
-
 @pytest.mark.parametrize("data", [b"[" * 100_000, b"\xff\xfe", b"", b"5", b'{"views":5}', b"NaN"])
 def test_markers_that_are_none_are_not_used(whole, dataset, data):
     for path in (dataset / ".quadpipe/markers/train").rglob("*.json"):
@@ -369,17 +323,6 @@ def test_markers_that_are_none_are_not_used(whole, dataset, data):
     for name in ("loader", "loader without its compiled reader"):
         READERS[name](dataset)
     assert len([line for line in findings(dataset) if "markers/train" in line]) == 4
-
-
-@pytest.mark.parametrize("step", [512, -512, 100, 1])
-def test_offsets_in_the_middle_of_samples_lose_those_samples(dataset, step):
-    change_markers(dataset, moved(step))
-    for read in (READERS["loader"], READERS["loader without its compiled reader"]):
-        with pytest.raises(ShardError, match=r"train-00000\d\.tar: "):
-            read(dataset)
-    counts = count_with_skip(dataset)
-    assert counts["samples"] == counts["webdataset"] == (16, 0)
-    assert counts["loader"] == counts["slowly"] == (8, 8)
 
 
 def set_manifest(text: bytes) -> Callable[[Path], None]:

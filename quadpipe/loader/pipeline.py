@@ -1,0 +1,35 @@
+"""The stages of `plain.webdataset` that are ours. Imports webdataset, so import it where needed."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import webdataset as wds
+
+from quadpipe.shards.reader import Dataset
+
+
+class Pipeline(wds.DataPipeline, wds.FluidInterface):  # type: ignore[misc]
+    """What a `webdataset.WebDataset` is, of stages that are given."""
+
+
+@dataclass(frozen=True)
+class ReadShards:
+    """Names of shards -> their samples at a budget, as `plain.webdataset` describes them."""
+
+    dataset: Dataset
+    split: str
+    budget: int
+    on_error: str
+
+    def __call__(self, sources: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+        shards = {shard.name: shard for shard in self.dataset.shards(self.split)}
+        for source in sources:
+            for sample in self.dataset.read_shard(shards[source["url"]], self.on_error):
+                leaves = sample.mosaic.leaves(self.budget)
+                yield {
+                    "tokens": leaves.tokens,
+                    "boxes": leaves.boxes.astype("int16"),
+                    "label": -1 if sample.label is None else sample.label,
+                    "key": sample.key,
+                }

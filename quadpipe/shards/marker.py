@@ -1,0 +1,115 @@
+"""The done-marker of a shard: what its tars hold, and which of its inputs were rejected."""
+
+import json
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from quadpipe.errors import ConfigError, ShardError
+from quadpipe.fields import known_fields
+from quadpipe.files import ReadableFolder
+from quadpipe.shards.format import json_bytes, marker_name
+from quadpipe.shards.index import make_rows
+from quadpipe.shards.manifest import ShardInfo
+from quadpipe.shards.tar import END
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinishedTar:
+    """One view of a finished shard: its line of the shard list, and its rows of the index.
+
+    The rows of markers that were written before there was an index have no checksums and labels.
+    """
+
+    info: ShardInfo
+    rows: np.ndarray
+
+
+@dataclass(frozen=True, kw_only=True)
+class Marker:
+    """inputs: of the shard. rejected: `path`, `reason` and `message` of each input that is not a
+    sample. tars: one for each view, none when all inputs were rejected; None while the shard is
+    made again, when only the rejects still count.
+    """
+
+    inputs: int
+    rejected: list[dict[str, str]]
+    tars: list[FinishedTar] | None
+
+    def to_bytes(self, split: str, shard: int) -> bytes:
+        document = {
+            "split": split,
+            "shard": shard,
+            "inputs": self.inputs,
+            "rejected": self.rejected,
+            "views": None if self.tars is None else [_as_json(tar) for tar in self.tars],
+        }
+        return json_bytes(document)
+
+    @classmethod
+    def read(cls, folder: ReadableFolder, split: str, shard: int) -> "Marker | None":
+        """The marker of a shard, None when there is none; ShardError when it is damaged."""
+        name = marker_name(split, shard)
+        data = folder.get(name)
+        try:
+            return None if data is None else cls.parse(data)
+        except ShardError as error:
+            raise ShardError(f"{folder.where(name)}: {error}") from error
+
+    @classmethod
+    def parse(cls, data: bytes) -> "Marker":
+        """ShardError when the bytes are not a marker."""
+        try:
+            document = json.loads(data)
+            views = document.get("views")
+            marker = cls(
+                inputs=document.get("inputs", 0),
+                rejected=[_reject(row) for row in document["rejected"]],
+                tars=None if views is None else [_finished_tar(view) for view in views],
+            )
+            samples = marker.inputs - len(marker.rejected)
+        except (
+            ValueError,
+            TypeError,
+            KeyError,
+            AttributeError,
+            OverflowError,
+            RecursionError,
+            ConfigError,
+        ) as error:
+            raise ShardError(f"not a readable marker: {error}") from error
+        if any(tar.info.samples != samples for tar in marker.tars or ()):
+            raise ShardError("not a readable marker: inputs less rejects are not its samples")
+        return marker
+
+
+def _as_json(tar: FinishedTar) -> dict[str, Any]:
+    columns = {name: tar.rows[name].tolist() for name in ("offset", "checksum", "label")}
+    return asdict(tar.info) | {
+        "offsets": columns["offset"],
+        "checksums": columns["checksum"],
+        "labels": columns["label"],
+    }
+
+
+def _reject(row: Any) -> dict[str, str]:
+    reject = {key: row[key] for key in ("path", "reason", "message")}
+    if not all(isinstance(value, str) for value in reject.values()):
+        raise ValueError(f"{row!r} is not a reject")
+    return reject
+
+
+def _finished_tar(view: Any) -> FinishedTar:
+    info = ShardInfo(**known_fields(ShardInfo, view))
+    none = [0] * info.samples, [-1] * info.samples
+    columns = view["offsets"], view.get("checksums", none[0]), view.get("labels", none[1])
+    for column in columns:
+        whole = isinstance(column, list) and all(type(number) is int for number in column)
+        if not whole or len(column) != info.samples:
+            raise ValueError(f"{info.name} has {info.samples} samples, its lists other entries")
+    offsets, checksums, labels = columns
+    rows = make_rows(offsets, info.bytes - len(END), checksums, labels)
+    if offsets[0] or (rows["size"] <= 0).any():
+        raise ValueError(f"the samples of {info.name} do not follow each other")
+    return FinishedTar(info=info, rows=rows)
