@@ -54,7 +54,7 @@ def measure(folder: Path, shards: int) -> None:
         ("plan: list, shuffle, cut, store", plan),
         ("(stand-ins for the work)", stand_in),
         ("resume and merge", merge),
-        ("`Dataset`: manifest and shard list", open_dataset),
+        ("`Dataset`: manifest, shard list and index", open_dataset),
         ("loader: open, and locate the first, a middle and the last batch", locate),
     ):
         seconds, peak = in_process_of_its_own(step, folder)
@@ -62,6 +62,7 @@ def measure(folder: Path, shards: int) -> None:
     sizes = {
         "dataset.json": folder / "out/dataset.json",
         "train.shards.jsonl": folder / "out/train.shards.jsonl",
+        "train.index.npy": folder / "out/train.index.npy",
         "plan.json": folder / "out/.quadpipe/plan.json",
     }
     listed = sum(
@@ -122,18 +123,21 @@ def preview(folder: Path) -> None:
 def stand_in(folder: Path) -> None:
     """Markers and tars that look done; nobody reads the tars here."""
     from quadpipe.shards.format import marker_name
+    from quadpipe.shards.index import make_rows
+    from quadpipe.shards.manifest import ShardInfo
+    from quadpipe.shards.marker import FinishedTar, Marker
 
     out = folder / "out"
     shards = json.loads((out / ".quadpipe/plan.json").read_text())["splits"]["train"]["shards"]
     for index in range(shards):
         name = f"train-{index:06d}.tar"
-        view = {"name": name, "view": 0, "samples": 1, "bytes": BYTES, "offsets": [0]}
-        view["sha256"] = "0" * 64
-        marker = {"split": "train", "shard": index, "inputs": 1, "rejected": [], "views": [view]}
+        info = ShardInfo(name=name, view=0, samples=1, bytes=BYTES, sha256="0" * 64)
+        tar = FinishedTar(info=info, rows=make_rows([0], BYTES - 1024, [index + 1], [0]))
+        marker = Marker(inputs=1, rejected=[], tars=[tar])
         path = out / marker_name("train", index)
         if index % 1000 == 0:
             path.parent.mkdir(parents=True)
-        path.write_text(json.dumps(marker))
+        path.write_bytes(marker.to_bytes("train", index))
         with (out / name).open("wb") as file:
             file.truncate(BYTES)
 
@@ -145,7 +149,7 @@ def merge(folder: Path) -> None:
 def open_dataset(folder: Path) -> None:
     import quadpipe
 
-    quadpipe.Dataset(folder / "out").shards("train")
+    quadpipe.Dataset(folder / "out").index("train")
 
 
 def locate(folder: Path) -> None:

@@ -99,6 +99,8 @@ def rewrite_index(dataset: Path, split: str) -> None:
     parts = []
     try:
         for number, shard in enumerate(Dataset(dataset).shards(split)):
+            if not (dataset / shard.name).is_file():
+                return
             contents = memoryview((dataset / shard.name).read_bytes())
             rows, damage = scan(contents, shard)
             if damage:

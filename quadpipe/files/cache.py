@@ -94,7 +94,7 @@ class CachedFolder(ReadableFolder):
 
     def sha256(self, name: str) -> str:
         if name in self._known:
-            return hashlib.sha256(self._contents(name)).hexdigest()
+            return hashlib.sha256(self._contents(name).data).hexdigest()
         return self._remote.sha256(name)
 
     def contents(self, name: str) -> Contents:

@@ -17,7 +17,7 @@ from quadpipe.errors import ShardError, UnreadableError
 from quadpipe.files import CachedFolder, RangeReader, RemoteFolder
 from quadpipe.quadtree import grow, leaf_indices
 from quadpipe.shards.format import npy_header
-from quadpipe.shards.index import CHANGED, ROW, checksum, scan
+from quadpipe.shards.index import ROW, checksum, mismatch, scan
 from quadpipe.shards.reader import Dataset
 
 KEY_BYTES = 20
@@ -113,6 +113,7 @@ class SampleReader:
         addresses, lengths = np.zeros_like(shards), np.zeros_like(shards)
         by_shard = np.argsort(shards, kind="stable")
         groups = []
+        unseen = self._unseen(shards, numbers)
         self._fetch(shards)
         for places in np.split(by_shard, np.flatnonzero(np.diff(shards[by_shard])) + 1):
             shard = int(shards[places[0]])
@@ -126,8 +127,11 @@ class SampleReader:
             except ShardError as error:
                 self._blank(shard, places, error, rows)
                 continue
-            if self._verifies:
-                good = self._verified(shard, places, numbers, contents, begins, sizes, rows)
+            if unseen is not None:
+                good = np.ones(len(places), np.bool_)
+                for at in np.flatnonzero(unseen[places]):
+                    part = contents.data[begins[at] : begins[at] + sizes[at]]
+                    good[at] = self._verify(shard, places[at], numbers[places[at]], part, rows)
                 places, begins, sizes = places[good], begins[good], sizes[good]
             addresses[places] = contents.__array_interface__["data"][0] + begins
             lengths[places] = sizes
@@ -166,32 +170,24 @@ class SampleReader:
             raise ShardError("cut short")
         return contents, begins, sizes
 
-    def _verified(
-        self,
-        shard: int,
-        places: np.ndarray,
-        numbers: np.ndarray,
-        contents: np.ndarray,
-        begins: np.ndarray,
-        sizes: np.ndarray,
-        rows: Rows,
-    ) -> np.ndarray:
-        """bool by place: which samples have the checksums of the index; the others become blank."""
-        good = np.ones(len(places), np.bool_)
-        checksums, offsets = self._opened(shard).checksums, self._opened(shard).offsets
-        for at, number in enumerate(numbers[places].tolist()):
-            sample = self._first[shard] + number
-            if self._trusted is not None and self._trusted[sample]:
-                continue
-            begin = int(begins[at])
-            if checksum(contents[begin : begin + int(sizes[at])]) == checksums[number]:
-                if self._trusted is not None:
-                    self._trusted[sample] = True
-                continue
-            good[at] = False
-            error = ShardError(f"the sample at byte {offsets[number]} {CHANGED}")
-            self._blank(shard, places[at : at + 1], error, rows)
-        return good
+    def _unseen(self, shards: np.ndarray, numbers: np.ndarray) -> np.ndarray | None:
+        """bool `[b]`: the samples whose checksums are to be compared; None where none are."""
+        if not self._verifies:
+            return None
+        if self._trusted is None:
+            return np.ones(len(shards), np.bool_)
+        unseen: np.ndarray = ~self._trusted[self._first[shards] + numbers]
+        return unseen if unseen.any() else None
+
+    def _verify(self, shard: int, place: int, number: int, part: memoryview, rows: Rows) -> bool:
+        """Whether a sample has the checksum of the index; it becomes blank when it has not."""
+        opened = self._opened(shard)
+        if checksum(part) == opened.checksums[number]:
+            if self._trusted is not None:
+                self._trusted[self._first[shard] + number] = True
+            return True
+        self._blank(shard, [place], mismatch(int(opened.offsets[number])), rows)
+        return False
 
     def _blank(
         self, shard: int, places: np.ndarray | list[int], error: ShardError, rows: Rows

@@ -24,7 +24,7 @@ from quadpipe.files import (
 from quadpipe.geometry import Geometry
 from quadpipe.mosaic import Mosaic
 from quadpipe.shards.format import npy_array
-from quadpipe.shards.index import CHANGED, SplitIndex, checksum, read_index, scan
+from quadpipe.shards.index import SplitIndex, checksum, mismatch, read_index, scan
 from quadpipe.shards.manifest import Manifest, ShardInfo, SplitInfo, read_shard_list
 from quadpipe.shards.skipped import Skipped, check_on_error
 from quadpipe.shards.tar import read_part
@@ -197,7 +197,7 @@ class Dataset:
         offset = int(row["offset"])
         part = contents[offset : offset + int(row["size"])]
         if row["checksum"] and checksum(part) != row["checksum"]:
-            raise ShardError(f"the sample at byte {offset} {CHANGED}")
+            raise mismatch(offset)
         return self.parse_sample(part, offset)
 
     def parse_sample(self, data: memoryview, offset: int = 0) -> Sample:

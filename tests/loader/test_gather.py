@@ -203,6 +203,45 @@ def test_memory_of_batches_is_used_again_only_when_nobody_holds_it(shards):
     assert len(addresses) <= 2  # the loop holds one while the next is read
 
 
+def test_tensors_made_of_a_batch_keep_its_memory(shards):
+    """Whatever shares memory with a batch, another batch must not be written into it."""
+    loader = Loader(shards, batch_size=2)
+    views = {
+        "a slice": lambda batch: batch.tokens[1:, 3:5],
+        "an array": lambda batch: batch.tokens.numpy(),
+        "an array of a slice": lambda batch: batch.tokens[0].numpy()[2:],
+        "a reshaped view": lambda batch: batch.tokens.flatten(),
+    }
+    for name, view in views.items():
+        held = [view(batch) for batch in loader.epoch(0)]
+        before = [bytes(np.asarray(part).tobytes()) for part in held]
+        for epoch in (1, 2, 3):
+            list(loader.epoch(epoch))
+        assert [bytes(np.asarray(part).tobytes()) for part in held] == before, name
+
+
+def test_a_shard_that_shrinks_while_it_is_mapped_is_an_error_or_a_skip(shards, tmp_path):
+    """Reading beyond the end of a mapped file would end the process (SIGBUS)."""
+    import shutil
+
+    copy = Path(shutil.copytree(shards, tmp_path / "copy"))
+    strict = Loader(copy, batch_size=2)
+    lenient = Loader(copy, batch_size=2, on_error="skip")
+    samples = quadpipe.Dataset(copy).samples("train")
+    for reading in (strict.epoch(0), lenient.epoch(0), samples):
+        next(reading)
+    with (copy / "train-000000.tar").open("r+b") as file:
+        file.truncate(600)
+    message = r"train-000000\.tar: was cut from 93184 to 600 bytes"
+    with pytest.raises(ShardError, match=message):
+        list(strict.epoch(1))
+    batches = list(lenient.epoch(1))
+    assert [batch.skipped for batch in batches] == [2, 2, 2]
+    assert lenient.skipped.samples == 6
+    with pytest.raises(ShardError, match=r"train-000000\.tar: checksum mismatch in the sample"):
+        list(samples)
+
+
 def test_threads_that_read_ahead_pass_errors_on(shards, tmp_path):
     import shutil
 
@@ -213,5 +252,5 @@ def test_threads_that_read_ahead_pass_errors_on(shards, tmp_path):
     data[offset + 3] ^= 1
     tar.write_bytes(data)
     for workers in (0, 2):
-        with pytest.raises(ShardError, match=rf"train-000000\.tar: the sample at byte {offset} is"):
+        with pytest.raises(ShardError, match=f"checksum mismatch in the sample at byte {offset}:"):
             list(Loader(copy, batch_size=2, workers=workers).epoch(0))

@@ -146,6 +146,17 @@ def test_a_plain_webdataset_pipeline_gives_the_same_leaves(shards):
         assert samples[key]["label"] == batch.label[row]
 
 
+def test_a_plain_pipeline_works_in_spawned_workers_of_a_dataloader(shards):
+    expected = sorted(sample["key"] for sample in webdataset(shards, "train"))
+    loader = torch.utils.data.DataLoader(
+        webdataset(shards, "train", shardshuffle=10),
+        batch_size=None,
+        num_workers=2,
+        multiprocessing_context="spawn",
+    )
+    assert sorted(sample["key"] for sample in loader) == expected
+
+
 class AsyncFiles(fsspec.asyn.AsyncFileSystem):
     """As s3fs and the others are made: connections of an event loop."""
 

@@ -2,8 +2,8 @@
 
     python tests/soak/shards.py --minutes 10 --seed 0 [--keep FOLDER]
 
-Each case copies a small dataset, changes shards, shard list, manifest or done-markers with their
-structure in view, mostly with checksums that fit, and reads it. It is a finding when
+Each case copies a small dataset, changes shards, shard list, index, manifest or done-markers with
+their structure in view, mostly with checksums that fit, and reads it. It is a finding when
 
 - anything else than a QuadpipeError comes out, or a reader takes longer than 20 seconds;
 - "skip" raises although shard list and manifest are whole, does not count what is missing, or a
@@ -25,14 +25,23 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import numpy as np
+
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from forging import READERS, edit_manifest, make_dataset, without_compiled_reader
+from forging import (
+    READERS,
+    edit_manifest,
+    make_dataset,
+    put_index,
+    rewrite_index,
+    without_compiled_reader,
+)
 from quadpipe import Dataset
 from quadpipe.errors import QuadpipeError
 from quadpipe.loader import Loader, webdataset
@@ -236,6 +245,7 @@ def seal(dataset: Path) -> None:
         samples = sum(row["samples"] for row in rows)
         edit_manifest(dataset, splits__train__samples=samples, splits__train__inputs=samples)
         edit_manifest(dataset, splits__train__shards=len(rows))
+        rewrite_index(dataset, SPLIT)
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError, OSError):
         return  # lists and manifest that are damaged themselves stay as they are
 
@@ -468,6 +478,20 @@ def change_marker(chance: random.Random, dataset: Path) -> None:
         marker.write_bytes(changed_json(chance, marker.read_bytes()))
 
 
+def change_index(chance: random.Random, dataset: Path) -> None:
+    """Change a number of the index, with a checksum in the manifest that fits."""
+    if not (dataset / f"{SPLIT}.index.npy").exists():
+        return
+    rows = np.load(dataset / f"{SPLIT}.index.npy")
+    column = chance.choice(rows.dtype.names)
+    numbers = np.iinfo(rows.dtype[column])
+    near = int(rows[column][0]) + chance.choice((-512, -1, 1, 512))
+    value = chance.choice((numbers.min, numbers.max, 0, min(max(near, numbers.min), numbers.max)))
+    rows[column][chance.randrange(len(rows))] = value
+    with suppress(ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        put_index(dataset, SPLIT, rows)  # the manifest may be damaged
+
+
 def lose_shard(chance: random.Random, dataset: Path) -> None:
     """Remove a shard, or make it something that is no file, or another shard."""
     tars = [tar for tar in sorted(dataset.glob(f"{SPLIT}-*.tar")) if tar.is_file()]
@@ -487,6 +511,7 @@ DAMAGES: dict[str, Callable[[random.Random, Path], None]] = {
     "arrays": change_shard(change_content(b".npy", array_of)),
     "bytes": change_shard(bytes_of),
     "headers": change_shard(headers_of),
+    "index": change_index,
     "list": change_list,
     "manifest": change_manifest,
     "markers": change_marker,
