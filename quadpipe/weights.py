@@ -92,7 +92,7 @@ def parse_weights(data: bytes, where: str) -> "dict[str, Tensor]":
         first = str(error).strip().splitlines()[:1]
         raise ShardError(
             f"{where} holds no plain weights ({type(error).__name__}: "
-            f"{first[0] if first else ''}); give a safetensors file, or a torch file of tensors only"
+            f"{first[0] if first else ''}); give a file of tensors only, safetensors or torch's"
         ) from error
     for _ in range(_DEEPEST_WRAPPER):  # a dict may hold itself
         if isinstance(document, Mapping):
