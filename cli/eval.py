@@ -8,7 +8,7 @@ from quadpipe.cli.options import cache_options
 from quadpipe.cli.text import count_text, say, table
 from quadpipe.files import Cache
 from quadpipe.loader import Loader
-from quadpipe.model.evaluate import check_fits, evaluate
+from quadpipe.model.evaluate import check_fits, evaluate, find_differences
 from quadpipe.model.run_folder import load_run, pick_device
 from quadpipe.shards.reader import Dataset
 from quadpipe.shards.skipped import ON_ERROR
@@ -51,6 +51,14 @@ def command(
     model = folder.model(where)
     opened = Dataset(dataset, cache=cache)
     check_fits(config.model, opened.manifest, config.classes, dataset)
+    say(f"model    {run}: {folder.describe_checkpoint()}")
+    if ignored := config.says_ignored():
+        say(f"note     {run} {ignored}")
+    if differences := find_differences(config, opened.manifest):
+        say(
+            f"note     {dataset} was made differently from the shards that {run} was trained on: "
+            f"{'; '.join(differences)}"
+        )
     trained = config.train.tokens or config.tokenizer.tokens
     loaders = [
         Loader(

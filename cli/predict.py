@@ -6,8 +6,9 @@ from pathlib import Path
 import click
 
 from quadpipe.cli.pictures import check_png, write_picture
+from quadpipe.cli.text import say
 from quadpipe.model.predict import Predictor
-from quadpipe.model.run_folder import RunFolder, pick_device
+from quadpipe.model.run_folder import load_run, pick_device
 
 
 @click.command("predict")
@@ -36,13 +37,17 @@ def command(
     """Classify IMAGES with the model of a RUN, through the tokenizer it was trained with."""
     if show:
         check_png(show)
+    folder, config = load_run(run)
     predictor = Predictor(
-        RunFolder(run),
+        folder,
         pick_device(device),
         tokens,
         backbone=backbone,
         scorer_weights=scorer_weights,
     )
+    say(f"model    {run}: {folder.describe_checkpoint()}")
+    if ignored := config.says_ignored():
+        say(f"note     {run} {ignored}")
     predictions = [predictor(path, top=top) for path in images]
     if as_json:
         rows = [

@@ -8,6 +8,7 @@ import click
 
 from quadpipe.cli.options import cache_options, options_of
 from quadpipe.cli.text import count_text, duration_text, say
+from quadpipe.errors import QuadpipeError
 from quadpipe.files import Cache
 from quadpipe.model.config import TrainConfig
 from quadpipe.model.evaluate import Score
@@ -55,6 +56,9 @@ class _TerminalProgress(TrainProgress):
             f"loss {score.loss:.4f}{_skipped(score.skipped)}"
         )
 
+    def finished(self, trainer: Trainer) -> None:
+        click.echo(f"done; quadpipe eval {trainer.run} {trainer.dataset.folder}")
+
 
 def _means(report: StepReport) -> str:
     if report.loss is None or report.accuracy is None:
@@ -70,7 +74,7 @@ def _skipped(samples: int) -> str:
 @click.argument("dataset", type=click.Path())
 @click.option("--out", required=True, type=click.Path(), help="The folder of the run.")
 @click.option("--resume", is_flag=True, help="Go on with the run in --out where it stopped.")
-@click.option("--init", type=click.Path(), help="timm ViT weights to begin with.")
+@click.option("--init", type=click.Path(), help="Weights to start from: of a timm ViT, or a run.")
 @cache_options
 @options_of(TrainConfig)
 def command(
@@ -82,11 +86,16 @@ def command(
 
     torchrun --nproc-per-node K -m quadpipe.cli train DATASET --out RUN
     """
-    progress = _TerminalProgress()
-    run = train(dataset, out, resume=resume, init=init, cache=cache, progress=progress, **options)
-    click.echo(f"done; quadpipe eval {run} {dataset}")
+    progress, code = _TerminalProgress(), 0
+    try:
+        train(dataset, out, resume=resume, init=init, cache=cache, progress=progress, **options)
+    except QuadpipeError as error:
+        if "WORLD_SIZE" not in os.environ:
+            raise
+        say(f"quadpipe: {error}")
+        code = error.exit_code
     if "WORLD_SIZE" in os.environ:
         # All is written. One run in a dozen, a thread of gloo outlives its group, and Python's own
         # way out then ends in an abort, which torchrun takes for a failure.
         sys.stdout.flush()
-        os._exit(0)
+        os._exit(code)

@@ -40,7 +40,7 @@ def main(photographs: Path, out: Path) -> None:
     quadpipe("show", shards, "--in", images, "--samples", 4, "--tokens", 100, "--out", gallery)
     run, seen = out / "run", out / "seen.png"
     quadpipe("train", shards, "--out", run, "--model", "nano", "--tokens", 100, "--epochs", 15,
-             "--batch-size", 32, "--warmup-epochs", 2, "--workers", 1)  # fmt: skip
+             "--batch-size", 32, "--warmup-epochs", 1.5, "--workers", 1)  # fmt: skip
     quadpipe("eval", run, shards, "--split", "val", "--tokens", 64, "--tokens", 100)
     quadpipe("predict", run, photographs / "chelsea.png", "--top", 3, "--show", seen)
     print(f"\nOpen these:\n  {picture}  a photograph, its quadtrees and mosaics at three budgets")

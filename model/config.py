@@ -48,6 +48,10 @@ class TrainConfig:
             "choices": POOLS,
         },
     )
+    fc_norm: bool = field(
+        default=False,
+        metadata={"help": "With pool area: normalise after pooling, as timm's fc_norm."},
+    )
     epochs: int = field(default=100, metadata={"help": "Passes over the training split."})
     batch_size: int = field(
         default=256, metadata={"help": "Images a step, of all processes together."}
@@ -59,7 +63,8 @@ class TrainConfig:
     min_lr: float = field(default=1e-6, metadata={"help": "Learning rate at the end."})
     weight_decay: float = field(default=0.05, metadata={"help": "AdamW's, on weight matrices."})
     warmup_epochs: float = field(
-        default=5.0, metadata={"help": "Epochs in which the learning rate rises from 0."}
+        default=5.0,
+        metadata={"help": "Epochs in which the learning rate rises from 0; at most a tenth."},
     )
     smoothing: float = field(default=0.1, metadata={"help": "Label smoothing."})
     drop_last: bool = field(
@@ -166,6 +171,7 @@ class TrainConfig:
             positions=self.positions,
             scale_embedding=self.scale_embedding,
             pool=self.pool,
+            fc_norm=self.fc_norm,
             drop_path=self.drop_path,
             gradient_checkpointing=self.gradient_checkpointing,
             mean=self.mean,

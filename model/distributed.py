@@ -2,13 +2,17 @@
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 
 from quadpipe.errors import ConfigError, QuadpipeError
+
+T = TypeVar("T")
+_TORCHRUN = "start the processes with torchrun, or unset the variable to train in one"
 
 
 class ProcessGroupError(QuadpipeError):
@@ -35,14 +39,33 @@ class World:
         try:
             dist.all_reduce(tensor, group=_control_group())
         except RuntimeError as error:
-            raise ProcessGroupError(
-                "another process of the run has ended; see its message"
-            ) from error
+            raise _lost() from error
         return [float(value) for value in tensor]
 
     def wait(self) -> None:
         """Until all processes are here."""
         self.total(0.0)
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """A block that ends all processes when it fails in one, which alone says why."""
+        try:
+            yield
+        except BaseException:
+            with suppress(ProcessGroupError):
+                self.total(1.0)
+            raise
+        if self.total(0.0)[0]:
+            raise ProcessGroupError("another process of the run has failed; see its message")
+
+    def in_step(self, items: Iterator[T]) -> Iterator[T]:
+        """The items, of which each process has the same number, taken `together`."""
+        while True:
+            with self.together():
+                item = next(items, None)
+            if item is None:
+                return
+            yield item
 
 
 _group: dist.ProcessGroup | None = None
@@ -58,19 +81,48 @@ def _control_group() -> dist.ProcessGroup | None:
 
 @contextmanager
 def join_world(device: torch.device) -> Iterator[World]:
-    """The world of torchrun's environment variables, left when the block ends."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    """The world of torchrun's environment variables, left when the block ends.
+
+    Raises ConfigError when they cannot be used, ProcessGroupError when another process is lost.
+    """
+    size = rank_variable("WORLD_SIZE", 1, lowest=1)
+    if size == 1:
         yield World()
         return
+    if rank_variable("RANK", 0) >= size:
+        raise ConfigError(f"RANK {os.environ['RANK']} is not below WORLD_SIZE {size}; {_TORCHRUN}")
     if device.type == "cuda":
         torch.cuda.set_device(device)
     try:
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     except (ValueError, RuntimeError) as error:
+        first = "".join(str(error).strip().splitlines()[:1])
         raise ConfigError(
-            f"WORLD_SIZE is set, but the processes cannot meet ({error}); start them with torchrun"
+            f"WORLD_SIZE is set, but the processes cannot meet ({first}); {_TORCHRUN}"
         ) from error
     try:
         yield World(dist.get_rank(), dist.get_world_size())
+    except RuntimeError as error:
+        # Gloo raises plain RuntimeErrors, wherever torch exchanges gradients.
+        if not isinstance(error, dist.DistError) and "gloo" not in str(error):
+            raise
+        raise _lost() from error
     finally:
+        global _group
+        _group = None
         dist.destroy_process_group()
+
+
+def rank_variable(name: str, default: int, lowest: int = 0) -> int:
+    """One of torchrun's environment variables; ConfigError when it is not such a number."""
+    text = os.environ.get(name, str(default))
+    if not (text.isascii() and text.isdecimal() and int(text) >= lowest):
+        raise ConfigError(
+            f"{name} {text!r} in the environment is not a whole number of at least {lowest}; "
+            f"{_TORCHRUN}"
+        )
+    return int(text)
+
+
+def _lost() -> ProcessGroupError:
+    return ProcessGroupError("another process of the run has ended; see its message")

@@ -11,7 +11,10 @@ from quadpipe.errors import ConfigError, ShardError
 from quadpipe.loader import Loader
 from quadpipe.model.distributed import World
 from quadpipe.model.quadformer import Quadformer, QuadformerConfig
+from quadpipe.model.run_folder import DATASET_PARTS, RunConfig
 from quadpipe.shards.manifest import Manifest
+
+_NOT_SEEN = ("tokenizer.tokens", "tokenizer.seed")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +49,7 @@ def evaluate(
     top1 = top5 = loss = seen = skipped = 0.0
     was_training = model.training
     model.eval()
-    for batch in loader.epoch(0):
+    for batch in world.in_step(loader.epoch(0)):
         label = batch.label.to(device, non_blocking=True)
         seen += float(batch.weight.sum())
         skipped += batch.skipped
@@ -100,3 +103,15 @@ def check_fits(
             f"{where} has {len(manifest.classes)} classes that are not the run's {len(classes)}; "
             f"use a dataset with the same classes in the same order"
         )
+
+
+def find_differences(config: RunConfig, manifest: Manifest) -> list[str]:
+    """How a dataset that fits a run was made differently from the run's own: "x was .., now ..".
+
+    The stored budget and the seed are left out: they do not change what an image looks like.
+    """
+    found = config.differences(
+        RunConfig.of(config.train, manifest),
+        *DATASET_PARTS,
+    )
+    return [text for name, text in found.items() if name not in _NOT_SEEN]

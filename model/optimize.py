@@ -32,7 +32,7 @@ def _layer(name: str, depth: int) -> int:
     """0 for the embeddings, 1.. for the blocks, `depth` for the last norm and the head."""
     if name.startswith("blocks."):
         return int(name.split(".")[1]) + 1
-    return depth if name.startswith(("norm.", "head.")) else 0
+    return depth if name.startswith(("norm.", "fc_norm.", "head.")) else 0
 
 
 def learning_rate(config: TrainConfig, seen: int, samples: int) -> float:

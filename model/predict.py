@@ -8,6 +8,7 @@ import torch
 from quadpipe.errors import ConfigError, RejectError, SourceError
 from quadpipe.model.quadformer import Quadformer
 from quadpipe.model.run_folder import RunConfig, RunFolder
+from quadpipe.mosaic import Mosaic
 from quadpipe.render import Exhibit
 from quadpipe.scorers import scorer_type
 from quadpipe.tokenizer import Tokenizer
@@ -54,6 +55,7 @@ class Predictor:
             replace(config.tokenizer, tokens=self.tokens),
             scorer=config.tokenizer.make_scorer(network),
         )
+        self._codec = config.make_codec()
         self._classes = config.classes
         self._device = device
         self._model: Quadformer = run.model(device)
@@ -67,7 +69,7 @@ class Predictor:
             raise SourceError(f"cannot read {path}: {error.strerror}") from error
         except RejectError as error:
             raise SourceError(f"{path} is no image we can use: {error}") from error
-        mosaic = self._tokenizer.tokenize(image[None])[0]
+        mosaic = self._as_stored(self._tokenizer.tokenize(image[None])[0])
         leaves = mosaic.leaves()
         tokens = torch.from_numpy(leaves.tokens)[None].to(self._device)
         boxes = torch.from_numpy(leaves.boxes)[None].to(self._device)
@@ -81,3 +83,10 @@ class Predictor:
             ],
             exhibit=Exhibit(mosaic=mosaic, title=str(path), image=image),
         )
+
+    def _as_stored(self, mosaic: Mosaic) -> Mosaic:
+        """The mosaic with the tokens that training saw: JPEG changes them."""
+        if self._codec is None:
+            return mosaic
+        encoded = self._codec.encode(mosaic.tokens)
+        return replace(mosaic, tokens=self._codec.decode(encoded, len(mosaic.tokens)))

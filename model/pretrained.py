@@ -1,8 +1,9 @@
-"""Weights of timm's Vision Transformers for a Quadformer.
+"""Weights to start from: of timm's Vision Transformers, or of another run.
 
-Letters: D width; P patch size; G rows x columns of patches.
+Letters: C classes; D width; P patch size; G rows x columns of patches.
 """
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from quadpipe.errors import ConfigError
 from quadpipe.model.quadformer import Quadformer
+from quadpipe.model.run_folder import BEST, LAST, RunConfig, RunFolder
 from quadpipe.weights import parse_weights, read_weights_file
 
 _PREFIXES = ("module.", "_orig_mod.", "model.", "backbone.", "encoder.", "visual.trunk.")
@@ -29,15 +31,17 @@ class Loaded:
     changed: dict[str, str]
 
 
-def load_pretrained(model: Quadformer, path: Path) -> Loaded:
-    """Copy timm ViT weights into `model`.
+def load_pretrained(model: Quadformer, path: Path, classes: list[str] | None = None) -> Loaded:
+    """Copy the weights of a timm ViT, or of a run, into `model`.
 
+    path: a file of weights, or a run's folder or checkpoint. classes: the names of the model's.
     The patch embedding is reshaped to a linear map, positions are resampled to the model's grid
-    (bicubic, antialiased), the head is dropped when its classes differ. Raises ConfigError when
+    (bicubic, antialiased), the head is taken over by the names of its classes, or by their number
+    where the names are not known, and left out when they differ. Raises ConfigError when
     the file cannot be read, a needed parameter is missing, has another shape, or one is left over
     that is not expected; ShardError when the file holds anything but weights.
     """
-    weights = _without_prefix(parse_weights(read_weights_file(path), str(path)))
+    weights, run = _read(path)
     wanted = model.state_dict()
     changed: dict[str, str] = {}
     expected_fresh = {"scale_embed"}
@@ -46,21 +50,14 @@ def load_pretrained(model: Quadformer, path: Path) -> Loaded:
         weights["patch_embed.proj.weight"] = _linear_patches(
             weights["patch_embed.proj.weight"], wanted["patch_embed.proj.weight"], changed
         )
-    if "pos_embed" in weights and "pos_embed" in wanted:
-        weights["pos_embed"] = _resample_positions(weights["pos_embed"], model, changed)
-    elif "pos_embed" in weights:
-        if "cls_token" in weights:
-            weights["cls_token"] = weights["cls_token"] + weights["pos_embed"][:, :1]
+    split = _split_positions(weights, model, run.model.grid if run else None)
+    if split and "pos_embed" in wanted:
+        weights["pos_embed"] = _resample_positions(*split, model, changed)
+    elif split:
+        weights["cls_token"] = weights["cls_token"] + split[0]
         changed["pos_embed"] = "left out: the model has sinusoidal positions"
         expected_unused.add("pos_embed")
-    if model.config.pool == "area" and "fc_norm.weight" in weights:
-        for part in ("weight", "bias"):
-            weights.setdefault(f"norm.{part}", weights.pop(f"fc_norm.{part}"))
-    if "head.weight" in weights and weights["head.weight"].shape != wanted["head.weight"].shape:
-        found = weights["head.weight"].shape[0]
-        changed["head"] = f"left out: {found} classes, the model has {model.config.classes}"
-        for part in ("head.weight", "head.bias"):
-            weights.pop(part, None)
+    _take_head(weights, wanted, classes, run.classes if run else None, changed)
     if "head.weight" not in weights:
         expected_fresh |= {"head.weight", "head.bias"}
     fresh = sorted(wanted.keys() - weights.keys())
@@ -77,13 +74,29 @@ def load_pretrained(model: Quadformer, path: Path) -> Loaded:
     ]
     if problems:
         more = f" and {len(problems) - 8} more" if len(problems) > 8 else ""
+        norm = ""
+        if "fc_norm.weight" in unused:
+            norm = ", with --pool area --fc-norm (their last norm comes after pooling)"
+        elif "fc_norm.weight" in fresh:
+            norm = ", without --fc-norm (their last norm comes before pooling)"
         raise ConfigError(
             f"{path} does not fit the model: {'; '.join(problems[:8])}{more}; give weights of a "
             f"plain timm ViT of width {model.config.width} and depth {model.config.depth}, or "
-            f"another --model"
+            f"another --model{norm}"
         )
     model.load_state_dict({k: weights.get(k, v) for k, v in wanted.items()})
     return Loaded(fresh=fresh, unused=unused, changed=changed)
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], RunConfig | None]:
+    """The weights at `path`, and the run that they are of where that is known."""
+    of_run = path.name in (BEST, LAST) and RunFolder(path.parent).started
+    if not (path.is_dir() or of_run):
+        return _without_prefix(parse_weights(read_weights_file(path), str(path))), None
+    run = RunFolder(path if path.is_dir() else path.parent)
+    config = run.config()
+    model = run.model(torch.device("cpu"), None if path.is_dir() else path.name)
+    return dict(model.state_dict()), config
 
 
 def _without_prefix(weights: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -105,15 +118,73 @@ def _linear_patches(weight: Tensor, wanted: Tensor, changed: dict[str, str]) -> 
     return weight.permute(0, 2, 3, 1).reshape(len(weight), -1)
 
 
-def _resample_positions(positions: Tensor, model: Quadformer, changed: dict[str, str]) -> Tensor:
-    """`[1, 1 + G, D]` resampled from its square grid to the model's."""
-    rows, columns = model.config.grid
-    cells = positions.shape[1] - 1
-    side = round(cells**0.5)
-    if side * side != cells or (side, side) == (rows, columns):
-        return positions
-    changed["pos_embed"] = f"resampled from {side} x {side} to {rows} x {columns}"
-    grid = positions[:, 1:].reshape(1, side, side, -1).permute(0, 3, 1, 2).float()
-    resized = F.interpolate(grid, (rows, columns), mode="bicubic", antialias=True)
-    flat = resized.permute(0, 2, 3, 1).reshape(1, rows * columns, -1)
-    return torch.cat([positions[:, :1], flat.to(positions.dtype)], dim=1)
+def _split_positions(
+    weights: dict[str, Tensor], model: Quadformer, grid: tuple[int, int] | None
+) -> tuple[Tensor, Tensor] | None:
+    """Learned positions of CLS `[1, 1, D]` and of the patches `[1, D, rows, columns]`.
+
+    timm's `pos_embed` is `[1, 1 + G, D]`, or `[1, G, D]` with `no_embed_class`: nothing is added to
+    CLS then, as with a position of zeros. grid: where it is known; otherwise the positions are
+    those of a square, or else of the model's grid. None where there are none, or not so many.
+    """
+    positions, cls_token = weights.get("pos_embed"), weights.get("cls_token")
+    width = model.config.width
+    if positions is None or positions.dim() != 3 or positions.shape[::2] != (1, width):
+        return None
+    if cls_token is None or cls_token.shape != (1, 1, width):
+        return None
+    count = positions.shape[1]
+    square = [(math.isqrt(cells), math.isqrt(cells)) for cells in (count - 1, count) if cells > 0]
+    for rows, columns in [grid] if grid else [*square, model.config.grid]:
+        own = count - rows * columns
+        if own in (0, 1):
+            cells = positions[:, own:].reshape(1, rows, columns, width).permute(0, 3, 1, 2)
+            return positions[:, :own] if own else torch.zeros_like(cls_token), cells
+    return None
+
+
+def _resample_positions(
+    cls: Tensor, cells: Tensor, model: Quadformer, changed: dict[str, str]
+) -> Tensor:
+    """`[1, 1 + G, D]` for the model's grid, from split positions."""
+    (rows, columns), side = model.config.grid, tuple(cells.shape[2:])
+    notes = []
+    if side != (rows, columns):
+        notes.append(f"resampled from {side[0]} x {side[1]} to {rows} x {columns}")
+        resized = F.interpolate(cells.float(), (rows, columns), mode="bicubic", antialias=True)
+        cells = resized.to(cells.dtype)
+    if not cls.any():
+        notes.append("none for CLS")
+    if notes:
+        changed["pos_embed"] = ", ".join(notes)
+    return torch.cat([cls, cells.flatten(2).transpose(1, 2)], dim=1)
+
+
+def _take_head(
+    weights: dict[str, Tensor],
+    wanted: dict[str, Tensor],
+    ours: list[str] | None,
+    theirs: list[str] | None,
+    changed: dict[str, str],
+) -> None:
+    """Put the rows of the head `[C, D]` in the order of our classes, or leave the head out."""
+    head, classes = weights.get("head.weight"), len(wanted["head.weight"])
+    if head is None or head.dim() != 2:
+        return
+    parts = ("head.weight", "head.bias")
+    named = ours is not None and theirs is not None
+    if ours is not None and theirs is not None and set(ours) <= set(theirs):
+        for part in parts:
+            weights[part] = weights[part][[theirs.index(name) for name in ours]]
+        if ours != theirs:
+            changed["head"] = "taken over by the names of its classes"
+    elif named or len(head) != classes:
+        why = "other classes" if named else f"{len(head)} classes, the model has {classes}"
+        changed["head"] = f"left out: {why}"
+        for part in parts:
+            weights.pop(part, None)
+    else:
+        changed["head"] = (
+            f"taken over with its {classes} classes, whose names the file does not say: they were "
+            f"not compared"
+        )

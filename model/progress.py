@@ -45,6 +45,9 @@ class TrainProgress:
     def evaluated(self, epoch: int, score: Score) -> None:
         """An epoch is done and scored."""
 
+    def finished(self, trainer: Any) -> None:
+        """All epochs are done and saved."""
+
 
 class Interval:
     """What happened since the last line of progress; a part of the checkpoint."""

@@ -47,6 +47,7 @@ class QuadformerConfig:
     """Shape of a model; raises ConfigError when it cannot be built.
 
     grid: rows and columns of scale-0 patches; needed for learned positions.
+    fc_norm: the last norm is of the pooled tokens, not of each token before pooling (timm's name).
     mean, std: per channel, of pixels in 0..1.
     """
 
@@ -61,6 +62,7 @@ class QuadformerConfig:
     positions: str = "sinusoidal"
     scale_embedding: bool = False
     pool: str = "cls"
+    fc_norm: bool = False
     drop_path: float = 0.0
     gradient_checkpointing: bool = False
     mean: tuple[float, float, float] = IMAGENET_MEAN
@@ -84,6 +86,8 @@ class QuadformerConfig:
                 raise ConfigError(
                     f"{name} {getattr(self, name)!r} is not one of {', '.join(allowed)}"
                 )
+        if self.fc_norm and self.pool != "area":
+            raise ConfigError(f"fc_norm is for pool area, not {self.pool}; leave it out")
         if not 0 < self.mlp_ratio <= 64:
             raise ConfigError(f"mlp_ratio {self.mlp_ratio:g} is not above 0 and at most 64")
         if not 0 <= self.drop_path < 1:
@@ -212,7 +216,8 @@ class Quadformer(nn.Module):
             self.scale_embed = nn.Parameter(torch.zeros(config.max_scale + 1, d))
         drops = torch.linspace(0, config.drop_path, config.depth, device="cpu").tolist()
         self.blocks = nn.ModuleList(Block(config, drop) for drop in drops)
-        self.norm = nn.LayerNorm(d, eps=1e-6)
+        self.norm = nn.Identity() if config.fc_norm else nn.LayerNorm(d, eps=1e-6)
+        self.fc_norm = nn.LayerNorm(d, eps=1e-6) if config.fc_norm else nn.Identity()
         self.head = nn.Linear(d, config.classes)
         self.apply(_initialize)
         for name in ("cls_token", "pos_embed"):
@@ -224,7 +229,7 @@ class Quadformer(nn.Module):
 
         tokens: `[B, N, P, P, 3]`, uint8 or float in 0..255, RGB. boxes: integers `[B, N, 3]`, x, y,
         scale. The steps are `embedded` `[B, 1 + N, D]`, and after the last norm `tokens`
-        `[B, N, D]`, `cls` `[B, D]` and `pooled` `[B, D]`.
+        `[B, N, D]`, `cls` `[B, D]` and `pooled` `[B, D]`; with `fc_norm` only `pooled` is normed.
         """
         out: dict[str, Tensor] = {}
         x = self.patch_embed(tokens)
@@ -243,7 +248,7 @@ class Quadformer(nn.Module):
                 x = block(x)
         x = self.norm(x)
         out["cls"], out["tokens"] = x[:, 0], x[:, 1:]
-        out["pooled"] = self._pooled(out, boxes)
+        out["pooled"] = self.fc_norm(self._pooled(out, boxes))
         return self.head(out["pooled"]), out
 
     def _positions(self, boxes: Tensor) -> Tensor:

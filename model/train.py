@@ -1,9 +1,12 @@
 """The training loop: shards in, a run folder out."""
 
 import signal
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import replace
+from inspect import signature
 from math import isfinite
 from os import PathLike
 from pathlib import Path
@@ -19,7 +22,7 @@ from quadpipe.errors import ConfigError, QuadpipeError, ShardError
 from quadpipe.files import Cache
 from quadpipe.loader import Batch, Loader
 from quadpipe.model.config import TrainConfig
-from quadpipe.model.distributed import ProcessGroupError, World, join_world
+from quadpipe.model.distributed import World, join_world
 from quadpipe.model.evaluate import Score, check_fits, evaluate
 from quadpipe.model.optimize import (
     MovingAverage,
@@ -30,13 +33,23 @@ from quadpipe.model.optimize import (
 from quadpipe.model.pretrained import Loaded, load_pretrained
 from quadpipe.model.progress import Interval, TrainProgress
 from quadpipe.model.quadformer import Quadformer
-from quadpipe.model.run_folder import BEST, LAST, RunConfig, RunFolder, pick_device
+from quadpipe.model.run_folder import (
+    BEST,
+    DATASET_PARTS,
+    LAST,
+    RunConfig,
+    RunFolder,
+    pick_device,
+)
 from quadpipe.seeds import random_bits
 from quadpipe.shards.reader import Dataset
 
 # What may differ when a run is resumed: without a trace, or changing how it goes on.
 _FREE = {"workers", "device", "log_interval", "checkpoint_interval", "tensorboard", "compile"}
 _CHANGEABLE = {"lr", "min_lr", "warmup_epochs", "clip_grad", "amp", "on_error"}
+
+# A longer warm-up is shortened to this part of a run: one tenth.
+_RUN_BY_WARMUP = 10
 
 # A launcher may pass on a signal that has come already; later ones mean it.
 _SECONDS_TO_SAVE = 2.0
@@ -67,9 +80,9 @@ def train(
         run = quadpipe.model.train("shards/", "run/", model="small", tokens=100, epochs=100)
 
     options: fields of TrainConfig. resume: go on with the run in `out`, exactly; its options must
-    be those of before. init: timm ViT weights to begin with. cache: keeps shards of a dataset at a
-    URL here. Under torchrun each process calls this. Raises ConfigError on what cannot work,
-    NonFiniteLossError, InterruptedTrainingError.
+    be those of before. init: weights to start from, of a timm ViT or a run. cache: keeps shards of
+    a dataset at a URL here. Under torchrun each process calls this. Raises ConfigError on what
+    cannot work, NonFiniteLossError, InterruptedTrainingError.
     """
     config = TrainConfig(**options)
     device = pick_device(config.device)
@@ -122,44 +135,59 @@ class Trainer:
             raise ConfigError("--resume goes on with a run's own weights; leave out --init")
         if resume and not self.run.started:
             raise ConfigError(f"{self.run} holds no run to resume; leave out --resume")
+        if self.config.tensorboard:
+            _summary_writer_type()
+        self._shorten_warmup(resume=resume)
         if init:
-            self.loaded = load_pretrained(self.model, Path(init))
+            self.loaded = load_pretrained(self.model, Path(init), self.run_config.classes)
         if self.config.ema:
             self.average = MovingAverage(self.model, self.config.ema)
         if resume:
             self._check_same_run()
-        with self._only_first() as first:
-            if first and not resume:
+        self._step_model = self._wrapped()
+        with self.world.together():
+            if self.world.first and not resume:
                 self.run.check_empty()
-            if first:
+            if self.world.first:
                 held.enter_context(self.run.lock())
-            if first and not resume:
+            if self.world.first and not resume:
                 self.run.start(self.run_config)
         if resume:
             self._load_checkpoint()
         else:
             self._save()  # from here on there is something to resume
-        if self.dataset.manifest.scorer["label_aware"]:
+        if self.config.tensorboard and self.world.first:
+            self.events = _summary_writer_type()(str(self.run.folder.root / "events"))
+        self._warn_of_dataset()
+
+    def _shorten_warmup(self, *, resume: bool) -> None:
+        """A warm-up takes at most a tenth of the run, so that a short run trains as well."""
+        given, longest = self.config.warmup_epochs, self.config.epochs / _RUN_BY_WARMUP
+        # Older versions did not shorten it: their runs go on as they began.
+        if given <= longest or (resume and self.run.config().train.warmup_epochs == given):
+            return
+        self.progress.warn(
+            f"the warm-up of {given:g} epochs is shortened to {longest:g}, a tenth of the run"
+        )
+        self.config = replace(self.config, warmup_epochs=longest)
+        self.run_config = replace(self.run_config, train=self.config)
+
+    def _warn_of_dataset(self) -> None:
+        """Say what makes the accuracy of a dataset mean less than it seems."""
+        manifest = self.dataset.manifest
+        if len(self.run_config.classes) == 1:
+            self.progress.warn(
+                f"the dataset has one class, {self.run_config.classes[0]!r}, so there is nothing "
+                f"to learn; where that folder holds the folders of the real classes, tokenize it "
+                f"instead of the folder around it"
+            )
+        if manifest.scorer["label_aware"]:
             self.progress.warn(
                 "the scorer of these shards looked at the labels: accuracies mean nothing for "
                 "images without labels"
             )
-        if self.config.tensorboard and self.world.first:
-            self.events = _event_writer(self.run)
         if self.validation is None:
             self.progress.warn("no split val: no accuracy on unseen images, and no best checkpoint")
-
-    @contextmanager
-    def _only_first(self) -> Iterator[bool]:
-        """True in the process that writes; what fails there ends the others quietly."""
-        failed = 1.0
-        try:
-            yield self.world.first
-            failed = 0.0
-        finally:
-            anywhere = self.world.total(failed)[0]
-        if anywhere:
-            raise ProcessGroupError("another process of the run has failed; see its message")
 
     @property
     def samples(self) -> int:
@@ -173,15 +201,15 @@ class Trainer:
     def fit(self) -> None:
         """Train to the end; on SIGTERM or Ctrl-C save and raise InterruptedTrainingError."""
         self.progress.started(self)
-        step_model = self._wrapped()
         with self._watching_signals():
             while self.epoch < self.config.epochs:
-                self._train_epoch(step_model)
+                self._train_epoch(self._step_model)
                 self._finish_epoch()
+        self.progress.finished(self)
 
     def _train_epoch(self, step_model: nn.Module) -> None:
         self.model.train()
-        batches = self.loader.epoch(self.epoch, consumed=self.consumed)
+        batches = self.world.in_step(self.loader.epoch(self.epoch, consumed=self.consumed))
         self._interval.restart_clock()
         for batch in self._interval.timed(batches):
             loss, correct, skipped = self._train_step(step_model, batch)
@@ -249,12 +277,12 @@ class Trainer:
             self.optimizer.zero_grad(set_to_none=True)
             self._save()
             raise self._not_finite(batch, torch.cat(losses))
+        self.step += 1
         if whole:
             self.optimizer.step()
+            if self.average:
+                self.average.update(self.model, self.step)
         self.optimizer.zero_grad(set_to_none=True)
-        self.step += 1
-        if self.average:
-            self.average.update(self.model, self.step)
         return loss, correct, skipped
 
     def _seed_step(self) -> torch.Generator:
@@ -314,7 +342,7 @@ class Trainer:
                 row = {"event": "eval", "epoch": self.epoch, "step": self.step, **score.as_json()}
                 self.record(row)
             self.progress.evaluated(self.epoch, score)
-            if score.top1 > self.best:
+            if score.top1 >= self.best:  # of equal epochs the later one has seen more
                 self.best = score.top1
                 self._save(BEST)
         self._save()
@@ -339,7 +367,9 @@ class Trainer:
             }
             average = self.average.weights if self.average else None
             kept = state if name == LAST else None
-            self.run.save(name, self.model.state_dict(), average, kept, self.step)
+            self.run.save(
+                name, self.model.state_dict(), average, kept, step=self.step, epoch=self.epoch
+            )
         self.world.wait()
 
     def _load_checkpoint(self) -> None:
@@ -368,15 +398,18 @@ class Trainer:
         """Raise ConfigError when options that decide the result are not those of the run."""
         stored = self.run.config()
         check_fits(stored.model, self.dataset.manifest, stored.classes, str(self.dataset.folder))
-        before, now = stored.to_json(), self.run_config.to_json()
         differences: list[str] = []
         changes: list[str] = []
-        for part in ("train", "tokenizer", "shard_lists"):
-            for name in sorted(before[part].keys() | now[part].keys()):
-                was, value = before[part].get(name), now[part].get(name)
-                if was != value and name not in _FREE:
-                    found = changes if name in _CHANGEABLE else differences
-                    found.append(f"{part}.{name} was {was}, now {value}")
+        found = stored.differences(self.run_config, "train", *DATASET_PARTS, "shard_lists")
+        for name, text in found.items():
+            part, _, option = name.partition(".")
+            if part == "train" and option in _FREE:
+                continue
+            # The same shards are the same bytes, whatever library a manifest names.
+            changeable = part == "imaging_library" or (part == "train" and option in _CHANGEABLE)
+            (changes if changeable else differences).append(text)
+        if stored.ignored:
+            self.progress.warn(f"{self.run} {stored.says_ignored()}")
         if changes:
             self.progress.warn(f"resumed with other options: {'; '.join(changes)}")
         if differences:
@@ -391,7 +424,12 @@ class Trainer:
         if self.config.compile:
             wrapped = torch.compile(wrapped)  # type: ignore[assignment]
         if self.world.size > 1:
-            wrapped = nn.parallel.DistributedDataParallel(wrapped, broadcast_buffers=False)
+            # The buffers are constants; later versions of torch have another name for that.
+            parallel = nn.parallel.DistributedDataParallel
+            names = ("forward_sync_buffers", "broadcast_buffers")
+            name = next(n for n in names if n in signature(parallel).parameters)
+            not_synced: dict[str, Any] = {name: False}
+            wrapped = parallel(wrapped, **not_synced)
         return wrapped
 
     def _exchanging(self, step_model: nn.Module, *, last: bool) -> AbstractContextManager[None]:
@@ -431,7 +469,13 @@ class Trainer:
 
     @contextmanager
     def _watching_signals(self) -> Iterator[None]:
-        """The first signal stops after the step; one that comes much later stops at once."""
+        """The first signal stops after the step; one that comes much later stops at once.
+
+        Only the main thread gets signals: in another one they are the caller's.
+        """
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
         came: list[float] = []
 
         def stop(number: int, frame: FrameType | None) -> None:
@@ -451,12 +495,12 @@ class Trainer:
                 signal.signal(number, handler)
 
 
-def _event_writer(run: RunFolder) -> Any:
-    """A TensorBoard writer that brings no Pillow."""
+def _summary_writer_type() -> Any:
+    """A TensorBoard writer that brings no Pillow; ConfigError when it is not installed."""
     try:
         from tensorboardX import SummaryWriter
     except ImportError as error:
         raise ConfigError(
             "--tensorboard needs tensorboardX; pip install 'quadpipe[tensorboard]'"
         ) from error
-    return SummaryWriter(str(run.folder.root / "events"))
+    return SummaryWriter

@@ -1,6 +1,7 @@
 """Weights of networks from files: plain tensors, never code."""
 
 import io
+import pickle
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -28,7 +29,8 @@ def read_weights_file(path: Path) -> bytes:
 def load_torch(data: bytes) -> Any:
     """What a torch file holds, without running code or taking more memory than the file does.
 
-    Raises ValueError where it claims more, and whatever torch raises on damaged files.
+    Raises ValueError where it claims more or holds other objects, and whatever torch raises on
+    damaged files.
     """
     import torch
 
@@ -38,7 +40,11 @@ def load_torch(data: bytes) -> Any:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             if sum(record.file_size for record in archive.infolist()) > len(data):
                 raise ValueError("it is compressed, which torch's files are not")
-    document = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    try:
+        document = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        # torch's own message advises weights_only=False, which would run the file's code.
+        raise ValueError("it is damaged, or holds objects that are not tensors") from None
     storages: dict[int, int] = {}
     for tensor in _tensors(document):
         storage = tensor.untyped_storage()
@@ -86,8 +92,7 @@ def parse_weights(data: bytes, where: str) -> "dict[str, Tensor]":
         first = str(error).strip().splitlines()[:1]
         raise ShardError(
             f"{where} holds no plain weights ({type(error).__name__}: "
-            f"{first[0] if first else ''}); quadpipe loads safetensors, or torch files that "
-            f"weights_only=True accepts"
+            f"{first[0] if first else ''}); give a file of tensors only, safetensors or torch's"
         ) from error
     for _ in range(_DEEPEST_WRAPPER):  # a dict may hold itself
         if isinstance(document, Mapping):

@@ -51,19 +51,24 @@ def tar_of(members: Iterable[tuple[str, bytes]]) -> bytes:
     return b"".join(member_bytes(name, data) for name, data in members) + END
 
 
-def edit_manifest(dataset: Path, **changes: object) -> None:
+def edit_json(file: Path, **changes: object) -> None:
     """Set entries by their path with __ between the keys; None removes one."""
-    manifest = json.loads((dataset / "dataset.json").read_text())
+    document = json.loads(file.read_text())
     for path, value in changes.items():
         *above, last = path.split("__")
-        place = manifest
+        place = document
         for key in above:
             place = place[key]
         if value is None:
             place.pop(last, None)
         else:
             place[last] = value
-    (dataset / "dataset.json").write_text(json.dumps(manifest))
+    file.write_text(json.dumps(document))
+
+
+def edit_manifest(dataset: Path, **changes: object) -> None:
+    """Change entries of the manifest, as `edit_json` does."""
+    edit_json(dataset / "dataset.json", **changes)
 
 
 def rewrite_shard_list(

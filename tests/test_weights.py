@@ -108,6 +108,7 @@ def test_a_pickle_that_would_run_code_is_refused_and_does_not(kind):
     with pytest.raises(ShardError, match="x.pth holds no plain weights") as caught:
         parse_weights(PICKLES[kind](), "x.pth")
     assert "\n" not in str(caught.value)
+    assert "weights_only" not in str(caught.value)  # torch advises to load it with False
 
 
 CLAIMS = {

@@ -1,5 +1,6 @@
 """Training and evaluation on shards of which some are damaged."""
 
+import copy
 import json
 import os
 import shutil
@@ -20,6 +21,7 @@ from quadpipe.loader import Batch, Loader
 from quadpipe.model import TrainConfig, train
 from quadpipe.model.distributed import World
 from quadpipe.model.evaluate import evaluate
+from quadpipe.model.optimize import MovingAverage
 from quadpipe.model.progress import TrainProgress
 from quadpipe.model.quadformer import Quadformer
 from quadpipe.model.run_folder import RunFolder
@@ -141,16 +143,21 @@ def test_a_step_is_that_of_the_batch_without_the_skipped_samples(damaged, tmp_pa
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5)
 
 
-def test_a_batch_of_which_nothing_is_left_changes_no_weight(damaged, tmp_path):
-    trainer = make_trainer(damaged, tmp_path / "run", warmup_epochs=0.0)
+def test_a_batch_of_which_nothing_is_left_changes_no_weight_average_or_momentum(damaged, tmp_path):
+    trainer = make_trainer(damaged, tmp_path / "run", warmup_epochs=0.0, ema=0.9)
+    trainer.average = MovingAverage(trainer.model, 0.9)
     batch = next(iter(trainer.loader.epoch(0)))
     nothing = replace(batch, weight=torch.zeros_like(batch.weight), skipped=len(batch.keys))
     trainer._train_step(trainer.model, batch)  # the optimizer has momentum from here on
-    before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
+    kept = (trainer.model.state_dict(), trainer.average.weights)
+    before = [{name: value.clone() for name, value in weights.items()} for weights in kept]
+    momentum = copy.deepcopy(trainer.optimizer.state_dict()["state"])
     loss, correct, skipped = trainer._train_step(trainer.model, nothing)
     assert (float(loss), int(correct), skipped, trainer.step) == (0, 0, 5, 2)
-    for name, value in trainer.model.state_dict().items():
-        assert torch.equal(value, before[name])
+    for weights, those in zip(kept, before, strict=True):
+        assert all(torch.equal(value, those[name]) for name, value in weights.items())
+    for number, state in trainer.optimizer.state_dict()["state"].items():
+        assert all(torch.equal(value, momentum[number][name]) for name, value in state.items())
 
 
 def test_an_interval_of_which_nothing_is_left_has_no_loss(whole, tmp_path):

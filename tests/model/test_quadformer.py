@@ -39,7 +39,7 @@ def leaves(square) -> tuple[torch.Tensor, torch.Tensor]:
 @pytest.fixture(scope="module")
 def grid(square) -> tuple[torch.Tensor, torch.Tensor]:
     """The same photographs on the plain grid."""
-    tokenizer = quadpipe.Tokenizer(scorer="uniform", max_patch_size=16, tokens=256)
+    tokenizer = quadpipe.Tokenizer(scorer="uniform", max_patch_size=16, tokens=256, crop_pct=1.0)
     found = [m.leaves() for m in tokenizer.tokenize(square)]
     tokens, boxes = (np.stack([getattr(x, name) for x in found]) for name in ("tokens", "boxes"))
     return torch.from_numpy(tokens), torch.from_numpy(boxes)
@@ -167,13 +167,78 @@ def test_timm_weights_give_timms_logits(grid, square, timm_state, tmp_path):
     loaded = load_pretrained(model, tmp_path / "vit.safetensors")
     assert loaded.fresh == []
     assert loaded.unused == []
-    assert loaded.changed == {"patch_embed.proj.weight": "reshaped from a 16 x 16 convolution"}
-    tokenizer = quadpipe.Tokenizer(scorer="uniform", max_patch_size=16, tokens=256, crop_pct=1.0)
-    found = [m.leaves() for m in tokenizer.tokenize(square)]
-    tokens = torch.from_numpy(np.stack([leaf.tokens for leaf in found]))
-    boxes = torch.from_numpy(np.stack([leaf.boxes for leaf in found]))
+    assert loaded.changed == {
+        "patch_embed.proj.weight": "reshaped from a 16 x 16 convolution",
+        "head": "taken over with its 7 classes, whose names the file does not say: they were not "
+        "compared",
+    }
     expected = vit.logits(timm_state, normalised(square), heads=3)
-    assert torch.allclose(model(tokens, boxes)[0], expected, atol=1e-4)
+    assert torch.allclose(model(*grid)[0], expected, atol=1e-4)
+
+
+def without_cls_position(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """As timm's models of `no_embed_class` have it."""
+    return state | {"pos_embed": state["pos_embed"][:, 1:].clone()}
+
+
+def with_fc_norm(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """As timm's models have it whose last norm comes after pooling."""
+    return {name.replace("norm.", "fc_norm.") if name.startswith("norm.") else name: value
+            for name, value in state.items()}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("change", "options", "pool"),
+    [
+        (without_cls_position, {}, "token"),
+        (dict, {"pool": "area"}, "avg"),
+        (with_fc_norm, {"pool": "area", "fc_norm": True}, "avg"),
+    ],
+)
+def test_variants_of_timms_vit_give_timms_logits(
+    grid, square, timm_state, tmp_path, change, options, pool
+):
+    state = change(timm_state)
+    save_file(state, tmp_path / "vit.safetensors")
+    model = Quadformer(replace(PLAIN, **options)).eval()
+    assert load_pretrained(model, tmp_path / "vit.safetensors").fresh == []
+    expected = vit.logits(state, normalised(square), heads=3, global_pool=pool)
+    assert torch.allclose(model(*grid)[0], expected, atol=1e-4)
+
+
+def test_a_norm_after_pooling_is_not_taken_for_one_before(timm_state, tmp_path):
+    for state, options, advice in (
+        (with_fc_norm(timm_state), {"pool": "area"}, "with --pool area --fc-norm"),
+        (timm_state, {"pool": "area", "fc_norm": True}, "without --fc-norm"),
+    ):
+        save_file(state, tmp_path / "vit.safetensors")
+        with pytest.raises(ConfigError, match=f"unexpected .*norm.bias; .*{advice}"):
+            load_pretrained(Quadformer(replace(PLAIN, **options)), tmp_path / "vit.safetensors")
+
+
+def test_weights_without_a_position_of_cls_leave_it_alone(timm_state, tmp_path):
+    save_file(without_cls_position(timm_state), tmp_path / "vit.safetensors")
+    model = Quadformer(SMALL)
+    load_pretrained(model, tmp_path / "vit.safetensors")
+    assert torch.equal(model.cls_token, timm_state["cls_token"])
+    models = [Quadformer(replace(PLAIN, grid=(8, 12))) for _ in range(2)]
+    loaded = load_pretrained(models[0], tmp_path / "vit.safetensors")
+    assert loaded.changed["pos_embed"] == "resampled from 16 x 16 to 8 x 12, none for CLS"
+    save_file(timm_state, tmp_path / "vit.safetensors")
+    load_pretrained(models[1], tmp_path / "vit.safetensors")
+    cells = [model.pos_embed[:, 1:] for model in models]
+    assert torch.equal(*cells)
+    assert not models[0].pos_embed[:, 0].any()
+
+
+@pytest.mark.parametrize("positions", ["sinusoidal", "learned"])
+@pytest.mark.parametrize("shape", [(5,), (1, 99, 48), (1, 257, 50), (2, 257, 48), (1, 0, 48)])
+def test_positions_of_another_number_are_refused(timm_state, tmp_path, positions, shape):
+    save_file(timm_state | {"pos_embed": torch.zeros(shape)}, tmp_path / "vit.safetensors")
+    with pytest.raises(ConfigError, match="pos_embed"):
+        load_pretrained(
+            Quadformer(replace(PLAIN, positions=positions)), tmp_path / "vit.safetensors"
+        )
 
 
 @pytest.mark.parametrize("prefix", ["module.", "model.", "backbone."])
@@ -265,6 +330,7 @@ def test_a_hostile_pickle_is_refused_and_does_not_run(tmp_path, monkeypatch):
         ({"pool": "max"}, "pool 'max' is not one of cls, area"),
         ({"drop_path": 1.0}, "drop_path 1 is not from 0 to below 1"),
         ({"classes": 0}, "classes 0 is not from 1 to"),
+        ({"fc_norm": True}, "fc_norm is for pool area, not cls"),
     ],
 )
 def test_models_that_cannot_be_built_are_refused(options, message):

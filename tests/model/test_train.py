@@ -5,11 +5,14 @@ import hashlib
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,15 +20,22 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 import quadpipe
+from forging import edit_json, edit_manifest
+from quadpipe.cli import commands
 from quadpipe.errors import ConfigError, OutputError, ShardError
 from quadpipe.model import TrainConfig, train
 from quadpipe.model.config import PRESETS
+from quadpipe.model.evaluate import find_differences
 from quadpipe.model.optimize import MovingAverage, learning_rate, make_optimizer
+from quadpipe.model.predict import Predictor
+from quadpipe.model.pretrained import Loaded, load_pretrained
 from quadpipe.model.progress import TrainProgress
 from quadpipe.model.quadformer import Quadformer
-from quadpipe.model.run_folder import RunFolder
+from quadpipe.model.run_folder import RunFolder, pick_device
 from quadpipe.model.train import (
     InterruptedTrainingError,
     NonFiniteLossError,
@@ -39,7 +49,7 @@ SMALL = {
     "tokens": 16,
     "epochs": 3,
     "batch_size": 8,
-    "warmup_epochs": 1.0,
+    "warmup_epochs": 0.3,
     "workers": 0,
     "log_interval": 1,
     "device": "cpu",
@@ -62,6 +72,17 @@ def shards(photographs, tmp_path_factory) -> Path:
         val_share=0.16, samples_per_shard=16, views=2, in_process=True,
     )  # fmt: skip
     return root / "shards"
+
+
+@pytest.fixture
+def said(capsys) -> Callable[..., str]:
+    """Runs a command here; what it says beside its output."""
+
+    def run(*arguments: object) -> str:
+        commands.main([str(argument) for argument in arguments], standalone_mode=False)
+        return capsys.readouterr().err
+
+    return run
 
 
 def losses(run: Path) -> list[tuple[int, float]]:
@@ -224,19 +245,108 @@ def test_a_bad_shard_is_one_line_from_any_worker(shards, tmp_path):
     assert "Traceback" not in done.stderr
 
 
+def torchrun(
+    shards: Path, run: Path, *options: str, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """Training in two processes."""
+    given = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    return subprocess.run(
+        [*given, *command(shards, run, *options)[1:]],
+        capture_output=True, text=True, timeout=240,
+        env=os.environ | {"OMP_NUM_THREADS": "1"} | environment,
+    )  # fmt: skip
+
+
+def test_a_damaged_sample_ends_every_process_with_one_line(shards, tmp_path):
+    damaged = Path(shutil.copytree(shards, tmp_path / "shards"))
+    marker = json.loads((damaged / ".quadpipe/markers/train/0000/000001.json").read_text())
+    tar = damaged / "train-000001.tar"
+    data = bytearray(tar.read_bytes())
+    data[marker["views"][0]["offsets"][3] + 520] ^= 0xFF
+    tar.write_bytes(bytes(data))
+    done = torchrun(damaged, tmp_path / "run")
+    assert done.returncode == 1
+    ours = sorted(line for line in done.stderr.splitlines() if line.startswith("quadpipe: "))
+    assert len(ours) == 2
+    assert "train-000001.tar: 00000000" in ours[0]
+    assert "another process of the run has failed; see its message" in ours[1]
+    assert "[rank" not in done.stderr  # torch's mark on tracebacks
+    assert "done" not in done.stdout
+
+
 def test_an_error_of_one_process_is_said_once(shards, undisturbed):
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    given = command(shards, undisturbed)
-    done = subprocess.run(
-        [*torchrun, "--nproc-per-node", "2", *given[1:]],
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
+    done = torchrun(shards, undisturbed)
     assert done.returncode == 1
     assert done.stderr.count("is not empty") == 1
     # torchrun reports failed processes with a traceback of its own; there is none of ours.
     assert "train.py" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("variables", "message"),
+    [
+        (
+            {"WORLD_SIZE": "abc"},
+            "WORLD_SIZE 'abc' in the environment is not a whole number",
+        ),
+        ({"WORLD_SIZE": "0"}, "WORLD_SIZE '0' .* not a whole number of at least 1"),
+        ({"WORLD_SIZE": "2", "RANK": "-1"}, "RANK '-1' in the environment is not a whole number"),
+        ({"WORLD_SIZE": "2", "RANK": "2"}, "RANK 2 is not below WORLD_SIZE 2; start the processes"),
+        ({"WORLD_SIZE": "2", "RANK": "1"}, "the processes cannot meet .*MASTER_ADDR"),
+    ],
+)
+def test_odd_variables_of_torchrun_are_refused(shards, tmp_path, monkeypatch, variables, message):
+    monkeypatch.delenv("MASTER_ADDR", raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError, match=message):
+        train(shards, tmp_path / "run", **SMALL)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("rank", "message"),
+    [("2", "LOCAL_RANK 2 has no GPU: torch sees 2 here; start at most 2"), ("x", "LOCAL_RANK 'x'")],
+)
+def test_a_process_without_a_gpu_of_its_own_is_refused(monkeypatch, rank, message):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setenv("LOCAL_RANK", rank)
+    for name in ("cuda", "auto"):
+        with pytest.raises(ConfigError, match=message):
+            pick_device(name)
+    assert pick_device("cpu") == torch.device("cpu")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert pick_device("auto") == torch.device("cuda", 1)
+
+
+def test_it_trains_in_a_thread(shards, undisturbed, tmp_path):
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(train, shards, tmp_path / "run", **SMALL).result()
+    assert losses(tmp_path / "run") == losses(undisturbed)
+
+
+def test_what_a_run_left_that_never_began_is_written_over(shards, tmp_path, monkeypatch):
+    def fail(*arguments, **options):
+        raise OutputError("full")
+
+    run = tmp_path / "run"
+    with monkeypatch.context() as patched:
+        patched.setattr(RunFolder, "save", fail)
+        with pytest.raises(OutputError, match="full"):
+            train(shards, run, **SMALL)
+    assert (run / "config.json").exists()
+    with pytest.raises(ShardError, match="has no last.safetensors; .* or train again"):
+        train(shards, run, **SMALL, resume=True)
+    train(shards, run, **SMALL | {"epochs": 1})
+    assert RunFolder(run).config().train.epochs == 1
+
+
+def test_a_missing_tensorboard_is_said_before_anything_is_written(shards, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorboardX", None)
+    with pytest.raises(ConfigError, match="--tensorboard needs tensorboardX"):
+        train(shards, tmp_path / "run", **SMALL | {"tensorboard": True})
+    assert not (tmp_path / "run").exists()
 
 
 def losses_so_far(run: Path) -> list[str]:
@@ -244,20 +354,10 @@ def losses_so_far(run: Path) -> list[str]:
 
 
 def test_two_processes_give_the_losses_of_one(shards, undisturbed, tmp_path):
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    torchrun = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node",
-        "2",
-    ]
-    given = command(shards, tmp_path / "two", "--epochs", "2", "--token-dropout", "0.2")
-    done = subprocess.run(
-        [*torchrun, *given[1:]], capture_output=True, text=True, env=environment, timeout=240
-    )
+    done = torchrun(shards, tmp_path / "two", "--epochs", "2", "--token-dropout", "0.2")
     assert done.returncode == 0, done.stderr
+    assert done.stdout.count("done; quadpipe eval") == 1
+    assert "FutureWarning" not in done.stderr
     train(shards, tmp_path / "one", **SMALL | {"epochs": 2, "token_dropout": 0.2})
     one, two = losses(tmp_path / "one"), losses(tmp_path / "two")
     assert len(one) == 16
@@ -315,6 +415,22 @@ def test_a_dataset_without_val_trains_and_says_so(image_folder, tmp_path):
     train(tmp_path / "shards", tmp_path / "run", **SMALL | {"epochs": 1}, progress=heard)
     assert any("no split val" in warning for warning in heard.warnings)
     assert not (tmp_path / "run" / "best.safetensors").exists()
+
+
+def test_one_class_is_nothing_to_learn_and_said(photographs, tmp_path):
+    (tmp_path / "images" / "imagenet").mkdir(parents=True)
+    for number in range(8):
+        part = photographs[0][number * 9 :][:64, :64]
+        Image.fromarray(part).save(tmp_path / "images" / "imagenet" / f"{number}.png")
+    quadpipe.tokenize(
+        tmp_path / "images", tmp_path / "shards", image_size=64, patch_size=8, max_patch_size=32,
+        tokens=16, in_process=True,
+    )  # fmt: skip
+    heard = Heard()
+    train(tmp_path / "shards", tmp_path / "run", **SMALL | {"epochs": 1}, progress=heard)
+    (warning,) = (line for line in heard.warnings if "one class" in line)
+    assert "one class, 'imagenet', so there is nothing to learn" in warning
+    assert "\n" not in warning
 
 
 def test_label_aware_shards_warn(shards, tmp_path):
@@ -380,6 +496,78 @@ def test_another_run_or_dataset_is_not_resumed(shards, undisturbed, image_folder
         ConfigError, match="has patches of 16 to 64 pixels, the model was made for 8"
     ):
         train(tmp_path / "other", undisturbed, **SMALL, resume=True)
+
+
+def test_resuming_names_how_the_shards_differ(shards, undisturbed, tmp_path):
+    changes = {
+        "codec": {"name": "png"},
+        "imaging_library": {"name": "Pillow", "version": "11.0"},
+        "tokenizer__resize": "squash",
+        "scorer__weights_sha256": "0" * 64,
+    }
+    other = Path(shutil.copytree(shards, tmp_path / "shards"))
+    edit_manifest(other, **changes)
+    run = Path(shutil.copytree(undisturbed, tmp_path / "run"))
+    edit_json(run / "config.json", scorer_sha256="1" * 64)
+    heard = Heard()
+    with pytest.raises(ConfigError) as caught:
+        train(other, run, **SMALL, resume=True, progress=heard)
+    for text in (
+        "codec.name was raw, now png",
+        "tokenizer.resize was crop, now squash",
+        "scorer_sha256 was 1111",
+    ):
+        assert text in str(caught.value)
+    assert "imaging_library.version was " in heard.warnings[0]
+
+
+def test_the_same_shards_of_another_library_are_resumed(shards, undisturbed, tmp_path):
+    other = Path(shutil.copytree(shards, tmp_path / "shards"))
+    edit_manifest(other, imaging_library={"name": "Pillow", "version": "11.0"})
+    heard = Heard()
+    run = Path(shutil.copytree(undisturbed, tmp_path / "run"))
+    train(other, run, **SMALL, resume=True, progress=heard)
+    assert "imaging_library.version was " in heard.warnings[0]
+
+
+def test_a_run_of_an_older_version_is_read_and_resumed(shards, undisturbed, tmp_path):
+    run = Path(shutil.copytree(undisturbed, tmp_path / "run"))
+    edit_json(
+        run / "config.json", codec=None, imaging_library=None, quadpipe=None, train__fc_norm=None,
+        model__fc_norm=None, tokenizer__thresholds=None,
+    )  # fmt: skip
+    for name in ("last.safetensors", "best.safetensors"):
+        with safe_open(run / name, "pt") as file:
+            metadata = {key: value for key, value in file.metadata().items() if key != "epoch"}
+        save_file(load_file(run / name), run / name, metadata)
+    heard = Heard()
+    train(shards, run, **SMALL, resume=True, progress=heard)
+    assert heard.warnings == []
+    assert losses(run) == losses(undisturbed)
+    assert RunFolder(run).describe_checkpoint().startswith("best.safetensors, step ")
+    assert find_differences(RunFolder(run).config(), quadpipe.Dataset(shards).manifest) == []
+    picture = next((shards.parent / "images").rglob("*.png"))
+    Predictor(RunFolder(run), torch.device("cpu"))(picture)
+
+
+def test_a_run_of_a_later_version_is_read_and_says_what_is_ignored(
+    shards, undisturbed, tmp_path, said
+):
+    run = Path(shutil.copytree(undisturbed, tmp_path / "run"))
+    edit_json(
+        run / "config.json", quadpipe="9.0", train__mixup=0.2, tokenizer__gamma=2, notes={"a": 1}
+    )
+    says = "was written by quadpipe '9.0'; .* ignores its 'notes', 'train.mixup', 'tokenizer.gamma'"
+    heard = Heard()
+    train(shards, run, **SMALL, resume=True, progress=heard)
+    assert any(re.search(says, warning) for warning in heard.warnings)
+    for arguments in (("eval", run, shards), ("predict", run, next(shards.parent.rglob("*.png")))):
+        assert re.search(says, said(*arguments))
+    edit_json(run / "config.json", model__register_tokens=4)
+    with pytest.raises(
+        ShardError, match=r"'model.register_tokens' .* install the version that wrote it, '9.0'"
+    ):
+        RunFolder(run).config()
 
 
 def test_a_finished_run_is_done_when_resumed(shards, undisturbed, tmp_path):
@@ -452,6 +640,45 @@ def test_the_learning_rate_warms_up_in_samples_and_falls_to_its_minimum():
     assert rates == pytest.approx([0, 0.25, 0.5, 1.0, 0.55, 0.1])
 
 
+def test_a_warm_up_is_at_most_a_tenth_of_the_run_and_that_is_said(shards, tmp_path):
+    heard = Heard()
+    options = SMALL | {"epochs": 2, "warmup_epochs": 5.0}
+    train(shards, tmp_path / "run", **options, progress=heard)
+    says = "the warm-up of 5 epochs is shortened to 0.2, a tenth of the run"
+    assert heard.warnings == [says]
+    assert RunFolder(tmp_path / "run").config().train.warmup_epochs == 0.2
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").open()]
+    rates = [row["lr"] for row in rows if row["event"] == "train"]
+    assert rates.index(max(rates)) == 1  # of 16 steps
+    assert max(rates) > 0.9e-3
+    again = Heard()
+    train(shards, tmp_path / "run", **options, resume=True, progress=again)
+    assert again.warnings == [says]  # and not that an option has changed
+    train(shards, tmp_path / "long", **options | {"warmup_epochs": 0.1}, progress=(calm := Heard()))
+    assert calm.warnings == []
+
+
+def test_a_run_with_a_longer_warm_up_of_an_older_version_goes_on_as_it_began(
+    shards, tmp_path, monkeypatch
+):
+    options, real, calls = SMALL | {"warmup_epochs": 2.0}, Trainer._train_step, []
+
+    def stopping(self, step_model, batch):
+        calls.append(1)
+        self._stop = len(calls) == 10
+        return real(self, step_model, batch)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(train_module, "_RUN_BY_WARMUP", 1)
+        train(shards, tmp_path / "whole", **options)
+        patched.setattr(Trainer, "_train_step", stopping)
+        with pytest.raises(InterruptedTrainingError):
+            train(shards, tmp_path / "run", **options)
+    train(shards, tmp_path / "run", **options, resume=True, progress=(heard := Heard()))
+    assert heard.warnings == []
+    assert losses(tmp_path / "run") == losses(tmp_path / "whole")
+
+
 def test_decay_spares_biases_norms_and_positions_and_lower_layers_learn_slower(shards):
     config = TrainConfig(model="nano", layer_decay=0.5, positions="learned")
     model = Quadformer(config.quadformer(quadpipe.Dataset(shards).manifest))
@@ -498,6 +725,123 @@ def test_eval_scores_several_budgets(shards, undisturbed):
     best = max(row["top1"] for row in rows if row["event"] == "eval")
     assert score["top1"] == pytest.approx(best)
     assert score["tokens"] == 16
+
+
+def test_the_later_of_equal_epochs_is_the_best_and_eval_and_predict_name_it(
+    shards, tmp_path, monkeypatch, said
+):
+    real, scores = train_module.evaluate, iter([0.5, 0.9, 0.9, 0.4])
+    ranked = lambda *arguments: replace(real(*arguments), top1=next(scores))  # noqa: E731
+    monkeypatch.setattr(train_module, "evaluate", ranked)
+    run = tmp_path / "run"
+    train(shards, run, **SMALL | {"epochs": 4})
+    picture = next((shards.parent / "images").rglob("*.png"))
+    for arguments in (("eval", run, shards), ("predict", run, picture)):
+        assert f"model    {run}: best.safetensors, epoch 3, step 24\n" in said(*arguments)
+    (run / "best.safetensors").unlink()
+    assert "last.safetensors, epoch 4, step 32\n" in said("eval", run, shards)
+
+
+@pytest.fixture(scope="module")
+def made_otherwise(shards, tmp_path_factory) -> Callable[..., Path]:
+    """The images of `shards` tokenized with other options."""
+
+    def make(**options: object) -> Path:
+        out = tmp_path_factory.mktemp("otherwise") / "shards"
+        given = {"image_size": 64, "patch_size": 8, "max_patch_size": 32, "tokens": 40}
+        given |= {"val_share": 0.16, "in_process": True, "limit": 16} | options
+        quadpipe.tokenize(shards.parent / "images", out, **given)
+        return out
+
+    return make
+
+
+def test_eval_says_how_the_dataset_was_made_differently(undisturbed, made_otherwise, said):
+    other = made_otherwise(
+        image_size=128, tokens=100, resize="squash", crop_pct=1.0, resample="area", codec="jpg",
+        quality=40, scorer="laplacian", max_patch_size=16, seed=5,
+    )  # fmt: skip
+    told = said("eval", undisturbed, other, "--tokens", 64)
+    (line,) = (line for line in told.splitlines() if line.startswith("note "))
+    for text in (
+        "codec.name was raw, now jpg",
+        "codec.quality was None, now 40",
+        "tokenizer.crop_pct was 0.875, now 1.0",
+        "tokenizer.image_size was [64, 64], now [128, 128]",
+        "tokenizer.max_patch_size was 32, now 16",
+        "tokenizer.resample was bilinear, now area",
+        "tokenizer.resize was crop, now squash",
+        "tokenizer.scorer was pixel-blur, now laplacian",
+    ):
+        assert text in line
+    assert "seed" not in line
+    assert "tokens" not in line
+
+
+def test_eval_says_that_a_scorers_weights_are_others(scored_by_a_network, tmp_path):
+    shards = scored_by_a_network.parent / "shards"
+    config = RunFolder(scored_by_a_network).config()
+    assert find_differences(config, quadpipe.Dataset(shards).manifest) == []
+    other = Path(shutil.copytree(shards, tmp_path / "shards"))
+    edit_manifest(other, scorer__weights_sha256="0" * 64)
+    (line,) = find_differences(config, quadpipe.Dataset(other).manifest)
+    assert line.startswith(f"scorer_sha256 was {config.scorer_sha256}, now 0000")
+
+
+def test_eval_refuses_patches_of_another_size(undisturbed, made_otherwise, said):
+    with pytest.raises(ConfigError, match="of 16 to 32 pixels, the model was made for 8 to 32"):
+        said("eval", undisturbed, made_otherwise(patch_size=16, tokens=16))
+
+
+def test_predict_sees_the_tokens_that_training_saw(shards, made_otherwise, tmp_path):
+    compressed = made_otherwise(codec="jpg", quality=20)
+    train(compressed, tmp_path / "run", **SMALL | {"epochs": 1})
+    dataset = quadpipe.Dataset(compressed)
+    predictor = Predictor(RunFolder(tmp_path / "run"), torch.device("cpu"), tokens=40)
+    for sample in list(dataset.samples("val"))[:2]:
+        path = shards.parent / "images" / sample.info["path"]
+        seen = predictor(path).exhibit.mosaic
+        assert np.array_equal(seen.tokens, sample.mosaic.tokens)
+
+
+def test_a_run_is_a_beginning_and_its_head_is_taken_by_names(shards, undisturbed, tmp_path):
+    def loaded(classes: list[str], path: Path) -> tuple[Quadformer, Loaded]:
+        model = Quadformer(replace(config.model, classes=len(classes)))
+        return model, load_pretrained(model, path, classes)
+
+    config = RunFolder(undisturbed).config()
+    assert config.classes == ["flower", "temple"]
+    trained = RunFolder(undisturbed).model(torch.device("cpu"))
+    for path in (undisturbed, undisturbed / "best.safetensors"):
+        model, report = loaded(["flower", "temple"], path)
+        assert (report.changed, report.fresh) == ({}, [])
+        assert torch.equal(model.head.weight, trained.head.weight)
+        model, report = loaded(["temple", "flower"], path)
+        assert report.changed["head"] == "taken over by the names of its classes"
+        assert torch.equal(model.head.weight, trained.head.weight.flip(0))
+        assert torch.equal(model.head.bias, trained.head.bias.flip(0))
+        model, report = loaded(["cat", "temple"], path)
+        assert report.changed["head"] == "left out: other classes"
+        assert report.fresh == ["head.bias", "head.weight"]
+        assert torch.equal(model.norm.weight, trained.norm.weight)
+    shutil.copy(undisturbed / "best.safetensors", tmp_path / "copied.safetensors")
+    model, report = loaded(["cat", "temple"], tmp_path / "copied.safetensors")
+    assert "taken over with its 2 classes, whose names the file does" in report.changed["head"]
+    with pytest.raises(ShardError, match="holds no training run"):
+        loaded(["cat"], tmp_path)
+
+
+def test_a_moving_average_and_the_grid_of_a_run_are_begun_with(made_otherwise, tmp_path):
+    shards = made_otherwise(image_size=(64, 96), tokens=42)
+    options = SMALL | {"epochs": 1, "positions": "learned", "ema": 0.9, "tokens": 18}
+    train(shards, tmp_path / "run", **options)
+    config = RunFolder(tmp_path / "run").config()
+    model = Quadformer(replace(config.model, grid=(8, 8)))
+    loaded = load_pretrained(model, tmp_path / "run" / "last.safetensors", config.classes)
+    assert loaded.changed == {"pos_embed": "resampled from 8 x 12 to 8 x 8"}
+    average = RunFolder(tmp_path / "run").weights("last.safetensors")[1]
+    assert torch.equal(model.norm.weight, average["norm.weight"])
+    train(shards, tmp_path / "next", **options, init=tmp_path / "run")
 
 
 def test_predict_names_classes_and_draws_what_it_saw(shards, undisturbed, photographs, tmp_path):

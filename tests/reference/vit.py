@@ -14,8 +14,14 @@ def gelu(x: Tensor) -> Tensor:
     return x * (1 + torch.erf(x / 2**0.5)) / 2
 
 
-def logits(state: dict[str, Tensor], images: Tensor, heads: int) -> Tensor:
-    """images: float `[B, 3, H, W]`, normalised. Returns `[B, C]`."""
+def logits(
+    state: dict[str, Tensor], images: Tensor, heads: int, global_pool: str = "token"
+) -> Tensor:
+    """images: float `[B, 3, H, W]`, normalised. Returns `[B, C]`.
+
+    The state shows whether the model has `no_embed_class` (no position for CLS) and `fc_norm` (the
+    last norm comes after pooling), which timm gives to models of global_pool "avg".
+    """
 
     def linear(x: Tensor, name: str) -> Tensor:
         return x @ state[f"{name}.weight"].T + state[f"{name}.bias"]
@@ -24,7 +30,11 @@ def logits(state: dict[str, Tensor], images: Tensor, heads: int) -> Tensor:
     side = kernel.shape[-1]
     x = torch.nn.functional.conv2d(images, kernel, bias, stride=side)
     x = x.flatten(2).transpose(1, 2)
-    x = torch.cat([state["cls_token"].expand(len(x), -1, -1), x], dim=1) + state["pos_embed"]
+    cls, positions = state["cls_token"].expand(len(x), -1, -1), state["pos_embed"]
+    if positions.shape[1] == x.shape[1]:
+        x = torch.cat([cls, x + positions], dim=1)
+    else:
+        x = torch.cat([cls, x], dim=1) + positions
     depth = sum(name.endswith("norm1.weight") for name in state)
     for i in range(depth):
         block = f"blocks.{i}"
@@ -39,8 +49,12 @@ def logits(state: dict[str, Tensor], images: Tensor, heads: int) -> Tensor:
         x = x + linear(torch.cat(parts, dim=-1), f"{block}.attn.proj")
         h = layer_norm(x, state[f"{block}.norm2.weight"], state[f"{block}.norm2.bias"])
         x = x + linear(gelu(linear(h, f"{block}.mlp.fc1")), f"{block}.mlp.fc2")
-    x = layer_norm(x, state["norm.weight"], state["norm.bias"])
-    return linear(x[:, 0], "head")
+    if "norm.weight" in state:
+        x = layer_norm(x, state["norm.weight"], state["norm.bias"])
+    pooled = x[:, 1:].mean(dim=1) if global_pool == "avg" else x[:, 0]
+    if "fc_norm.weight" in state:
+        pooled = layer_norm(pooled, state["fc_norm.weight"], state["fc_norm.bias"])
+    return linear(pooled, "head")
 
 
 def random_state(width: int, depth: int, side: int, cells: int, classes: int) -> dict[str, Tensor]:
