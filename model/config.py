@@ -7,6 +7,7 @@ from typing import Any
 from quadpipe.errors import ConfigError
 from quadpipe.fields import check_types
 from quadpipe.loader.augment import Augmentation
+from quadpipe.loader.samples import VERIFY, check_verify
 from quadpipe.model.quadformer import (
     IMAGENET_MEAN,
     IMAGENET_STD,
@@ -116,6 +117,14 @@ class TrainConfig:
             "choices": ON_ERROR,
         },
     )
+    verify: str = field(
+        default="first",
+        metadata={
+            "help": "Compare checksums of local samples when they are first read, always or never; "
+            "those of remote samples always or never.",
+            "choices": VERIFY,
+        },
+    )
     seed: int = field(default=0, metadata={"help": "Seed of weights, order and augmentation."})
     log_interval: int = field(default=50, metadata={"help": "Steps between lines of progress."})
     checkpoint_interval: int = field(
@@ -154,6 +163,7 @@ class TrainConfig:
         if not 0 <= self.seed < 2**63:
             raise ConfigError(f"seed {self.seed} is not from 0 to 2^63 - 1")
         check_on_error(self.on_error)
+        check_verify(self.verify)
         self.make_augmentation()
 
     def make_augmentation(self) -> Augmentation:

@@ -46,7 +46,7 @@ from quadpipe.shards.reader import Dataset
 
 # What may differ when a run is resumed: without a trace, or changing how it goes on.
 _FREE = {"workers", "device", "log_interval", "checkpoint_interval", "tensorboard", "compile"}
-_CHANGEABLE = {"lr", "min_lr", "warmup_epochs", "clip_grad", "amp", "on_error"}
+_CHANGEABLE = {"lr", "min_lr", "warmup_epochs", "clip_grad", "amp", "on_error", "verify"}
 
 # A longer warm-up is shortened to this part of a run: one tenth.
 _RUN_BY_WARMUP = 10
@@ -461,6 +461,7 @@ class Trainer:
             workers=self.config.workers,
             pin_memory=self.device.type == "cuda",
             on_error=self.config.on_error,
+            verify=self.config.verify,
         )
 
     def _has_samples(self, split: str) -> bool:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from quadpipe.errors import ConfigError
 from quadpipe.loader.order import SHARDS_BY_TURNS, EpochOrder
-from quadpipe.loader.samples import VERIFY, Rows, SampleReader
+from quadpipe.loader.samples import Rows, SampleReader, check_verify
 from quadpipe.shards.reader import Dataset
 from quadpipe.shards.skipped import Skipped, check_on_error
 
@@ -92,8 +92,7 @@ class Loader:
         verify: str = "first",
     ) -> None:
         check_on_error(on_error)
-        if verify not in VERIFY:
-            raise ConfigError(f"verify {verify!r} is not one of {', '.join(VERIFY)}")
+        check_verify(verify)
         self.dataset = dataset if isinstance(dataset, Dataset) else Dataset(dataset)
         self.split = self.dataset.split(split)
         self.name = split

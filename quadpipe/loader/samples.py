@@ -13,7 +13,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from quadpipe.errors import ShardError, UnreadableError
+from quadpipe.errors import ConfigError, ShardError, UnreadableError
 from quadpipe.files import CachedFolder, RangeReader, RemoteFolder
 from quadpipe.quadtree import grow, leaf_indices
 from quadpipe.shards.format import npy_header
@@ -29,6 +29,12 @@ OPEN_SHARDS = 128
 VERIFY = ("first", "always", "never")
 """When the checksums of samples are compared: of local samples the first time that this process
 reads them and of remote ones always; always; never."""
+
+
+def check_verify(verify: str) -> None:
+    """Raise ConfigError unless it is one of `VERIFY`."""
+    if verify not in VERIFY:
+        raise ConfigError(f"verify {verify!r} is not one of {', '.join(VERIFY)}")
 
 
 class Rows:
