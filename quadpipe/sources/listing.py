@@ -17,6 +17,7 @@ from quadpipe import faults
 from quadpipe.errors import RejectError, SourceError
 from quadpipe.patience import patiently
 from quadpipe.sources.names import path_to_text, text_to_path
+from quadpipe.sources.rows import Place, read_path
 
 MAX_FILE_BYTES = 1 << 30
 _NO_LABEL = -1
@@ -33,21 +34,30 @@ class Span:
 
 @dataclass(frozen=True)
 class Input:
-    """One image to read: printable path relative to the source, class index, place in a tar."""
+    """One image to read: printable path relative to the source, class index, place in a tar.
+
+    outside: of a file outside the folder of the list that names it, the place of its row. Its
+    location is not kept anywhere else: `path` is its file name.
+    """
 
     path: str
     label: int | None
     span: Span | None = None
+    outside: Place | None = None
 
     def as_row(self) -> list[Any]:
         """As a line of the stored listing."""
         row: list[Any] = [self.path, self.label]
-        return [*row, self.span.tar, self.span.offset, self.span.size] if self.span else row
+        if self.span:
+            return [*row, self.span.tar, self.span.offset, self.span.size]
+        return [*row, *self.outside] if self.outside else row
 
     @classmethod
     def from_row(cls, row: list[Any]) -> "Input":
-        path, label, *span = row
-        return cls(path, label, Span(*span) if span else None)
+        path, label, *place = row
+        if place and isinstance(place[0], str):
+            return cls(path, label, span=Span(*place))
+        return cls(path, label, outside=Place(*place) if place else None)
 
 
 class Listing:
@@ -59,8 +69,15 @@ class Listing:
         self._labels = array("i")
         self._tars: list[str] = []
         self._spans = array("Q")
+        self._outside = array("Q")  # up to the last such input; zeros for others
 
-    def append(self, path: bytes, label: int | None, span: Span | None = None) -> None:
+    def append(
+        self,
+        path: bytes,
+        label: int | None,
+        span: Span | None = None,
+        outside: Place | None = None,
+    ) -> None:
         self._blob += path
         self._ends.append(len(self._blob))
         self._labels.append(_NO_LABEL if label is None else label)
@@ -68,6 +85,10 @@ class Listing:
             if not self._tars or self._tars[-1] != span.tar:
                 self._tars.append(span.tar)
             self._spans.extend((len(self._tars) - 1, span.offset, span.size))
+        if outside:
+            others = 3 * (len(self) - 1) - len(self._outside)
+            self._outside.frombytes(bytes(others * self._outside.itemsize))
+            self._outside.extend(outside)
 
     def __len__(self) -> int:
         return len(self._ends)
@@ -78,8 +99,13 @@ class Listing:
         if self._spans:
             tar, offset, size = self._spans[3 * index : 3 * index + 3]
             span = Span(self._tars[tar], offset, size)
-        text = path_to_text(self.path(index))
-        return Input(text, None if label == _NO_LABEL else label, span)
+        place = Place(*self._outside[3 * index : 3 * index + 3] or (0, 0, 0))
+        return Input(
+            path_to_text(self.path(index)),
+            None if label == _NO_LABEL else label,
+            span,
+            place if place.number else None,
+        )
 
     def path(self, index: int) -> bytes:
         return bytes(self._blob[self._ends[index - 1] if index else 0 : self._ends[index]])
@@ -99,36 +125,57 @@ class Listing:
 class Inputs:
     """All that a source found.
 
-    splits: inputs by split. classes: names in index order, None without labels. ordered: shards
-    are cut in this order. skipped: what was passed over and why, with counts.
+    splits: inputs by split. classes: names in index order, None without labels. unused_classes:
+    how many of them have no input. ordered: shards are cut in this order. read_twice: how many
+    inputs are read through links to files that are inputs themselves. skipped: what was passed
+    over and why, with counts. warnings: lines for people.
     """
 
     splits: dict[str, Listing]
     classes: list[str] | None
+    unused_classes: int = 0
     ordered: bool = False
+    read_twice: int = 0
     skipped: dict[str, int] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
 
 
-def read_input(root: Path, entry: Input) -> bytes:
+def read_input(root: Path, entry: Input, path_list: Path | None = None) -> bytes:
     """The bytes of one input.
 
-    I/O errors are tried again with back-off, also that it is not there: a network's folders come
-    and go. SourceError when they persist, RejectError on a
-    file that is too large to be an image.
+    path_list: the list of paths that is the source, for inputs outside its folder. I/O errors are
+    tried again with back-off, also that it is not there: a network's folders come and go.
+    SourceError when they persist, RejectError on a file that is too large to be an image.
     """
     try:
-        return patiently(lambda: _read(root, entry), final=())
+        return patiently(lambda: _read(root, entry, path_list), final=())
     except OSError as error:
+        where = f"{entry.path} in {root}"
+        if entry.outside:
+            where = f"{entry.path}, row {entry.outside.number} of {path_list}"
         raise SourceError(
-            f"cannot read {entry.path} in {root}: {error.strerror or error}; mend it and run the "
-            f"same command again"
+            f"cannot read {where}: {error.strerror or error}; mend it and run the same command "
+            f"again"
         ) from error
 
 
-def _read(root: Path, entry: Input) -> bytes:
+def _locate(root: Path, entry: Input, path_list: Path | None) -> bytes:
+    """Where an input's file, or its tar, is."""
+    if not entry.outside:
+        relative = entry.span.tar if entry.span else entry.path
+        return os.path.join(os.fsencode(root), text_to_path(relative))
+    path = read_path(path_list, entry.outside) if path_list else None
+    if path is None or path_to_text(os.path.basename(path)) != entry.path:
+        raise SourceError(
+            f"row {entry.outside.number} of {path_list or root} does not name {entry.path} any "
+            f"more; give the list that the job was planned with"
+        )
+    return os.path.join(os.fsencode(root), path)
+
+
+def _read(root: Path, entry: Input, path_list: Path | None) -> bytes:
     faults.point("reading", entry.path)
-    relative = entry.span.tar if entry.span else entry.path
-    path = os.path.join(os.fsencode(root), text_to_path(relative))
+    path = _locate(root, entry, path_list)
     # A pipe under an image's name must not block the worker.
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     try:

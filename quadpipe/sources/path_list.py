@@ -1,40 +1,96 @@
 """A list of paths in a file: `path` or `path,label` rows."""
 
 import os
+from collections import Counter
+from functools import lru_cache
 from pathlib import Path
 
 from quadpipe.errors import SourceError
-from quadpipe.sources.labels import ClassTable, read_rows
+from quadpipe.sources.labels import ClassNames, ClassTable
 from quadpipe.sources.listing import Inputs, Listing
 from quadpipe.sources.names import path_to_text
+from quadpipe.sources.rows import Place, read_rows
 
 
-def list_paths(file: Path, *, split: str | None = None, use_labels: bool = True) -> Inputs:
-    """The images that a CSV names, in its order of bytes; paths are relative to its folder.
+def list_paths(
+    file: Path,
+    *,
+    split: str | None = None,
+    use_labels: bool = True,
+    classes: ClassNames | None = None,
+) -> Inputs:
+    """The images that a CSV names, sorted by the bytes of their paths.
 
-    SourceError when a file is missing, or some rows have a label and some have not.
+    Paths are relative to the list's folder and never lead upward. An image that lies outside of it
+    is listed under its file name, with the place of its row, where its path can be read again.
+    Rows that name one file, also through links, are one input.
+
+    SourceError when a file is missing, when rows give one file two labels, or when some rows have
+    a label and some have not.
     """
-    root = os.fsencode(file.parent)
-    rows = []
-    for path, label in read_rows(file):
-        if os.path.isabs(path):
-            path = os.path.relpath(path, os.path.realpath(root))
-        if not os.path.isfile(os.path.join(root, path)):
+    places = _Places(file.parent)
+    rows: list[tuple[bytes, bytes | None, Place | None, bytes]] = []
+    for given, label, place in read_rows(file):
+        if not os.path.isfile(os.path.join(places.root, given)):
             raise SourceError(
-                f"{file}: {os.fsdecode(path)!r} is not a file below {file.parent}; mend the list"
+                f"{file}: {os.fsdecode(given)!r} is not a file below {file.parent} or elsewhere; "
+                f"correct or remove its row"
             )
-        rows.append((path, label if use_labels else None))
+        inside, real = places.locate(given)
+        row = (os.path.basename(given), place) if inside is None else (inside, None)
+        rows.append((row[0], label or None if use_labels else None, row[1], real))
     rows.sort(key=lambda row: row[0])
-    listing, table = Listing(), ClassTable()
-    split = split or "train"
-    for path, label in rows:
-        listing.append(path, table.id(label) if label else None)
-    if listing.unlabelled == len(listing):
-        return Inputs(splits={split: listing}, classes=None)
-    if listing.unlabelled:
+    skipped: Counter[str] = Counter()
+    listing, table = Listing(), ClassTable(classes)
+    labels: dict[bytes, bytes | None] = {}  # by real path
+    for path, label, outside, real in rows:
+        if real in labels:
+            if labels[real] != label:
+                both = " and ".join(repr(path_to_text(x or b"")) for x in (labels[real], label))
+                raise SourceError(
+                    f"{file}: {path_to_text(path)!r} has two labels, {both}; keep one of them"
+                )
+            skipped["a row of an image that is listed already"] += 1
+            continue
+        labels[real] = label
+        listing.append(path, None if label is None else table.id(label), outside=outside)
+    if 0 < listing.unlabelled < len(listing):
         raise SourceError(
             f"{file}: {listing.unlabelled} of {len(listing)} rows have no label; label all rows, "
             f"or give --no-labels"
         )
-    names = table.settle([listing], numbers_are_indices=True)
-    return Inputs(splits={split: listing}, classes=[path_to_text(name) for name in names])
+    names = None
+    if not listing.unlabelled and len(listing):
+        names = table.settle([listing], numbers_are_indices=True)
+    return Inputs(
+        splits={split or "train": listing},
+        classes=names,
+        unused_classes=table.unused,
+        skipped=dict(skipped),
+        warnings=table.warnings,
+    )
+
+
+class _Places:
+    """Where the files of a list are, seen from its folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.root = os.fsencode(folder)
+        self._roots = [os.path.abspath(self.root), os.path.realpath(self.root)]
+        # Images of one folder mostly stand together.
+        self._real_folder = lru_cache(maxsize=1024)(os.path.realpath)
+
+    def locate(self, given: bytes) -> tuple[bytes | None, bytes]:
+        """A file's path below the folder, or None when it lies outside; and its real path."""
+        for root in self._roots:
+            if given.startswith(os.path.join(root, b"")):
+                given = given[len(root) :].lstrip(b"/")
+        folder, name = os.path.split(os.path.join(self._roots[1], given))
+        real = os.path.join(self._real_folder(folder), name)
+        if not os.path.isabs(given) and b".." not in given.split(b"/"):
+            inside = os.path.normpath(given)
+        else:
+            inside = os.path.relpath(real, self._roots[1])
+        if os.path.islink(real):
+            real = os.path.realpath(real)
+        return None if inside.startswith(b"../") else inside, real
