@@ -25,7 +25,7 @@ from quadpipe.scorers import Network, Scorer
 from quadpipe.scorers.precomputed import read_map
 from quadpipe.shards.format import json_bytes, marker_name, sample_key, shard_name
 from quadpipe.shards.writer import ShardWriter
-from quadpipe.sources import Input, read_input
+from quadpipe.sources import Input, Source
 from quadpipe.tokenizer import Tokenizer, TokenizerConfig
 
 
@@ -64,7 +64,7 @@ class Site:
     maps: folder of importance maps, for scorer precomputed. network: of a network scorer.
     """
 
-    source: Path
+    source: Source
     out: Folder
     maps: Path | None = None
     network: Network | None = None
@@ -93,7 +93,7 @@ def make_shard(
     names = [shard_name(shard.split, view, shard.index) for view in range(views)]
     tokenizer = Tokenizer(plan.config.tokenizer, scorer=scorer or local_scorer(plan, site.network))
     with ExitStack() as held:
-        decided = _begin(site.out, shard)
+        decided = _begin(site.out, plan, shard, inputs)
         work = Work(plan, shard, site.source, site.maps, decoder(plan), decided)
         held.callback(work.decoder.close)
         batches = work.batches(inputs, rejects)
@@ -136,21 +136,23 @@ def make_shard(
     )
 
 
-def _begin(out: Folder, shard: ShardId) -> dict[str, RejectError]:
+def _begin(out: Folder, plan: Plan, shard: ShardId, inputs: list[Input]) -> dict[int, RejectError]:
     """Of a shard that was made before, keep what was decided for good, and that it is not done.
 
     Its marker describes the tars of before, which may have the size of those to come.
     """
     name = marker_name(shard.split, shard.index)
-    decided = decided_rejects(out, shard)
+    decided = decided_rejects(out, plan, shard, inputs)
     if out.exists(name):
-        rows = [_row(path, error) for path, error in decided.items()]
+        first = plan.inputs_of(shard).start
+        rows = [_row(index, inputs[index - first], error) for index, error in decided.items()]
         out.write(name, json_bytes({"rejected": rows}))
     return decided
 
 
-def _row(path: str, error: RejectError) -> dict[str, Any]:
-    return {"path": path, "reason": error.reason, "message": error.message}
+def _row(index: int, entry: Input, error: RejectError) -> dict[str, Any]:
+    row = {"index": index, "path": entry.path, "reason": error.reason, "message": error.message}
+    return row | ({"row": entry.outside.number} if entry.outside else {})
 
 
 def check_machine(plan: Plan) -> None:
@@ -163,8 +165,28 @@ def check_machine(plan: Plan) -> None:
         )
 
 
-def decided_rejects(out: ReadableFolder, shard: ShardId) -> dict[str, RejectError]:
-    """By path, the inputs that a decoder has died of before, when the shard was made.
+def rejects_by_index(
+    rows: list[dict[str, Any]], inputs: list[Input], first: int
+) -> dict[int, RejectError]:
+    """The rejects of a shard by the index of the input.
+
+    inputs: of the shard; first: the index of its first one. Markers of the first version name
+    inputs by path alone. KeyError when a row names none of the inputs.
+    """
+    by_path = {entry.path: index for index, entry in enumerate(inputs, start=first)}
+    rejects = {}
+    for row in rows:
+        index = row["index"] if "index" in row else by_path[row["path"]]
+        if index not in range(first, first + len(inputs)):
+            raise KeyError(index)
+        rejects[index] = RejectError(row["reason"], row["message"])
+    return rejects
+
+
+def decided_rejects(
+    out: ReadableFolder, plan: Plan, shard: ShardId, inputs: list[Input]
+) -> dict[int, RejectError]:
+    """By index, the inputs that a decoder has died of before, when the shard was made.
 
     They are not tried again, so that what a clock has decided stays decided.
     """
@@ -172,12 +194,10 @@ def decided_rejects(out: ReadableFolder, shard: ShardId) -> dict[str, RejectErro
     if data is None:
         return {}
     try:
-        rows = json.loads(data)["rejected"]
-        return {
-            row["path"]: RejectError(row["reason"], row["message"])
-            for row in rows
-            if row["reason"] in (CRASHED, TIMED_OUT)
-        }
+        rows = [
+            row for row in json.loads(data)["rejected"] if row["reason"] in (CRASHED, TIMED_OUT)
+        ]
+        return rejects_by_index(rows, inputs, plan.inputs_of(shard).start)
     except (ValueError, TypeError, KeyError):
         return {}
 
@@ -186,16 +206,16 @@ def decided_rejects(out: ReadableFolder, shard: ShardId) -> dict[str, RejectErro
 class Work:
     """What the inputs of one shard go through before they are scored.
 
-    source: folder of the inputs. maps: of importance maps, for scorer precomputed. decided: inputs
-    that are not tried, by path.
+    maps: folder of importance maps, for scorer precomputed. decided: inputs that are not tried, by
+    index.
     """
 
     plan: Plan
     shard: ShardId
-    source: Path
+    source: Source
     maps: Path | None
     decoder: Decoder
-    decided: dict[str, RejectError] = field(default_factory=dict)
+    decided: dict[int, RejectError] = field(default_factory=dict)
 
     def batches(
         self, inputs: list[Input], rejects: list[dict[str, Any]], start: int = 0
@@ -212,15 +232,15 @@ class Work:
                 try:
                     batch += self._prepare(index, entry)
                 except RejectError as error:
-                    rejects.append(_row(entry.path, error))
+                    rejects.append(_row(index, entry, error))
             if batch:
                 yield batch
 
     def _prepare(self, index: int, entry: Input) -> list[View]:
         """All views of one input; RejectError when its bytes are no image we can use."""
-        if entry.path in self.decided:
-            raise self.decided[entry.path]
-        data = read_input(self.source, entry)
+        if index in self.decided:
+            raise self.decided[index]
+        data = self.source.read(entry)
         decoded = self.decoder(self.shard, index, entry.path, data)
         hint = self._hint(entry)
         views = []
@@ -232,6 +252,8 @@ class Work:
                 "view": view,
                 "box": box.rounded(),
             }
+            if entry.outside:
+                info["row"] = entry.outside.number
             if self.plan.classes is not None and entry.label is not None:
                 info["class"] = self.plan.classes[entry.label]
             views.append(View(index, view, pixels, info, entry.label, hint))
@@ -239,6 +261,8 @@ class Work:
 
     def _hint(self, entry: Input) -> Any:
         """What the scorer must be told beside the pixels; RejectError without its map."""
+        if self.maps is not None and entry.outside:
+            raise RejectError("no_map", "the image lies outside the list's folder")
         if self.maps is not None:
             return read_map(self.maps, entry.path, self.plan.config.tokenizer.geometry)
         if self.plan.classes is not None and entry.label is not None:
