@@ -238,7 +238,13 @@ def read_inputs(out: ReadableFolder, plan: Plan, shard: ShardId) -> list[Input]:
         )
     size = plan.config.dataset.samples_per_shard
     lines = data.splitlines()[inside * size : (inside + 1) * size]
-    return [Input.from_row(json.loads(line)) for line in lines]
+    try:
+        return [Input.from_row(json.loads(line)) for line in lines]
+    except (ValueError, TypeError, RecursionError) as error:
+        raise ShardError(
+            f"{out.where(name)} holds a row that is not an input; choose another --out, or remove "
+            f"{out}"
+        ) from error
 
 
 def read_plan(folder: ReadableFolder) -> Plan:

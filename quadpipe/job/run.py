@@ -273,9 +273,7 @@ def _class_names(given: str | os.PathLike[str]) -> ClassNames:
     folder = open_folder(text.removesuffix(MANIFEST) or ".")
     classes = Manifest.read(folder).classes
     if classes is None:
-        raise ConfigError(
-            f"{folder} has no classes; give a dataset with labels, or a file of names"
-        )
+        raise ConfigError(f"{folder} has no labels; give another dataset, or a file of names")
     return ClassNames(names=[text_to_path(name) for name in classes], file=str(folder))
 
 

@@ -152,7 +152,7 @@ def _begin(out: Folder, plan: Plan, shard: ShardId, inputs: list[Input]) -> dict
 
 def _row(index: int, entry: Input, error: RejectError) -> dict[str, Any]:
     row = {"index": index, "path": entry.path, "reason": error.reason, "message": error.message}
-    return row | ({"row": entry.outside.number} if entry.outside else {})
+    return row | ({"row": entry.row} if entry.row is not None else {})
 
 
 def check_machine(plan: Plan) -> None:
@@ -252,8 +252,8 @@ class Work:
                 "view": view,
                 "box": box.rounded(),
             }
-            if entry.outside:
-                info["row"] = entry.outside.number
+            if entry.row is not None:
+                info["row"] = entry.row
             if self.plan.classes is not None and entry.label is not None:
                 info["class"] = self.plan.classes[entry.label]
             views.append(View(index, view, pixels, info, entry.label, hint))
@@ -261,7 +261,7 @@ class Work:
 
     def _hint(self, entry: Input) -> Any:
         """What the scorer must be told beside the pixels; RejectError without its map."""
-        if self.maps is not None and entry.outside:
+        if self.maps is not None and entry.row is not None:
             raise RejectError("no_map", "the image lies outside the list's folder")
         if self.maps is not None:
             return read_map(self.maps, entry.path, self.plan.config.tokenizer.geometry)

@@ -10,6 +10,7 @@ from quadpipe.sources.labels import ClassNames, read_class_names
 from quadpipe.sources.listing import Input, Inputs, Listing, read_input
 from quadpipe.sources.names import is_compressed_tar_name, is_image_name, is_tar_name
 from quadpipe.sources.path_list import list_paths
+from quadpipe.sources.rows import PathList
 from quadpipe.sources.tars import list_tars
 from quadpipe.sources.walk import Walk
 
@@ -77,13 +78,14 @@ class Source:
     """
 
     root: Path
-    path_list: Path | None = None
+    path_list: PathList | None = None
 
     @classmethod
     def at(cls, path: Path) -> "Source":
+        """SourceError when a list cannot be read."""
         path = path.absolute()
-        is_list = not path.is_dir() and _is_path_list(path)
-        return cls(source_root(path), path if is_list else None)
+        is_list = path.is_file() and _is_path_list(path)
+        return cls(source_root(path), PathList.at(path) if is_list else None)
 
     def read(self, entry: Input) -> bytes:
         """As `read_input`."""

@@ -9,7 +9,7 @@ import numpy as np
 from quadpipe.errors import SourceError
 from quadpipe.sources.listing import Listing
 from quadpipe.sources.names import path_to_text
-from quadpipe.sources.rows import read_lines, read_rows
+from quadpipe.sources.rows import read_rows
 
 # Above ImageNet-21k's 21,841. Beyond, numbers of which most are missing are ids, not indices.
 _LARGEST_SPARSE = 32_768
@@ -135,7 +135,14 @@ def _text(label: bytes) -> str:
 
 def read_class_names(file: Path) -> ClassNames:
     """Class names in index order, one per line; SourceError when some are empty or the same."""
-    names = [line.rstrip(b"\r") for line in read_lines(file)]
+    try:
+        data = file.read_bytes()
+    except OSError as error:
+        raise SourceError(
+            f"cannot read {file}: {error.strerror}; give a file that can be read"
+        ) from error
+    lines = data.removeprefix(b"\xef\xbb\xbf").split(b"\n")
+    names = [line.removesuffix(b"\r") for line in lines]
     while names and not names[-1]:
         names.pop()
     if b"" in names:
@@ -146,7 +153,7 @@ def read_class_names(file: Path) -> ClassNames:
 def read_labels(file: Path) -> dict[bytes, bytes]:
     """Label by path or file name; SourceError when a row has none or two rows disagree."""
     labels: dict[bytes, bytes] = {}
-    for name, label, _ in read_rows(file, blanks=True):
+    for name, label, *_ in read_rows(file, blanks=True):
         if not label:
             raise SourceError(f"{file}: {os.fsdecode(name)!r} has no label; write `path,label`")
         if labels.setdefault(name, label) != label:

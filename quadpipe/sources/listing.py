@@ -17,7 +17,7 @@ from quadpipe import faults
 from quadpipe.errors import RejectError, SourceError
 from quadpipe.patience import patiently
 from quadpipe.sources.names import path_to_text, text_to_path
-from quadpipe.sources.rows import Place, read_path
+from quadpipe.sources.rows import PathList
 
 MAX_FILE_BYTES = 1 << 30
 _NO_LABEL = -1
@@ -36,28 +36,36 @@ class Span:
 class Input:
     """One image to read: printable path relative to the source, class index, place in a tar.
 
-    outside: of a file outside the folder of the list that names it, the place of its row. Its
-    location is not kept anywhere else: `path` is its file name.
+    row: of a file outside the folder of the list that names it, the number of its row there. Where
+    it is is not kept anywhere else: `path` is its file name.
     """
 
     path: str
     label: int | None
     span: Span | None = None
-    outside: Place | None = None
+    row: int | None = None
 
     def as_row(self) -> list[Any]:
-        """As a line of the stored listing."""
+        """As a line of the stored listing, which `from_row` reads."""
         row: list[Any] = [self.path, self.label]
         if self.span:
             return [*row, self.span.tar, self.span.offset, self.span.size]
-        return [*row, *self.outside] if self.outside else row
+        return row if self.row is None else [*row, self.row]
 
     @classmethod
     def from_row(cls, row: list[Any]) -> "Input":
+        """TypeError or ValueError when it is not such a line."""
         path, label, *place = row
-        if place and isinstance(place[0], str):
+        kinds = [type(value) for value in place]
+        if not isinstance(path, str) or type(label) not in (int, type(None)):
+            raise TypeError(row)
+        if kinds == [str, int, int]:
             return cls(path, label, span=Span(*place))
-        return cls(path, label, outside=Place(*place) if place else None)
+        if kinds == [int]:
+            return cls(path, label, row=place[0])
+        if kinds:
+            raise TypeError(row)
+        return cls(path, label)
 
 
 class Listing:
@@ -69,14 +77,14 @@ class Listing:
         self._labels = array("i")
         self._tars: list[str] = []
         self._spans = array("Q")
-        self._outside = array("Q")  # up to the last such input; zeros for others
+        self._rows = array("Q")  # up to the last input that has one; 0 for others
 
     def append(
         self,
         path: bytes,
         label: int | None,
         span: Span | None = None,
-        outside: Place | None = None,
+        row: int | None = None,
     ) -> None:
         self._blob += path
         self._ends.append(len(self._blob))
@@ -85,10 +93,9 @@ class Listing:
             if not self._tars or self._tars[-1] != span.tar:
                 self._tars.append(span.tar)
             self._spans.extend((len(self._tars) - 1, span.offset, span.size))
-        if outside:
-            others = 3 * (len(self) - 1) - len(self._outside)
-            self._outside.frombytes(bytes(others * self._outside.itemsize))
-            self._outside.extend(outside)
+        if row is not None:
+            self._rows.extend(array("Q", [0]) * (len(self) - 1 - len(self._rows)))
+            self._rows.append(row)
 
     def __len__(self) -> int:
         return len(self._ends)
@@ -99,12 +106,11 @@ class Listing:
         if self._spans:
             tar, offset, size = self._spans[3 * index : 3 * index + 3]
             span = Span(self._tars[tar], offset, size)
-        place = Place(*self._outside[3 * index : 3 * index + 3] or (0, 0, 0))
         return Input(
             path_to_text(self.path(index)),
             None if label == _NO_LABEL else label,
             span,
-            place if place.number else None,
+            (index < len(self._rows) and self._rows[index]) or None,
         )
 
     def path(self, index: int) -> bytes:
@@ -140,7 +146,7 @@ class Inputs:
     warnings: list[str] = field(default_factory=list)
 
 
-def read_input(root: Path, entry: Input, path_list: Path | None = None) -> bytes:
+def read_input(root: Path, entry: Input, path_list: PathList | None = None) -> bytes:
     """The bytes of one input.
 
     path_list: the list of paths that is the source, for inputs outside its folder. I/O errors are
@@ -151,29 +157,29 @@ def read_input(root: Path, entry: Input, path_list: Path | None = None) -> bytes
         return patiently(lambda: _read(root, entry, path_list), final=())
     except OSError as error:
         where = f"{entry.path} in {root}"
-        if entry.outside:
-            where = f"{entry.path}, row {entry.outside.number} of {path_list}"
+        if entry.row is not None:
+            where = f"{entry.path}, row {entry.row} of {path_list.file if path_list else root}"
         raise SourceError(
             f"cannot read {where}: {error.strerror or error}; mend it and run the same command "
             f"again"
         ) from error
 
 
-def _locate(root: Path, entry: Input, path_list: Path | None) -> bytes:
+def _locate(root: Path, entry: Input, path_list: PathList | None) -> bytes:
     """Where an input's file, or its tar, is."""
-    if not entry.outside:
+    if entry.row is None:
         relative = entry.span.tar if entry.span else entry.path
         return os.path.join(os.fsencode(root), text_to_path(relative))
-    path = read_path(path_list, entry.outside) if path_list else None
+    path = path_list.path(entry.row) if path_list else None
     if path is None or path_to_text(os.path.basename(path)) != entry.path:
         raise SourceError(
-            f"row {entry.outside.number} of {path_list or root} does not name {entry.path} any "
-            f"more; give the list that the job was planned with"
+            f"row {entry.row} of {path_list.file if path_list else root} does not name "
+            f"{entry.path}; give the list that the job was planned with"
         )
     return os.path.join(os.fsencode(root), path)
 
 
-def _read(root: Path, entry: Input, path_list: Path | None) -> bytes:
+def _read(root: Path, entry: Input, path_list: PathList | None) -> bytes:
     faults.point("reading", entry.path)
     path = _locate(root, entry, path_list)
     # A pipe under an image's name must not block the worker.

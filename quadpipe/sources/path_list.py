@@ -9,7 +9,7 @@ from quadpipe.errors import SourceError
 from quadpipe.sources.labels import ClassNames, ClassTable
 from quadpipe.sources.listing import Inputs, Listing
 from quadpipe.sources.names import path_to_text
-from quadpipe.sources.rows import Place, read_rows
+from quadpipe.sources.rows import read_rows
 
 
 def list_paths(
@@ -22,28 +22,28 @@ def list_paths(
     """The images that a CSV names, sorted by the bytes of their paths.
 
     Paths are relative to the list's folder and never lead upward. An image that lies outside of it
-    is listed under its file name, with the place of its row, where its path can be read again.
+    is listed under its file name and the number of its row, where its path can be read again.
     Rows that name one file, also through links, are one input.
 
     SourceError when a file is missing, when rows give one file two labels, or when some rows have
     a label and some have not.
     """
     places = _Places(file.parent)
-    rows: list[tuple[bytes, bytes | None, Place | None, bytes]] = []
-    for given, label, place in read_rows(file):
+    rows: list[tuple[bytes, bytes | None, int | None, bytes]] = []
+    for given, label, number, _ in read_rows(file):
         if not os.path.isfile(os.path.join(places.root, given)):
             raise SourceError(
                 f"{file}: {os.fsdecode(given)!r} is not a file below {file.parent} or elsewhere; "
                 f"correct or remove its row"
             )
         inside, real = places.locate(given)
-        row = (os.path.basename(given), place) if inside is None else (inside, None)
-        rows.append((row[0], label or None if use_labels else None, row[1], real))
+        path, row = (os.path.basename(given), number) if inside is None else (inside, None)
+        rows.append((path, (label or None) if use_labels else None, row, real))
     rows.sort(key=lambda row: row[0])
     skipped: Counter[str] = Counter()
     listing, table = Listing(), ClassTable(classes)
     labels: dict[bytes, bytes | None] = {}  # by real path
-    for path, label, outside, real in rows:
+    for path, label, row, real in rows:
         if real in labels:
             if labels[real] != label:
                 both = " and ".join(repr(path_to_text(x or b"")) for x in (labels[real], label))
@@ -53,7 +53,7 @@ def list_paths(
             skipped["a row of an image that is listed already"] += 1
             continue
         labels[real] = label
-        listing.append(path, None if label is None else table.id(label), outside=outside)
+        listing.append(path, None if label is None else table.id(label), row=row)
     if 0 < listing.unlabelled < len(listing):
         raise SourceError(
             f"{file}: {listing.unlabelled} of {len(listing)} rows have no label; label all rows, "

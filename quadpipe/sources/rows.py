@@ -1,35 +1,29 @@
-"""Text files of `path` or `path,label` rows, and of one name per line."""
+"""Text files of `path` or `path,label` rows."""
 
 import csv
+import hashlib
 import os
 from array import array
-from collections.abc import Iterable, Iterator
-from itertools import accumulate
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 from quadpipe.errors import SourceError
 
-_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
-
-
-class Place(NamedTuple):
-    """Where a row is in its file: its number from 1, without the header; first byte and size."""
-
-    number: int
-    offset: int
-    size: int
+_BYTE_ORDER_MARK = "\ufeff"
+_ROWS_PER_OFFSET = 64
 
 
 class Row(NamedTuple):
+    """A row of a file: its number from 1, without the header, and where it begins."""
+
     path: bytes
     label: bytes | None
-    place: Place
-
-
-def read_lines(file: Path) -> list[bytes]:
-    """The lines of a file without their ends; SourceError when it cannot be read."""
-    return _read(file).removeprefix(_BYTE_ORDER_MARK).split(b"\n")
+    number: int
+    offset: int
 
 
 def read_rows(file: Path, *, blanks: bool = False) -> Iterator[Row]:
@@ -38,20 +32,82 @@ def read_rows(file: Path, *, blanks: bool = False) -> Iterator[Row]:
     With `blanks` a blank does as well. A first row that starts with `path` is a header. Bytes that
     are not UTF-8 stay as they are. SourceError when the file cannot be read.
     """
-    data = _read(file)
-    lines = data.split(b"\n")
-    ends = array("Q", accumulate(len(line) + 1 for line in lines))
-    lines[0] = lines[0].removeprefix(_BYTE_ORDER_MARK)
-    first = next((line for line in lines if line.strip()), b"")
-    parsed: Iterator[tuple[list[str], int]]
-    if blanks and b"," not in first and b"\t" not in first:
-        parsed = ((_decode(line).rsplit(None, 1), n) for n, line in enumerate(lines, start=1))
-    else:
-        parsed = _parse(lines, first)
-    number, offset, header = 0, 0, True
     try:
-        for cells, stop in parsed:
-            begin, offset = offset, ends[stop - 1]
+        with file.open("rb") as opened:
+            yield from _rows(opened, file, blanks)
+    except OSError as error:
+        raise _unreadable(file, error) from error
+
+
+@dataclass(frozen=True)
+class PathList:
+    """A file of rows as it was when a source was listed, of which single rows are read again."""
+
+    file: Path
+    sha256: str
+
+    @classmethod
+    def at(cls, file: Path) -> "PathList":
+        """SourceError when it cannot be read."""
+        try:
+            return cls(file, _sha256(file))
+        except OSError as error:
+            raise _unreadable(file, error) from error
+
+    def path(self, number: int) -> bytes | None:
+        """The path in a row; None when there are fewer rows.
+
+        The first call in a process reads the whole file, the next ones a few lines. OSError when
+        it cannot be read, SourceError when it has changed.
+        """
+        status = self.file.stat()
+        offsets = _offsets(self, (status.st_ino, status.st_size, status.st_mtime_ns))
+        block, place = divmod(number - 1, _ROWS_PER_OFFSET)
+        if not 0 <= block < len(offsets):
+            return None
+        with self.file.open("rb") as opened:
+            rows = _rows(opened, self.file, False, offsets[block])
+            row = next(islice(rows, place, None), None)
+        return row.path if row else None
+
+
+@lru_cache(maxsize=1)
+def _offsets(path_list: PathList, version: tuple[int, ...]) -> "array[int]":
+    """Where each 64th row begins; `version` changes with the file. SourceError when it has."""
+    file = path_list.file
+    if _sha256(file) != path_list.sha256:
+        raise SourceError(
+            f"{file} was changed while the job ran; run the same command again with the list that "
+            f"it was planned with"
+        )
+    with file.open("rb") as opened:
+        rows = _rows(opened, file, False)
+        return array("Q", (row.offset for row in rows if (row.number - 1) % _ROWS_PER_OFFSET == 0))
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def _unreadable(file: Path, error: OSError) -> SourceError:
+    return SourceError(f"cannot read {file}: {error.strerror}; give a file that can be read")
+
+
+def _rows(opened: BinaryIO, file: Path, blanks: bool, start: int = 0) -> Iterator[Row]:
+    """The rows from byte `start` on, which begins one; they are counted from there."""
+    first = next((line for line in opened if line.strip()), b"")
+    delimiter = "\t" if b"\t" in first else ","
+    opened.seek(start)
+    lines = _Lines(opened)
+    if blanks and b"," not in first and b"\t" not in first:
+        parsed: Iterator[list[str]] = (line.rsplit(None, 1) for line in lines)
+    else:
+        parsed = csv.reader(lines, delimiter=delimiter)
+    number, offset, header = 0, start, start == 0
+    try:
+        for cells in parsed:
+            begin, offset = offset, start + lines.bytes
             if not any(cell.strip() for cell in cells):
                 continue
             if header and cells[0].strip().lower() == "path":
@@ -64,46 +120,20 @@ def read_rows(file: Path, *, blanks: bool = False) -> Iterator[Row]:
                     f"label"
                 )
             path, *label = (os.fsencode(cell.strip()) for cell in cells)
-            yield Row(path, label[0] if label else None, Place(number, begin, offset - begin))
+            yield Row(path, label[0] if label else None, number, begin)
     except csv.Error as error:
         raise SourceError(f"{file} is no CSV: {error}; check its quotes") from error
 
 
-def read_path(file: Path, place: Place) -> bytes | None:
-    """The path in one row of a file that `read_rows` has read; None when no row is there any more.
+class _Lines:
+    """The lines of a file as text; `bytes` is the size of those that were taken."""
 
-    OSError when the file cannot be read.
-    """
-    with file.open("rb") as opened:
-        first = next((line for line in opened if line.strip()), b"")
-        opened.seek(max(place.offset - 1, 0))
-        data = opened.read(place.size + min(place.offset, 1))
-    if place.offset and data[:1] != b"\n":
-        return None
-    lines = data[min(place.offset, 1) :].removeprefix(_BYTE_ORDER_MARK).split(b"\n")
-    try:
-        cells = next((cells for cells, _ in _parse(lines, first) if cells), None)
-    except csv.Error:
-        return None
-    return os.fsencode(cells[0].strip()) if cells else None
+    def __init__(self, opened: BinaryIO) -> None:
+        self._opened = opened
+        self.bytes = 0
 
-
-def _read(file: Path) -> bytes:
-    try:
-        return file.read_bytes()
-    except OSError as error:
-        raise SourceError(
-            f"cannot read {file}: {error.strerror}; give a file that can be read"
-        ) from error
-
-
-def _parse(lines: Iterable[bytes], first: bytes) -> Iterator[tuple[list[str], int]]:
-    """The cells of each row of a CSV, and how many lines were taken up to its end."""
-    delimiter = "\t" if b"\t" in first else ","
-    reader = csv.reader((_decode(line) + "\n" for line in lines), delimiter=delimiter)
-    for cells in reader:
-        yield cells, reader.line_num
-
-
-def _decode(line: bytes) -> str:
-    return line.decode("utf-8", "surrogateescape")
+    def __iter__(self) -> Iterator[str]:
+        for line in self._opened:
+            self.bytes += len(line)
+            text = line.decode("utf-8", "surrogateescape")
+            yield text.removeprefix(_BYTE_ORDER_MARK) if self.bytes == len(line) else text
