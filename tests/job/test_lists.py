@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import quadpipe
-from quadpipe.errors import ConfigError, RejectError, TooManyRejectsError
+from quadpipe.errors import ConfigError, JobError, RejectError, ShardError, TooManyRejectsError
 from quadpipe.job import Job, JobConfig, decoding
 from quadpipe.job.again import Again
 from quadpipe.shards.gallery import exhibits
