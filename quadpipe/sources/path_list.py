@@ -76,21 +76,33 @@ class _Places:
 
     def __init__(self, folder: Path) -> None:
         self.root = os.fsencode(folder)
-        self._roots = [os.path.abspath(self.root), os.path.realpath(self.root)]
+        self._real_root = os.path.realpath(self.root)
+        roots = (os.path.abspath(self.root), self._real_root)
+        self._prefixes = tuple(os.path.join(root, b"") for root in roots)
         # Images of one folder mostly stand together.
-        self._real_folder = lru_cache(maxsize=1024)(os.path.realpath)
+        self._folder = lru_cache(maxsize=1024)(self._locate_folder)
 
     def locate(self, given: bytes) -> tuple[bytes | None, bytes]:
         """A file's path below the folder, or None when it lies outside; and its real path."""
-        for root in self._roots:
-            if given.startswith(os.path.join(root, b"")):
-                given = given[len(root) :].lstrip(b"/")
-        folder, name = os.path.split(os.path.join(self._roots[1], given))
-        real = os.path.join(self._real_folder(folder), name)
-        if not os.path.isabs(given) and b".." not in given.split(b"/"):
-            inside = os.path.normpath(given)
-        else:
-            inside = os.path.relpath(real, self._roots[1])
+        if given.startswith(b"/"):
+            given = b"/" + given.lstrip(b"/")
+        for prefix in self._prefixes:
+            if given.startswith(prefix):
+                given = given[len(prefix) :].lstrip(b"/")
+        folder, name = os.path.split(given)
+        inside, real_folder = self._folder(folder)
+        real = real_folder + name
         if os.path.islink(real):
             real = os.path.realpath(real)
-        return None if inside.startswith(b"../") else inside, real
+        return None if inside is None else inside + name, real
+
+    def _locate_folder(self, folder: bytes) -> tuple[bytes | None, bytes]:
+        """The same of a folder, with slashes at their ends."""
+        real = os.path.realpath(os.path.join(self._real_root, folder))
+        if os.path.isabs(folder) or b".." in folder.split(b"/"):
+            inside = os.path.relpath(real, self._real_root)
+        else:
+            inside = os.path.normpath(folder)
+        outside = inside == b".." or inside.startswith(b"../")
+        below = b"" if inside == b"." else os.path.join(inside, b"")
+        return None if outside else below, os.path.join(real, b"")
