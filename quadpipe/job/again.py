@@ -16,12 +16,13 @@ from quadpipe.errors import ConfigError, RejectError, ShardError, SourceError
 from quadpipe.job.decoding import IsolatedDecoder
 from quadpipe.job.plan import ShardId, read_inputs, read_plan
 from quadpipe.job.shard import (
+    Identity,
     View,
     Work,
     check_machine,
     decided_rejects,
     local_scorer,
-    rejects_by_index,
+    rejects_by_identity,
     tokenized,
 )
 from quadpipe.mosaic import Mosaic
@@ -107,14 +108,14 @@ class Again:
         batch = listed[start : start + count]
         for entry in batch:
             self._check_inside(entry)
-        marker, before = self._read_marker(shard, listed)
-        # By a clock: not tried again.
-        decided = decided_rejects(self._dataset.folder, self._plan, shard, listed)
+        marker = self._read_marker(shard)
+        before = rejects_by_identity(marker["rejected"])
+        decided = decided_rejects(self._dataset.folder, shard)  # by a clock: not tried again
         samples, after = self._tokenize(shard, batch, start, decided)
-        first = self._plan.inputs_of(shard).start
-        rank = sum(index not in before for index in range(first, first + start))
-        for index, entry in enumerate(batch, start=first + start):
-            was, now = before.get(index), after.get(index)
+        first = self._plan.inputs_of(shard).start + start
+        rank = sum(entry.identity not in before for entry in listed[:start])
+        for index, entry in enumerate(batch, start=first):
+            was, now = before.get(entry.identity), after.get(entry.identity)
             if str(was) != str(now):
                 yield f"{entry.path}: was {_fate(was)}, tokenized again it is {_fate(now)}"
             elif was is None:
@@ -125,16 +126,16 @@ class Again:
             rank += was is None
 
     def _tokenize(
-        self, shard: ShardId, batch: list[Input], start: int, decided: dict[int, RejectError]
-    ) -> tuple[dict[tuple[int, int], bytes], dict[int, RejectError]]:
-        """Bytes of the samples by index and view, and the rejects by index."""
+        self, shard: ShardId, batch: list[Input], start: int, decided: dict[Identity, RejectError]
+    ) -> tuple[dict[tuple[int, int], bytes], dict[Identity, RejectError]]:
+        """Bytes of the samples by index and view, and the rejects by input."""
         rows: list[dict[str, Any]] = []
         work = Work(self._plan, shard, self._source, self._maps, self._decoder, decided)
         samples = {
             (view.index, view.view): self._bytes(view, mosaic)
             for view, mosaic in tokenized(self._tokenizer, work.batches(batch, rows, start))
         }
-        return samples, rejects_by_index(rows, batch, self._plan.inputs_of(shard).start + start)
+        return samples, rejects_by_identity(rows)
 
     def _bytes(self, view: View, mosaic: Mosaic) -> bytes:
         file = io.BytesIO()
@@ -150,10 +151,7 @@ class Again:
         begin = int(begins[0])
         return contents[begin : begin + int(stop[0] - start[0])].tobytes()
 
-    def _read_marker(
-        self, shard: ShardId, listed: list[Input]
-    ) -> tuple[dict[str, Any], dict[int, RejectError]]:
-        """The marker of a shard, and the rejects in it by index."""
+    def _read_marker(self, shard: ShardId) -> dict[str, Any]:
         folder, name = self._dataset.folder, marker_name(shard.split, shard.index)
         try:
             marker: dict[str, Any] = json.loads(folder.read(name))
@@ -162,12 +160,12 @@ class Again:
                 len(view["offsets"]) == samples and isinstance(view["bytes"], int)
                 for view in marker["views"]
             )
-            before = rejects_by_index(marker["rejected"], listed, self._plan.inputs_of(shard).start)
-        except (ValueError, TypeError, KeyError) as error:
+            rejects_by_identity(marker["rejected"])
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise ShardError(f"{folder.where(name)} is no marker: {error}") from error
         if not whole:
             raise ShardError(f"{folder.where(name)} is not the marker of shard {shard}")
-        return marker, before
+        return marker
 
     def _check_inside(self, entry: Input) -> None:
         """Raise ShardError on a path that leads out of the source: the listing is a stranger's."""

@@ -28,6 +28,9 @@ from quadpipe.shards.writer import ShardWriter
 from quadpipe.sources import Input, Source
 from quadpipe.tokenizer import Tokenizer, TokenizerConfig
 
+Identity = tuple[str, int | None]
+"""Of an input: see `Input.identity`."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
@@ -93,7 +96,7 @@ def make_shard(
     names = [shard_name(shard.split, view, shard.index) for view in range(views)]
     tokenizer = Tokenizer(plan.config.tokenizer, scorer=scorer or local_scorer(plan, site.network))
     with ExitStack() as held:
-        decided = _begin(site.out, plan, shard, inputs)
+        decided = _begin(site.out, shard)
         work = Work(plan, shard, site.source, site.maps, decoder(plan), decided)
         held.callback(work.decoder.close)
         batches = work.batches(inputs, rejects)
@@ -136,23 +139,31 @@ def make_shard(
     )
 
 
-def _begin(out: Folder, plan: Plan, shard: ShardId, inputs: list[Input]) -> dict[int, RejectError]:
+def _begin(out: Folder, shard: ShardId) -> dict[Identity, RejectError]:
     """Of a shard that was made before, keep what was decided for good, and that it is not done.
 
     Its marker describes the tars of before, which may have the size of those to come.
     """
     name = marker_name(shard.split, shard.index)
-    decided = decided_rejects(out, plan, shard, inputs)
+    decided = decided_rejects(out, shard)
     if out.exists(name):
-        first = plan.inputs_of(shard).start
-        rows = [_row(index, inputs[index - first], error) for index, error in decided.items()]
+        rows = [_row(identity, error) for identity, error in decided.items()]
         out.write(name, json_bytes({"rejected": rows}))
     return decided
 
 
-def _row(index: int, entry: Input, error: RejectError) -> dict[str, Any]:
-    row = {"index": index, "path": entry.path, "reason": error.reason, "message": error.message}
-    return row | ({"row": entry.row} if entry.row is not None else {})
+def _row(identity: Identity, error: RejectError) -> dict[str, Any]:
+    """A reject in a marker, which `rejects_by_identity` reads."""
+    path, number = identity
+    row = {"path": path, "reason": error.reason, "message": error.message}
+    return row if number is None else {**row, "row": number}
+
+
+def rejects_by_identity(rows: list[dict[str, Any]]) -> dict[Identity, RejectError]:
+    """The rejects in a marker by input; KeyError or TypeError when they are something else."""
+    return {
+        (row["path"], row.get("row")): RejectError(row["reason"], row["message"]) for row in rows
+    }
 
 
 def check_machine(plan: Plan) -> None:
@@ -165,28 +176,8 @@ def check_machine(plan: Plan) -> None:
         )
 
 
-def rejects_by_index(
-    rows: list[dict[str, Any]], inputs: list[Input], first: int
-) -> dict[int, RejectError]:
-    """The rejects of a shard by the index of the input.
-
-    inputs: of the shard; first: the index of its first one. Markers of the first version name
-    inputs by path alone. KeyError when a row names none of the inputs.
-    """
-    by_path = {entry.path: index for index, entry in enumerate(inputs, start=first)}
-    rejects = {}
-    for row in rows:
-        index = row["index"] if "index" in row else by_path[row["path"]]
-        if index not in range(first, first + len(inputs)):
-            raise KeyError(index)
-        rejects[index] = RejectError(row["reason"], row["message"])
-    return rejects
-
-
-def decided_rejects(
-    out: ReadableFolder, plan: Plan, shard: ShardId, inputs: list[Input]
-) -> dict[int, RejectError]:
-    """By index, the inputs that a decoder has died of before, when the shard was made.
+def decided_rejects(out: ReadableFolder, shard: ShardId) -> dict[Identity, RejectError]:
+    """The inputs that a decoder has died of before, when the shard was made.
 
     They are not tried again, so that what a clock has decided stays decided.
     """
@@ -194,11 +185,9 @@ def decided_rejects(
     if data is None:
         return {}
     try:
-        rows = [
-            row for row in json.loads(data)["rejected"] if row["reason"] in (CRASHED, TIMED_OUT)
-        ]
-        return rejects_by_index(rows, inputs, plan.inputs_of(shard).start)
-    except (ValueError, TypeError, KeyError):
+        rows = json.loads(data)["rejected"]
+        return rejects_by_identity([row for row in rows if row["reason"] in (CRASHED, TIMED_OUT)])
+    except (ValueError, TypeError, KeyError, AttributeError):
         return {}
 
 
@@ -206,8 +195,8 @@ def decided_rejects(
 class Work:
     """What the inputs of one shard go through before they are scored.
 
-    maps: folder of importance maps, for scorer precomputed. decided: inputs that are not tried, by
-    index.
+    maps: folder of importance maps, for scorer precomputed. decided: rejects that are not
+    tried again.
     """
 
     plan: Plan
@@ -215,7 +204,7 @@ class Work:
     source: Source
     maps: Path | None
     decoder: Decoder
-    decided: dict[int, RejectError] = field(default_factory=dict)
+    decided: dict[Identity, RejectError] = field(default_factory=dict)
 
     def batches(
         self, inputs: list[Input], rejects: list[dict[str, Any]], start: int = 0
@@ -232,14 +221,14 @@ class Work:
                 try:
                     batch += self._prepare(index, entry)
                 except RejectError as error:
-                    rejects.append(_row(index, entry, error))
+                    rejects.append(_row(entry.identity, error))
             if batch:
                 yield batch
 
     def _prepare(self, index: int, entry: Input) -> list[View]:
         """All views of one input; RejectError when its bytes are no image we can use."""
-        if index in self.decided:
-            raise self.decided[index]
+        if entry.identity in self.decided:
+            raise self.decided[entry.identity]
         data = self.source.read(entry)
         decoded = self.decoder(self.shard, index, entry.path, data)
         hint = self._hint(entry)

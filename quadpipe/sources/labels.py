@@ -1,6 +1,7 @@
 """Class names and indices, from folders or from files people have."""
 
 import os
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,9 +27,9 @@ class ClassNames:
     def __post_init__(self) -> None:
         if not self.names:
             raise SourceError(f"{self.file} holds no class names; write one per line")
-        if len(set(self.names)) < len(self.names):
-            twice = next(name for name in self.names if self.names.count(name) > 1)
-            raise SourceError(f"{self.file} names class {_text(twice)} twice; keep one of them")
+        name, count = Counter(self.names).most_common(1)[0]
+        if count > 1:
+            raise SourceError(f"{self.file} names class {_text(name)} twice; keep one of them")
 
 
 class ClassTable:
@@ -78,7 +79,7 @@ class ClassTable:
         if len(names) == 1:
             self.warnings.append(
                 f"all images are of one class, {_text(names[0])}; if its folder holds the folders "
-                f"of the classes, point --in at it"
+                f"of the real classes, point --in at it"
             )
         return [path_to_text(name) for name in names]
 
@@ -117,7 +118,7 @@ def _given_indices(labels: list[bytes], given: ClassNames, numbers: bool) -> dic
             f"in {given.file}, such as {', '.join(map(_text, missing[:3]))}; add them at its end, "
             f"or leave out their images"
         )
-    if not beyond and any(int(label) != by_name[label] for label in labels):
+    if numbers and not beyond and any(int(label) != by_name[label] for label in labels):
         raise SourceError(
             f"labels are numbers that are names in {given.file} and also indices of other names; "
             f"write names that are not numbers in both"

@@ -36,14 +36,19 @@ class Span:
 class Input:
     """One image to read: printable path relative to the source, class index, place in a tar.
 
-    row: of a file outside the folder of the list that names it, the number of its row there. Where
-    it is is not kept anywhere else: `path` is its file name.
+    row: for a file outside the folder of the list that names it, the number of its row there. Its
+    location stands nowhere else: `path` is its file name.
     """
 
     path: str
     label: int | None
     span: Span | None = None
     row: int | None = None
+
+    @property
+    def identity(self) -> tuple[str, int | None]:
+        """What tells it from the other inputs: files outside the list's folder may share a name."""
+        return self.path, self.row
 
     def as_row(self) -> list[Any]:
         """As a line of the stored listing, which `from_row` reads."""

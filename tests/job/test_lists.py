@@ -70,7 +70,6 @@ def test_nothing_of_a_dataset_says_where_images_outside_the_list_are(home, tmp_p
     (rejected,) = (tmp_path / "out" / ".quadpipe" / "rejected.jsonl").read_text().splitlines()
     row = json.loads(rejected)
     assert (row["path"], row["row"], row["reason"]) == ("2.jpg", 8, "empty")
-    assert f"{row['index']:010d}" not in [sample.key for sample in samples]
     assert list(verify(dataset)) == []
     assert findings(dataset, path) == []
 
@@ -140,25 +139,6 @@ def test_a_decision_for_one_image_is_not_one_for_another_of_its_name(home, tmp_p
     rows = [sample.info["row"] for sample in dataset.samples("train")]
     assert sorted(rows) == [*range(2, 8), *range(9, 13)]
     assert findings(dataset, path) == []
-
-
-def test_decisions_of_markers_that_name_inputs_by_path_alone_are_kept(image_folder, tmp_path):
-    """As the first version wrote them."""
-    dataset = tokenize(image_folder, tmp_path / "out", samples_per_shard=23)
-    marker = tmp_path / "out" / ".quadpipe" / "markers" / "train" / "0000" / "000000.json"
-    row = {"path": "flower/03.jpg", "reason": "timeout", "message": "60 seconds"}
-    marker.write_text(json.dumps(json.loads(marker.read_text()) | {"rejected": [row]}))
-    (tmp_path / "out" / "train-000000.tar").unlink()
-    dataset = tokenize(image_folder, tmp_path / "out", samples_per_shard=23)
-    paths = [sample.info["path"] for sample in dataset.samples("train")]
-    assert len(paths) == 22
-    assert "flower/03.jpg" not in paths
-    stored = json.loads(marker.read_text())
-    (now,) = stored["rejected"]
-    assert row.items() < now.items()
-    stored["rejected"] = [row]
-    marker.write_text(json.dumps(stored))
-    assert findings(dataset, image_folder) == []
 
 
 def test_images_outside_the_list_have_no_maps(home, tmp_path):

@@ -163,6 +163,7 @@ def test_labels_that_do_not_fit_the_given_classes_are_refused(labels, given, mes
 
 def test_folders_are_names_even_where_they_are_numbers(tmp_path):
     write(tmp_path, "0/1.jpg", "1/1.jpg")
+    assert list_inputs(tmp_path, classes=names("1", "0")).classes == ["1", "0"]
     with pytest.raises(SourceError, match="2 of 2 classes are not among the 3 names"):
         list_inputs(tmp_path, classes=names("a", "b", "c"))
 
