@@ -18,10 +18,14 @@ def print_preview(preview: Preview, out: str) -> None:
     plan = preview.plan
     per_split = ", ".join(f"{name} {split.inputs:,}" for name, split in plan.splits.items())
     classes = f"{len(plan.classes):,} classes" if plan.classes is not None else "no labels"
+    if preview.unused_classes:
+        classes += f" ({preview.unused_classes:,} without images)"
     say(f"inputs   {plan.inputs:,} images, {classes}: {per_split}")
     if preview.skipped:
         skipped = ", ".join(f"{n:,} {cause}" for cause, n in sorted(preview.skipped.items()))
         say(f"skipped  {skipped}")
+    for warning in preview.warnings:
+        say(f"warning  {warning}")
     shards = sum(split.shards for split in plan.splits.values())
     say(
         f"output   {preview.write_samples:,} samples of about {bytes_text(plan.bytes_per_sample)}, "

@@ -24,6 +24,11 @@ from quadpipe.tokenizer import TokenizerConfig
 @click.option(
     "--labels", type=click.Path(), help="A file of `path,label` rows for a folder of images."
 )
+@click.option(
+    "--classes",
+    type=click.Path(),
+    help="Class names in index order, one per line, or a dataset with the same classes.",
+)
 @click.option("--no-labels", is_flag=True, help="Write no labels, whatever the source has.")
 @click.option(
     "--scorer-weights",
@@ -41,6 +46,7 @@ def command(
     source: str,
     out: str,
     labels: str | None,
+    classes: str | None,
     no_labels: bool,
     scorer_weights: str | None,
     maps: str | None,
@@ -59,6 +65,7 @@ def command(
         config,
         labels=labels,
         use_labels=not no_labels,
+        classes=classes,
         scorer_weights=scorer_weights,
         maps=maps,
     )

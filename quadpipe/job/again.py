@@ -15,14 +15,23 @@ import numpy as np
 from quadpipe.errors import ConfigError, RejectError, ShardError, SourceError
 from quadpipe.job.decoding import IsolatedDecoder
 from quadpipe.job.plan import ShardId, read_inputs, read_plan
-from quadpipe.job.shard import View, Work, check_machine, decided_rejects, local_scorer, tokenized
+from quadpipe.job.shard import (
+    Identity,
+    View,
+    Work,
+    check_machine,
+    decided_rejects,
+    local_scorer,
+    rejects_by_identity,
+    tokenized,
+)
 from quadpipe.mosaic import Mosaic
 from quadpipe.scorers.precomputed import Precomputed
 from quadpipe.shards.format import marker_name
 from quadpipe.shards.reader import Dataset
 from quadpipe.shards.tar import END
 from quadpipe.shards.writer import ShardWriter
-from quadpipe.sources import Input, source_root
+from quadpipe.sources import Input, Source
 from quadpipe.sources.names import text_to_path
 from quadpipe.tokenizer import Tokenizer
 
@@ -57,7 +66,7 @@ class Again:
             )
         check_machine(plan)
         network = config.same_network(plan.scorer.get("weights_sha256"), backbone, scorer_weights)
-        self._source = source_root(Path(source))
+        self._source = Source.at(Path(source))
         self._maps = None if maps is None else Path(maps)
         self._tokenizer = Tokenizer(config, scorer=local_scorer(plan, network))
 
@@ -100,13 +109,13 @@ class Again:
         for entry in batch:
             self._check_inside(entry)
         marker = self._read_marker(shard)
-        before = _rejects(marker["rejected"])
+        before = rejects_by_identity(marker["rejected"])
         decided = decided_rejects(self._dataset.folder, shard)  # by a clock: not tried again
         samples, after = self._tokenize(shard, batch, start, decided)
         first = self._plan.inputs_of(shard).start + start
-        rank = sum(entry.path not in before for entry in listed[:start])
+        rank = sum(entry.identity not in before for entry in listed[:start])
         for index, entry in enumerate(batch, start=first):
-            was, now = before.get(entry.path), after.get(entry.path)
+            was, now = before.get(entry.identity), after.get(entry.identity)
             if str(was) != str(now):
                 yield f"{entry.path}: was {_fate(was)}, tokenized again it is {_fate(now)}"
             elif was is None:
@@ -117,16 +126,16 @@ class Again:
             rank += was is None
 
     def _tokenize(
-        self, shard: ShardId, batch: list[Input], start: int, decided: dict[str, RejectError]
-    ) -> tuple[dict[tuple[int, int], bytes], dict[str, RejectError]]:
-        """Bytes of the samples by index and view, and the rejects by path."""
+        self, shard: ShardId, batch: list[Input], start: int, decided: dict[Identity, RejectError]
+    ) -> tuple[dict[tuple[int, int], bytes], dict[Identity, RejectError]]:
+        """Bytes of the samples by index and view, and the rejects by input."""
         rows: list[dict[str, Any]] = []
         work = Work(self._plan, shard, self._source, self._maps, self._decoder, decided)
         samples = {
             (view.index, view.view): self._bytes(view, mosaic)
             for view, mosaic in tokenized(self._tokenizer, work.batches(batch, rows, start))
         }
-        return samples, _rejects(rows)
+        return samples, rejects_by_identity(rows)
 
     def _bytes(self, view: View, mosaic: Mosaic) -> bytes:
         file = io.BytesIO()
@@ -151,8 +160,8 @@ class Again:
                 len(view["offsets"]) == samples and isinstance(view["bytes"], int)
                 for view in marker["views"]
             )
-            _rejects(marker["rejected"])
-        except (ValueError, TypeError, KeyError) as error:
+            rejects_by_identity(marker["rejected"])
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise ShardError(f"{folder.where(name)} is no marker: {error}") from error
         if not whole:
             raise ShardError(f"{folder.where(name)} is not the marker of shard {shard}")
@@ -162,11 +171,7 @@ class Again:
         """Raise ShardError on a path that leads out of the source: the listing is a stranger's."""
         path = text_to_path(entry.span.tar if entry.span else entry.path)
         if os.path.isabs(path) or b".." in path.split(b"/"):
-            raise ShardError(f"{entry.path} leads out of {self._source}; it is not read")
-
-
-def _rejects(rows: list[dict[str, Any]]) -> dict[str, RejectError]:
-    return {row["path"]: RejectError(row["reason"], row["message"]) for row in rows}
+            raise ShardError(f"{entry.path} leads out of {self._source.root}; it is not read")
 
 
 def _fate(reject: RejectError | None) -> str:

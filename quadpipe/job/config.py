@@ -41,7 +41,10 @@ class DatasetConfig:
     )
     split: str | None = field(
         default=None,
-        metadata={"help": "The split of all inputs, where folders do not tell.", "choices": SPLITS},
+        metadata={
+            "help": "The split of all inputs, where folders do not tell; top folders are classes.",
+            "choices": SPLITS,
+        },
     )
     val_share: float = field(
         default=0.0, metadata={"help": "Share of the training inputs drawn for a split val."}

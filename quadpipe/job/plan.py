@@ -31,7 +31,7 @@ from quadpipe.shards.format import (
     listing_name,
 )
 from quadpipe.shards.manifest import Manifest
-from quadpipe.sources import Input, Inputs, list_inputs
+from quadpipe.sources import ClassNames, Input, Inputs, list_inputs
 from quadpipe.tokenizer import TOKENIZER_VERSION, TokenizerConfig
 
 SHARDS_PER_CHUNK = 16
@@ -151,12 +151,14 @@ class Planner:
         *,
         labels: Path | None,
         use_labels: bool,
+        classes: ClassNames | None,
     ) -> None:
         dataset = config.dataset
         self._config = config
-        inputs = list_inputs(source, split=dataset.split, labels=labels, use_labels=use_labels)
+        self.inputs = inputs = list_inputs(
+            source, split=dataset.split, labels=labels, use_labels=use_labels, classes=classes
+        )
         scorer.check_classes(inputs.classes)
-        self.skipped = inputs.skipped
         self._ordered = {
             name: (inputs.splits[listed], order)
             for name, (listed, order) in _orders(inputs, config).items()
@@ -236,7 +238,13 @@ def read_inputs(out: ReadableFolder, plan: Plan, shard: ShardId) -> list[Input]:
         )
     size = plan.config.dataset.samples_per_shard
     lines = data.splitlines()[inside * size : (inside + 1) * size]
-    return [Input.from_row(json.loads(line)) for line in lines]
+    try:
+        return [Input.from_row(json.loads(line)) for line in lines]
+    except (ValueError, TypeError, RecursionError) as error:
+        raise ShardError(
+            f"{out.where(name)} holds a row that is not an input; choose another --out, or remove "
+            f"{out}"
+        ) from error
 
 
 def read_plan(folder: ReadableFolder) -> Plan:
@@ -292,6 +300,11 @@ def _orders(inputs: Inputs, config: JobConfig) -> dict[str, tuple[str, np.ndarra
             raise ConfigError(
                 f"--val-share draws from training inputs, but there are splits "
                 f"{', '.join(orders)}; leave it out"
+            )
+        if inputs.read_twice:
+            raise ConfigError(
+                f"--val-share would draw images that training reads too: {inputs.read_twice:,} "
+                f"files are read more than once, through links in the source; remove the links"
             )
         rows = orders["train"][1]
         count = round(len(rows) * dataset.val_share)

@@ -4,6 +4,7 @@ import json
 import os
 import socket
 import time
+import warnings
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from quadpipe import __version__
-from quadpipe.errors import ConfigError, JobError, OutputError, ShardError
+from quadpipe.errors import ConfigError, JobError, OutputError, ShardError, SourceError
 from quadpipe.files import Folder, LocalFolder, open_folder
 from quadpipe.job.config import JobConfig
 from quadpipe.job.engines import Engine, in_process, on_ray
@@ -21,9 +22,11 @@ from quadpipe.job.plan import Plan, Planner, ShardId
 from quadpipe.job.shard import Report, Site
 from quadpipe.scorers import Scorer
 from quadpipe.scorers.precomputed import Precomputed
-from quadpipe.shards.format import LOGS, WITHDRAWN
+from quadpipe.shards.format import LOGS, MANIFEST, WITHDRAWN
+from quadpipe.shards.manifest import Manifest
 from quadpipe.shards.reader import Dataset
-from quadpipe.sources import source_root
+from quadpipe.sources import ClassNames, Source, read_class_names
+from quadpipe.sources.names import text_to_path
 
 # Rows of the log are kept together: on object stores each addition is a file of its own.
 _SECONDS_BETWEEN_LOGS = 10.0
@@ -34,13 +37,16 @@ class Preview:
     """What a job is about to do.
 
     done: inputs whose shards are finished already. skipped: files passed over, by cause.
-    write_samples, write_bytes: what is still to be written, if nothing is rejected; the bytes are
-    an estimate. free_bytes: what the output has room for, None where nobody knows.
+    unused_classes: classes without an input. warnings: lines about what may be wrong with the
+    source. write_samples, write_bytes: what is still to be written, if nothing is rejected; the
+    bytes are an estimate. free_bytes: what the output has room for, None where nobody knows.
     """
 
     plan: Plan
     done: int
     skipped: dict[str, int]
+    unused_classes: int
+    warnings: list[str]
     write_samples: int
     write_bytes: int
     free_bytes: int | None
@@ -70,6 +76,7 @@ class Job:
         *,
         labels: str | os.PathLike[str] | None = None,
         use_labels: bool = True,
+        classes: str | os.PathLike[str] | None = None,
         scorer_weights: str | os.PathLike[str] | None = None,
         maps: str | os.PathLike[str] | None = None,
     ) -> None:
@@ -80,7 +87,7 @@ class Job:
         network = config.tokenizer.find_network(scorer_weights)
         scorer = config.tokenizer.make_scorer(network)
         self._site = Site(
-            source=source_root(self.source).absolute(),
+            source=Source.at(self.source),
             out=self.out,
             maps=_checked_maps(scorer, maps, config),
             network=network,
@@ -91,8 +98,14 @@ class Job:
             scorer,
             labels=Path(labels) if labels else None,
             use_labels=use_labels,
+            classes=None if classes is None else _class_names(classes),
         )
         self.plan = self._planner.plan
+
+    @property
+    def warnings(self) -> list[str]:
+        """Lines about what may be wrong with the source."""
+        return self._planner.inputs.warnings
 
     def preview(self) -> Preview:
         """What running would do, without doing it; the same errors for an output not ours."""
@@ -159,7 +172,9 @@ class Job:
         return Preview(
             plan=self.plan,
             done=self.plan.inputs - left.total(),
-            skipped=self._planner.skipped,
+            skipped=self._planner.inputs.skipped,
+            unused_classes=self._planner.inputs.unused_classes,
+            warnings=self.warnings,
             write_samples=samples,
             write_bytes=samples * self.plan.bytes_per_sample,
             free_bytes=self.out.free_bytes(),
@@ -209,6 +224,7 @@ def tokenize(
     *,
     labels: str | os.PathLike[str] | None = None,
     use_labels: bool = True,
+    classes: str | os.PathLike[str] | None = None,
     scorer_weights: str | os.PathLike[str] | None = None,
     maps: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
@@ -219,9 +235,12 @@ def tokenize(
         dataset = quadpipe.tokenize("imagenet/", "shards/", tokens=196, workers=8)
 
     inputs: a folder, a .tar, or a .csv of paths. out: a folder or any fsspec URL. labels: a
-    `path,label` file for a folder. scorer_weights: file of a scorer's network. maps: folder of maps
-    for scorer precomputed. options: the fields of TokenizerConfig, DatasetConfig and RunConfig.
+    `path,label` file for a folder. classes: a file of class names in index order, or a finished
+    dataset that has them. scorer_weights: file of a scorer's network. maps: folder of maps for
+    scorer precomputed. options: the fields of TokenizerConfig, DatasetConfig and RunConfig.
     Running again with the same options resumes.
+
+    Warns (UserWarning) of what may be wrong with the source, such as a single class.
 
     Raises ConfigError on options that cannot work or differ from the stored plan, SourceError on
     an input that cannot be listed, OutputError on an output that cannot be written, JobError when
@@ -235,10 +254,27 @@ def tokenize(
         config,
         labels=labels,
         use_labels=use_labels,
+        classes=classes,
         scorer_weights=scorer_weights,
         maps=maps,
     )
+    for warning in job.warnings:
+        warnings.warn(warning, stacklevel=2)
     return job.run(progress)
+
+
+def _class_names(given: str | os.PathLike[str]) -> ClassNames:
+    """From a file of names, or from a finished dataset: its folder, its URL or its dataset.json."""
+    text = os.fspath(given)
+    if "://" not in text and not os.path.exists(text):
+        raise SourceError(f"{text} does not exist; give a file of class names, or a dataset")
+    if os.path.isfile(text) and os.path.basename(text) != MANIFEST:
+        return read_class_names(Path(text))
+    folder = open_folder(text.removesuffix(MANIFEST) or ".")
+    classes = Manifest.read(folder).classes
+    if classes is None:
+        raise ConfigError(f"{folder} has no labels; give another dataset, or a file of names")
+    return ClassNames(names=[text_to_path(name) for name in classes], file=str(folder))
 
 
 def _checked_maps(

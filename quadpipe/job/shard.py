@@ -26,8 +26,11 @@ from quadpipe.shards.format import marker_name, sample_key, shard_name
 from quadpipe.shards.manifest import ShardInfo
 from quadpipe.shards.marker import FinishedTar, Marker
 from quadpipe.shards.writer import ShardWriter
-from quadpipe.sources import Input, read_input
+from quadpipe.sources import Input, Source
 from quadpipe.tokenizer import Tokenizer, TokenizerConfig
+
+Identity = tuple[str, int | None]
+"""Of an input: see `Input.identity`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +68,7 @@ class Site:
     maps: folder of importance maps, for scorer precomputed. network: of a network scorer.
     """
 
-    source: Path
+    source: Source
     out: Folder
     maps: Path | None = None
     network: Network | None = None
@@ -141,20 +144,30 @@ def _write(out: Folder, shard: ShardId, marker: Marker) -> None:
     out.write(marker_name(shard.split, shard.index), marker.to_bytes(shard.split, shard.index))
 
 
-def _begin(out: Folder, shard: ShardId) -> dict[str, RejectError]:
+def _begin(out: Folder, shard: ShardId) -> dict[Identity, RejectError]:
     """Of a shard that was made before, keep what was decided for good, and that it is not done.
 
     Its marker describes the tars of before, which may have the size of those to come.
     """
     decided = decided_rejects(out, shard)
     if out.exists(marker_name(shard.split, shard.index)):
-        rows = [_row(path, error) for path, error in decided.items()]
+        rows = [_row(identity, error) for identity, error in decided.items()]
         _write(out, shard, Marker(inputs=len(rows), rejected=rows, tars=None))
     return decided
 
 
-def _row(path: str, error: RejectError) -> dict[str, Any]:
-    return {"path": path, "reason": error.reason, "message": error.message}
+def _row(identity: Identity, error: RejectError) -> dict[str, Any]:
+    """A reject in a marker, which `rejects_by_identity` reads."""
+    path, number = identity
+    row = {"path": path, "reason": error.reason, "message": error.message}
+    return row if number is None else {**row, "row": number}
+
+
+def rejects_by_identity(rows: list[dict[str, Any]]) -> dict[Identity, RejectError]:
+    """The rejects in a marker by input; KeyError or TypeError when they are something else."""
+    return {
+        (row["path"], row.get("row")): RejectError(row["reason"], row["message"]) for row in rows
+    }
 
 
 def check_machine(plan: Plan) -> None:
@@ -167,36 +180,33 @@ def check_machine(plan: Plan) -> None:
         )
 
 
-def decided_rejects(out: ReadableFolder, shard: ShardId) -> dict[str, RejectError]:
-    """By path, the inputs that a decoder has died of before, when the shard was made.
+def decided_rejects(out: ReadableFolder, shard: ShardId) -> dict[Identity, RejectError]:
+    """The inputs that a decoder has died of before, when the shard was made.
 
     They are not tried again, so that what a clock has decided stays decided.
     """
     try:
         marker = Marker.read(out, shard.split, shard.index)
     except ShardError:
-        marker = None
-    return {
-        row["path"]: RejectError(row["reason"], row["message"])
-        for row in (marker.rejected if marker else ())
-        if row["reason"] in (CRASHED, TIMED_OUT)
-    }
+        return {}
+    rows = marker.rejected if marker else []
+    return rejects_by_identity([row for row in rows if row["reason"] in (CRASHED, TIMED_OUT)])
 
 
 @dataclass(frozen=True)
 class Work:
     """What the inputs of one shard go through before they are scored.
 
-    source: folder of the inputs. maps: of importance maps, for scorer precomputed. decided: inputs
-    that are not tried, by path.
+    maps: folder of importance maps, for scorer precomputed. decided: rejects that are not
+    tried again.
     """
 
     plan: Plan
     shard: ShardId
-    source: Path
+    source: Source
     maps: Path | None
     decoder: Decoder
-    decided: dict[str, RejectError] = field(default_factory=dict)
+    decided: dict[Identity, RejectError] = field(default_factory=dict)
 
     def batches(
         self, inputs: list[Input], rejects: list[dict[str, Any]], start: int = 0
@@ -213,15 +223,15 @@ class Work:
                 try:
                     batch += self._prepare(index, entry)
                 except RejectError as error:
-                    rejects.append(_row(entry.path, error))
+                    rejects.append(_row(entry.identity, error))
             if batch:
                 yield batch
 
     def _prepare(self, index: int, entry: Input) -> list[View]:
         """All views of one input; RejectError when its bytes are no image we can use."""
-        if entry.path in self.decided:
-            raise self.decided[entry.path]
-        data = read_input(self.source, entry)
+        if entry.identity in self.decided:
+            raise self.decided[entry.identity]
+        data = self.source.read(entry)
         decoded = self.decoder(self.shard, index, entry.path, data)
         hint = self._hint(entry)
         views = []
@@ -233,6 +243,8 @@ class Work:
                 "view": view,
                 "box": box.rounded(),
             }
+            if entry.row is not None:
+                info["row"] = entry.row
             if self.plan.classes is not None and entry.label is not None:
                 info["class"] = self.plan.classes[entry.label]
             views.append(View(index, view, pixels, info, entry.label, hint))
@@ -240,6 +252,8 @@ class Work:
 
     def _hint(self, entry: Input) -> Any:
         """What the scorer must be told beside the pixels; RejectError without its map."""
+        if self.maps is not None and entry.row is not None:
+            raise RejectError("no_map", "the image lies outside the list's folder")
         if self.maps is not None:
             return read_map(self.maps, entry.path, self.plan.config.tokenizer.geometry)
         if self.plan.classes is not None and entry.label is not None:

@@ -192,7 +192,7 @@ class SampleReader:
             if self._trusted is not None:
                 self._trusted[self._first[shard] + number] = True
             return True
-        self._blank(shard, [place], mismatch(int(opened.offsets[number])), rows)
+        self._blank(shard, [place], mismatch(part, int(opened.offsets[number])), rows)
         return False
 
     def _blank(

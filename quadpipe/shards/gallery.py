@@ -37,6 +37,8 @@ def _original(dataset: Dataset, sample: Sample, source: Path) -> np.ndarray:
     decoded = text_to_path(path)  # %2e%2e leads out of the folder too
     if b".tar/" in decoded or b".." in decoded.split(b"/") or decoded[:1] == b"/" or 0 in decoded:
         raise ConfigError(f"{path!r} is no image file below {source}; leave out --in")
+    if "row" in sample.info:
+        raise ConfigError(f"{path!r} lies outside the folder of its list; leave out --in")
     data = read_input(source_root(source), Input(path, sample.label))
     try:
         image = EncodedImage(data)

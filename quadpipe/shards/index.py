@@ -52,11 +52,16 @@ def checksum(sample: "Buffer") -> int:
     return xxhash.xxh3_64_intdigest(sample)
 
 
-def mismatch(offset: int) -> ShardError:
-    """The error for a sample whose bytes do not have the checksum of the index."""
+def mismatch(sample: memoryview, offset: int) -> ShardError:
+    """The error for a sample whose bytes do not have the checksum of the index.
+
+    It names the key that these bytes claim, which may be what was changed.
+    """
+    key = bytes(sample[:100]).partition(b".")[0].decode("ascii", "replace")
+    named = key if key.isprintable() and key.isascii() else "a sample"
     return ShardError(
-        f"checksum mismatch in the sample at byte {offset}: it was changed after it was written; "
-        f"fetch the shard again"
+        f"{named}: checksum mismatch at byte {offset}: it was changed after it was written; fetch "
+        f"the shard again"
     )
 
 

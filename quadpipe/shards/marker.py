@@ -28,13 +28,14 @@ class FinishedTar:
 
 @dataclass(frozen=True, kw_only=True)
 class Marker:
-    """inputs: of the shard. rejected: `path`, `reason` and `message` of each input that is not a
-    sample. tars: one for each view, none when all inputs were rejected; None while the shard is
-    made again, when only the rejects still count.
+    """inputs: how many the shard has. rejected: `path`, `reason` and `message` of each input that
+    is not a sample, and its `row` where it has one in the list it is from. tars: one for each view,
+    none when all inputs were rejected; None while the shard is made again, when only the rejects
+    still count.
     """
 
     inputs: int
-    rejected: list[dict[str, str]]
+    rejected: list[dict[str, Any]]
     tars: list[FinishedTar] | None
 
     def to_bytes(self, split: str, shard: int) -> bytes:
@@ -93,10 +94,14 @@ def _as_json(tar: FinishedTar) -> dict[str, Any]:
     }
 
 
-def _reject(row: Any) -> dict[str, str]:
+def _reject(row: Any) -> dict[str, Any]:
     reject = {key: row[key] for key in ("path", "reason", "message")}
     if not all(isinstance(value, str) for value in reject.values()):
         raise ValueError(f"{row!r} is not a reject")
+    if "row" in row:
+        if type(row["row"]) is not int:
+            raise ValueError(f"{row!r} is not a reject")
+        reject["row"] = row["row"]
     return reject
 
 

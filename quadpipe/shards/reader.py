@@ -197,7 +197,7 @@ class Dataset:
         offset = int(row["offset"])
         part = contents[offset : offset + int(row["size"])]
         if row["checksum"] and checksum(part) != row["checksum"]:
-            raise mismatch(offset)
+            raise mismatch(part, offset)
         return self.parse_sample(part, offset)
 
     def parse_sample(self, data: memoryview, offset: int = 0) -> Sample:

@@ -1,152 +1,151 @@
 """A folder of images: classes and splits from its folders, in the order of the paths' bytes."""
 
 import os
-from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 
 from quadpipe.errors import ConfigError, SourceError
-from quadpipe.sources.labels import ClassTable, read_labels
+from quadpipe.sources.labels import ClassNames, ClassTable, read_labels
 from quadpipe.sources.listing import Inputs, Listing
 from quadpipe.sources.names import (
-    SPLIT_FOLDERS,
     SPLITS,
-    TAR_EXTENSIONS,
+    is_compressed_tar_name,
     is_image_name,
+    is_tar_name,
     path_to_text,
+    split_of_word,
+    text_to_path,
 )
+from quadpipe.sources.walk import Walk
 
 
 def list_folder(
-    root: Path, *, split: str | None = None, labels: Path | None = None, use_labels: bool = True
+    root: Path,
+    *,
+    split: str | None = None,
+    labels: Path | None = None,
+    use_labels: bool = True,
+    classes: ClassNames | None = None,
 ) -> Inputs:
     """The images below `root`.
 
-    Splits when every top folder is one of train, val, validation, test; otherwise all images are
-    of one `split`, by default train. The class of an image is its first folder, or what `labels`
-    says of its path or file name; images that lie flat have none. SourceError when some have a
-    class and some have not.
+    Splits when the top folders that hold images are named train, val or test (or validation,
+    valid, training, testing; capitals do not matter); otherwise all images are of one `split`, by
+    default train. The class of an image is its first folder, or what `labels` says of its path or
+    file name; images that lie flat have none.
+
+    SourceError when some images have a class and some have not, or when some top folders are named
+    as splits, others hold images too, and no `split` is given.
     """
-    skipped: Counter[str] = Counter()
-    roots = _split_roots(root)
-    if roots and split:
-        raise ConfigError(
-            f"{root} has split folders ({', '.join(roots)}); leave out --split, or point --in at "
-            f"one of them"
-        )
-    roots = roots or {split or "train": b""}
+    walk = Walk(root)
+    roots = _split_folders(walk, split) or {split or "train": b""}
     given = read_labels(labels) if labels else None
-    table = ClassTable()
+    table = ClassTable(classes)
     listings = {}
     for name in SPLITS:
         if name not in roots:
             continue
         prefix = roots[name]
         listing = listings[name] = Listing()
-        for path in walk(root, prefix, skipped):
+        for path in walk.files(prefix):
             if not is_image_name(path):
-                if path.lower().endswith(TAR_EXTENSIONS):
-                    raise _mixed(root, path)
-                skipped["not an image's name"] += 1
+                _skip(walk, path)
                 continue
-            inside = path[len(prefix) + 1 :] if prefix else path
-            label = _label(path, inside, given) if use_labels else None
+            label = _label(path, path[len(prefix) :], given) if use_labels else None
             listing.append(path, None if label is None else table.id(label))
+            walk.note_read(path)
+    names = _settle(root, listings, table, labels)
+    warnings = table.warnings + walk.warnings
+    if names and labels is None:
+        splits = [name for name in names if split_of_word(text_to_path(name))]
+        if splits:
+            warnings.append(f"top folders named as splits are classes: {', '.join(splits[:3])}")
     return Inputs(
         splits=listings,
-        classes=_settle(root, listings, table, labels),
-        skipped=dict(skipped),
+        classes=names,
+        unused_classes=table.unused,
+        read_twice=walk.read_twice,
+        skipped=dict(walk.skipped),
+        warnings=warnings,
     )
 
 
-def _mixed(root: Path, path: bytes) -> SourceError:
+def _skip(walk: Walk, path: bytes) -> None:
+    """Count a file that is not an image; SourceError for a tar, which may hold images."""
+    if is_tar_name(path):
+        raise _mixed(walk.root, path)
+    compressed = is_compressed_tar_name(path)
+    walk.skipped["a compressed archive" if compressed else "not an image's name"] += 1
+
+
+def _mixed(root: Path, tar: bytes) -> SourceError:
     return SourceError(
-        f"{root} holds images and tars ({path_to_text(path)}); point --in at a folder that holds "
+        f"{root} holds images and tars ({path_to_text(tar)}); point --in at a folder that holds "
         f"one of the two"
     )
 
 
-def walk(root: Path, prefix: bytes, skipped: Counter[str]) -> Iterator[bytes]:
-    """Paths of the plain files below root/prefix, relative to root, sorted by their bytes.
-
-    Symbolic links are followed, but not in circles. Hidden files and folders, broken links and
-    what is no plain file are counted in `skipped`.
-    """
-    # By folder the paths still to come, last first, and the folders that hold it. A folder's path
-    # ends with a slash, so that it sorts as the full paths below it do.
-    levels = [([prefix + b"/" if prefix else b""], frozenset[tuple[int, int]]())]
-    while levels:
-        paths, above = levels[-1]
-        if not paths:
-            levels.pop()
-            continue
-        path = paths.pop()
-        if path and not path.endswith(b"/"):
-            yield path
-            continue
-        folder = os.path.join(os.fsencode(root), path)
-        try:
-            status = os.stat(folder)
-            identity = (status.st_dev, status.st_ino)
-            if identity in above:
-                skipped["a link in a circle"] += 1
-                continue
-            found = sorted(_entries(folder, path, skipped), reverse=True)
-        except OSError as error:
-            raise SourceError(
-                f"cannot list {os.fsdecode(folder)}: {error.strerror}; "
-                f"make it readable, or move it away"
-            ) from error
-        levels.append((found, above | {identity}))
-
-
-def _entries(folder: bytes, path: bytes, skipped: Counter[str]) -> Iterator[bytes]:
-    """Paths of the files and folders in a folder, the latter with a slash at the end."""
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if entry.name.startswith(b"."):
-                skipped["hidden"] += 1
-                continue
-            kind = _kind(entry)
-            if kind == "file":
-                yield path + entry.name
-            elif kind == "folder":
-                yield path + entry.name + b"/"
-            else:
-                skipped["a broken link or no plain file"] += 1
-
-
-def _kind(entry: "os.DirEntry[bytes]") -> str | None:
-    """`file` or `folder`, also behind a link; None for what is neither."""
+def _split_folders(walk: Walk, split: str | None) -> dict[str, bytes]:
+    """Top folders by split, with a slash at the end; empty when all images are of one split."""
+    root, top = walk.root, Walk(walk.root)
     try:
-        if entry.is_file():
-            return "file"
-        return "folder" if entry.is_dir() else None
-    except OSError:  # a link to itself
-        return None
-
-
-def _split_roots(root: Path) -> dict[str, bytes]:
-    """Top folders by split, when all of them are split folders and no image lies beside them."""
-    folders = []
-    try:
-        with os.scandir(os.fsencode(root)) as entries:
-            for entry in entries:
-                if entry.name.startswith(b"."):
-                    continue
-                is_folder = _kind(entry) == "folder"
-                if entry.name not in SPLIT_FOLDERS if is_folder else is_image_name(entry.name):
-                    return {}
-                if is_folder:
-                    folders.append(entry.name)
+        entries = top.entries()
     except OSError as error:
         raise SourceError(
             f"cannot list {root}: {error.strerror}; give a folder that can be read"
         ) from error
-    roots = {SPLIT_FOLDERS[name]: name for name in folders}
-    if len(roots) < len(folders):
-        raise SourceError(f"{root} has both val and validation; keep one of them")
+    named = {path: name for path in entries if (name := _split_of_folder(path))}
+    if not named:
+        return {}
+    others = [path for path in entries if path not in named]
+    images = [path for path in others if _holds_images(root, path)]
+    splits = [path for path in named if _holds_images(root, path)]
+    if images and splits and split is None:
+        raise SourceError(
+            f"{root} has folders named as splits ({_listed(splits)}) and other images beside them "
+            f"({_listed(images)}): move the others away to read the splits, or give --split train "
+            f"to read all of it as one split, in which top folders are classes"
+        )
+    if images:  # classes may be named as splits are
+        return {}
+    if split:
+        raise ConfigError(
+            f"{root} has split folders ({_listed(list(named))}); leave out --split, or point --in "
+            f"at one of them"
+        )
+    roots: dict[str, bytes] = {}
+    for path in [*splits, *(path for path in named if path not in splits)]:
+        other = roots.setdefault(named[path], path)
+        if other != path and path in splits:
+            raise SourceError(
+                f"{root} has both {_listed([other])} and {_listed([path])}; keep one of them"
+            )
+    walk.skipped += top.skipped
+    for path in others + [path for path in named if path not in roots.values()]:
+        if path.endswith(b"/"):
+            walk.skipped["a folder without images"] += 1
+        else:
+            _skip(walk, path)
     return roots
+
+
+def _split_of_folder(path: bytes) -> str | None:
+    return split_of_word(path[:-1]) if path.endswith(b"/") else None
+
+
+def _holds_images(root: Path, path: bytes) -> bool:
+    """Whether a path of a folder is an image, or a folder with one; SourceError for tars."""
+    for file in Walk(root).files(path) if path.endswith(b"/") else [path]:
+        if is_tar_name(file):
+            raise _mixed(root, file)
+        if is_image_name(file):
+            return True
+    return False
+
+
+def _listed(paths: list[bytes]) -> str:
+    """Names of folders and files for people, three at most."""
+    names = [path_to_text(path.rstrip(b"/")) for path in paths[:3]]
+    return ", ".join(names) + (", .." if len(paths) > 3 else "")
 
 
 def _label(path: bytes, inside: bytes, given: dict[bytes, bytes] | None) -> bytes | None:
@@ -179,5 +178,4 @@ def _settle(
                 else "put every image into a class folder, or give --labels FILE or --no-labels"
             )
         )
-    names = table.settle(list(listings.values()), numbers_are_indices=labels is not None)
-    return [path_to_text(name) for name in names]
+    return table.settle(list(listings.values()), numbers_are_indices=labels is not None)

@@ -1,84 +1,164 @@
 """Class names and indices, from folders or from files people have."""
 
-import csv
 import os
+from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from quadpipe.errors import SourceError
 from quadpipe.sources.listing import Listing
+from quadpipe.sources.names import path_to_text
+from quadpipe.sources.rows import read_rows
+
+# Above ImageNet-21k's 21,841. Beyond, numbers of which most are missing are ids, not indices.
+_LARGEST_SPARSE = 32_768
+_MOST_DIGITS = 9  # an index is an int32
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassNames:
+    """The classes that a dataset is to have, in index order. file: where they were given."""
+
+    names: list[bytes]
+    file: str
+
+    def __post_init__(self) -> None:
+        if not self.names:
+            raise SourceError(f"{self.file} holds no class names; write one per line")
+        name, count = Counter(self.names).most_common(1)[0]
+        if count > 1:
+            raise SourceError(f"{self.file} names class {_text(name)} twice; keep one of them")
 
 
 class ClassTable:
-    """Gives each class name an id in the order met, and at the end an index."""
+    """Gives each class name an id in the order met, and at the end an index.
 
-    def __init__(self) -> None:
+    given: the classes to be used; by default those met. After `settle`, unused is the number of
+    classes without an input, and warnings are lines about them for people.
+    """
+
+    def __init__(self, given: ClassNames | None = None) -> None:
+        self._given = given
         self._ids: dict[bytes, int] = {}
+        self.unused = 0
+        self.warnings: list[str] = []
 
     def id(self, name: bytes) -> int:
         return self._ids.setdefault(name, len(self._ids))
 
-    def settle(self, listings: list[Listing], *, numbers_are_indices: bool) -> list[bytes]:
-        """Turn ids into indices in all listings; returns the names in index order.
+    def settle(self, listings: list[Listing], *, numbers_are_indices: bool) -> list[str]:
+        """Turn ids into indices in all listings; returns the names in index order, as text.
 
-        Names are sorted by their bytes. With `numbers_are_indices`, labels that are all decimal
-        numbers are taken as the indices themselves.
+        Names are sorted by their bytes, unless they were given. With `numbers_are_indices`, labels
+        that are all decimal numbers are taken as the indices themselves. SourceError when labels
+        are not among the given classes, or are numbers that cannot be indices.
         """
-        names = sorted(self._ids)
-        if numbers_are_indices and all(name.isdigit() and len(name) < 7 for name in names):
-            indices = {name: int(name) for name in names}
-            names = [str(index).encode() for index in range(max(indices.values(), default=-1) + 1)]
+        numbers = numbers_are_indices and all(name.isdigit() for name in self._ids)
+        if self._given:
+            names = self._given.names
+            indices = _given_indices(list(self._ids), self._given, numbers)
+        elif numbers:
+            indices = _number_indices(list(self._ids))
+            names = [str(index).encode() for index in range(max(indices.values()) + 1)]
         else:
+            names = sorted(self._ids)
             indices = {name: index for index, name in enumerate(names)}
         new_ids = np.array([indices[name] for name in self._ids], np.int32)
         for listing in listings:
             listing.relabel(new_ids)
-        return names
+        unused = np.setdiff1d(np.arange(len(names)), new_ids)
+        self.unused = len(unused)
+        if self.unused and not self._given:
+            first = ", ".join(map(str, unused[:3])) + (", .." if self.unused > 3 else "")
+            self.warnings.append(
+                f"labels are taken as indices from 0 to {len(names) - 1:,}, and {self.unused:,} of "
+                f"these have no images: {first}; if that is not meant, give --classes FILE"
+            )
+        if len(names) == 1:
+            self.warnings.append(
+                f"all images are of one class, {_text(names[0])}; if its folder holds the folders "
+                f"of the real classes, point --in at it"
+            )
+        return [path_to_text(name) for name in names]
 
 
-def read_rows(path: Path, *, blanks: bool = False) -> list[tuple[bytes, bytes | None]]:
-    """(path, label) rows of a text file: a comma or tab between them, the label optional.
+def _number_indices(labels: list[bytes]) -> dict[bytes, int]:
+    """The numbers themselves; SourceError when most indices up to the largest would be unused."""
+    longest = max(labels, key=len)
+    if len(longest) <= _MOST_DIGITS:
+        indices = {label: int(label) for label in labels}
+        count = max(indices.values()) + 1
+        if count <= max(_LARGEST_SPARSE, 2 * len(set(indices.values()))):
+            return indices
+        longest = str(count - 1).encode()
+    raise SourceError(
+        f"labels such as {_text(longest)} are numbers but not class indices from 0: there are "
+        f"{len(labels):,} different ones; give --classes FILE with all labels in index order, one "
+        f"per line, or write names"
+    )
 
-    With `blanks` a blank does as well. A first row that starts with `path` is a header. Bytes that
-    are not UTF-8 stay as they are. SourceError when the file cannot be read.
-    """
+
+def _given_indices(labels: list[bytes], given: ClassNames, numbers: bool) -> dict[bytes, int]:
+    """The index of each label in the given classes; SourceError when it has none."""
+    by_name = {name: index for index, name in enumerate(given.names)}
+    missing = sorted(label for label in labels if label not in by_name)
+    beyond = [label for label in labels if not _is_index(label, len(by_name))]
+    if numbers and missing:
+        if beyond:
+            raise SourceError(
+                f"label {_text(beyond[0])} is not an index of the {len(by_name):,} names in "
+                f"{given.file}, which count from 0; correct the labels, or write names"
+            )
+        return {label: int(label) for label in labels}
+    if missing:
+        raise SourceError(
+            f"{len(missing):,} of {len(labels):,} classes are not among the {len(by_name):,} names "
+            f"in {given.file}, such as {', '.join(map(_text, missing[:3]))}; add them at its end, "
+            f"or leave out their images"
+        )
+    if numbers and not beyond and any(int(label) != by_name[label] for label in labels):
+        raise SourceError(
+            f"labels are numbers that are names in {given.file} and also indices of other names; "
+            f"write names that are not numbers in both"
+        )
+    return by_name
+
+
+def _is_index(label: bytes, classes: int) -> bool:
+    return label.isdigit() and len(label) <= _MOST_DIGITS and int(label) < classes
+
+
+def _text(label: bytes) -> str:
+    return repr(path_to_text(label[:60]))
+
+
+def read_class_names(file: Path) -> ClassNames:
+    """Class names in index order, one per line; SourceError when some are empty or the same."""
     try:
-        text = path.read_text("utf-8", "surrogateescape").removeprefix("\ufeff")
+        data = file.read_bytes()
     except OSError as error:
         raise SourceError(
-            f"cannot read {path}: {error.strerror}; give a file that can be read"
+            f"cannot read {file}: {error.strerror}; give a file that can be read"
         ) from error
-    lines = [line for line in text.split("\n") if line.strip()]
-    first = lines[0] if lines else ""
-    if blanks and "," not in first and "\t" not in first:
-        rows = [line.rsplit(None, 1) for line in lines]
-    else:
-        try:
-            rows = list(csv.reader(lines, delimiter="\t" if "\t" in first else ","))
-        except csv.Error as error:
-            raise SourceError(f"{path} is no CSV: {error}; check its quotes") from error
-    if rows and rows[0][0].strip().lower() == "path":
-        rows = rows[1:]
-    for number, row in enumerate(rows, start=1):
-        if len(row) > 2:
-            raise SourceError(
-                f"{path}, row {number}: {len(row)} columns; expected a path and at most a label"
-            )
-    return [
-        (os.fsencode(row[0].strip()), os.fsencode(row[1].strip()) if len(row) == 2 else None)
-        for row in rows
-    ]
+    lines = data.removeprefix(b"\xef\xbb\xbf").split(b"\n")
+    names = [line.removesuffix(b"\r") for line in lines]
+    while names and not names[-1]:
+        names.pop()
+    if b"" in names:
+        raise SourceError(f"{file}, line {names.index(b'') + 1} is empty; write one name per line")
+    return ClassNames(names=names, file=str(file))
 
 
-def read_labels(path: Path) -> dict[bytes, bytes]:
+def read_labels(file: Path) -> dict[bytes, bytes]:
     """Label by path or file name; SourceError when a row has none or two rows disagree."""
     labels: dict[bytes, bytes] = {}
-    for name, label in read_rows(path, blanks=True):
+    for name, label, *_ in read_rows(file, blanks=True):
         if not label:
-            raise SourceError(f"{path}: {os.fsdecode(name)!r} has no label; write `path,label`")
+            raise SourceError(f"{file}: {os.fsdecode(name)!r} has no label; write `path,label`")
         if labels.setdefault(name, label) != label:
-            raise SourceError(f"{path}: {os.fsdecode(name)!r} has two labels; keep one of them")
+            raise SourceError(f"{file}: {os.fsdecode(name)!r} has two labels; keep one of them")
     if not labels:
-        raise SourceError(f"{path}: holds no `path,label` rows; write one for each image")
+        raise SourceError(f"{file}: holds no `path,label` rows; write one for each image")
     return labels

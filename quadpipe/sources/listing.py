@@ -17,6 +17,7 @@ from quadpipe import faults
 from quadpipe.errors import RejectError, SourceError
 from quadpipe.patience import patiently
 from quadpipe.sources.names import path_to_text, text_to_path
+from quadpipe.sources.rows import PathList
 
 MAX_FILE_BYTES = 1 << 30
 _NO_LABEL = -1
@@ -33,21 +34,43 @@ class Span:
 
 @dataclass(frozen=True)
 class Input:
-    """One image to read: printable path relative to the source, class index, place in a tar."""
+    """One image to read: printable path relative to the source, class index, place in a tar.
+
+    row: for a file outside the folder of the list that names it, the number of its row there. Its
+    location stands nowhere else: `path` is its file name.
+    """
 
     path: str
     label: int | None
     span: Span | None = None
+    row: int | None = None
+
+    @property
+    def identity(self) -> tuple[str, int | None]:
+        """What tells it from the other inputs: files outside the list's folder may share a name."""
+        return self.path, self.row
 
     def as_row(self) -> list[Any]:
-        """As a line of the stored listing."""
+        """As a line of the stored listing, which `from_row` reads."""
         row: list[Any] = [self.path, self.label]
-        return [*row, self.span.tar, self.span.offset, self.span.size] if self.span else row
+        if self.span:
+            return [*row, self.span.tar, self.span.offset, self.span.size]
+        return row if self.row is None else [*row, self.row]
 
     @classmethod
     def from_row(cls, row: list[Any]) -> "Input":
-        path, label, *span = row
-        return cls(path, label, Span(*span) if span else None)
+        """TypeError or ValueError when it is not such a line."""
+        path, label, *place = row
+        kinds = [type(value) for value in place]
+        if not isinstance(path, str) or type(label) not in (int, type(None)):
+            raise TypeError(row)
+        if kinds == [str, int, int]:
+            return cls(path, label, span=Span(*place))
+        if kinds == [int]:
+            return cls(path, label, row=place[0])
+        if kinds:
+            raise TypeError(row)
+        return cls(path, label)
 
 
 class Listing:
@@ -59,8 +82,15 @@ class Listing:
         self._labels = array("i")
         self._tars: list[str] = []
         self._spans = array("Q")
+        self._rows = array("Q")  # up to the last input that has one; 0 for others
 
-    def append(self, path: bytes, label: int | None, span: Span | None = None) -> None:
+    def append(
+        self,
+        path: bytes,
+        label: int | None,
+        span: Span | None = None,
+        row: int | None = None,
+    ) -> None:
         self._blob += path
         self._ends.append(len(self._blob))
         self._labels.append(_NO_LABEL if label is None else label)
@@ -68,6 +98,9 @@ class Listing:
             if not self._tars or self._tars[-1] != span.tar:
                 self._tars.append(span.tar)
             self._spans.extend((len(self._tars) - 1, span.offset, span.size))
+        if row is not None:
+            self._rows.extend(array("Q", [0]) * (len(self) - 1 - len(self._rows)))
+            self._rows.append(row)
 
     def __len__(self) -> int:
         return len(self._ends)
@@ -78,8 +111,12 @@ class Listing:
         if self._spans:
             tar, offset, size = self._spans[3 * index : 3 * index + 3]
             span = Span(self._tars[tar], offset, size)
-        text = path_to_text(self.path(index))
-        return Input(text, None if label == _NO_LABEL else label, span)
+        return Input(
+            path_to_text(self.path(index)),
+            None if label == _NO_LABEL else label,
+            span,
+            (index < len(self._rows) and self._rows[index]) or None,
+        )
 
     def path(self, index: int) -> bytes:
         return bytes(self._blob[self._ends[index - 1] if index else 0 : self._ends[index]])
@@ -99,36 +136,57 @@ class Listing:
 class Inputs:
     """All that a source found.
 
-    splits: inputs by split. classes: names in index order, None without labels. ordered: shards
-    are cut in this order. skipped: what was passed over and why, with counts.
+    splits: inputs by split. classes: names in index order, None without labels. unused_classes:
+    how many of them have no input. ordered: shards are cut in this order. read_twice: how many
+    inputs are read through links to files that are inputs themselves. skipped: what was passed
+    over and why, with counts. warnings: lines for people.
     """
 
     splits: dict[str, Listing]
     classes: list[str] | None
+    unused_classes: int = 0
     ordered: bool = False
+    read_twice: int = 0
     skipped: dict[str, int] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
 
 
-def read_input(root: Path, entry: Input) -> bytes:
+def read_input(root: Path, entry: Input, path_list: PathList | None = None) -> bytes:
     """The bytes of one input.
 
-    I/O errors are tried again with back-off, also that it is not there: a network's folders come
-    and go. SourceError when they persist, RejectError on a
-    file that is too large to be an image.
+    path_list: the list of paths that is the source, for inputs outside its folder. I/O errors are
+    tried again with back-off, also that it is not there: a network's folders come and go.
+    SourceError when they persist, RejectError on a file that is too large to be an image.
     """
     try:
-        return patiently(lambda: _read(root, entry), final=())
+        return patiently(lambda: _read(root, entry, path_list), final=())
     except OSError as error:
+        where = f"{entry.path} in {root}"
+        if entry.row is not None:
+            where = f"{entry.path}, row {entry.row} of {path_list.file if path_list else root}"
         raise SourceError(
-            f"cannot read {entry.path} in {root}: {error.strerror or error}; mend it and run the "
-            f"same command again"
+            f"cannot read {where}: {error.strerror or error}; mend it and run the same command "
+            f"again"
         ) from error
 
 
-def _read(root: Path, entry: Input) -> bytes:
+def _locate(root: Path, entry: Input, path_list: PathList | None) -> bytes:
+    """Where an input's file, or its tar, is."""
+    if entry.row is None:
+        relative = entry.span.tar if entry.span else entry.path
+        return os.path.join(os.fsencode(root), text_to_path(relative))
+    path = path_list.path(entry.row) if path_list else None
+    if path is None or path_to_text(os.path.basename(path)) != entry.path:
+        raise SourceError(
+            f"row {entry.row} of {path_list.file if path_list else root} does not name "
+            f"{entry.path}; give the list that the job was planned with"
+        )
+    return os.path.join(os.fsencode(root), path)
+
+
+def _read(root: Path, entry: Input, path_list: PathList | None) -> bytes:
     faults.point("reading", entry.path)
-    relative = entry.span.tar if entry.span else entry.path
-    path = os.path.join(os.fsencode(root), text_to_path(relative))
+    path = _locate(root, entry, path_list)
     # A pipe under an image's name must not block the worker.
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     try:

@@ -4,14 +4,18 @@ import re
 from urllib.parse import unquote_to_bytes
 
 SPLITS = ("train", "val", "test")
-SPLIT_FOLDERS = {b"train": "train", b"val": "val", b"validation": "val", b"test": "test"}
+_SPLIT_WORDS = {
+    **dict.fromkeys((b"train", b"training"), "train"),
+    **dict.fromkeys((b"val", b"valid", b"validation"), "val"),
+    **dict.fromkeys((b"test", b"testing"), "test"),
+}
 
 IMAGE_EXTENSIONS = (
     *(b".jpg", b".jpeg", b".jpe", b".jfif", b".png", b".webp", b".gif", b".bmp", b".dib"),
     *(b".tif", b".tiff", b".ppm", b".pgm", b".pbm", b".pnm"),
 )
 
-TAR_EXTENSIONS = (b".tar", b".tar.gz", b".tgz", b".tar.bz2", b".tar.xz", b".tar.zst")
+_COMPRESSED_TARS = (b".tar.gz", b".tgz", b".tar.bz2", b".tar.xz", b".tar.zst")
 
 # Invalid bytes (surrogates), control characters, line and paragraph separators, and % itself.
 _TO_ENCODE = re.compile("[%\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
@@ -19,6 +23,19 @@ _TO_ENCODE = re.compile("[%\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 def is_image_name(name: bytes) -> bool:
     return name.lower().endswith(IMAGE_EXTENSIONS)
+
+
+def is_tar_name(name: bytes) -> bool:
+    return name.lower().endswith(b".tar")
+
+
+def is_compressed_tar_name(name: bytes) -> bool:
+    return name.lower().endswith(_COMPRESSED_TARS)
+
+
+def split_of_word(word: bytes) -> str | None:
+    """The split that a folder or a word in a tar's name stands for; capitals do not matter."""
+    return _SPLIT_WORDS.get(word.lower())
 
 
 def path_to_text(path: bytes) -> str:

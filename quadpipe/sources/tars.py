@@ -1,7 +1,9 @@
 """WebDataset tars of images: cut into shards in the order found.
 
 A sample is consecutive members with one key, the path up to the first dot of the file name; its
-label is the `cls` member, or `label`, `cls` or `class` in the `json` member.
+label is the `cls` member, or `label`, `cls` or `class` in the `json` member. Its image is the first
+member named KEY.jpg, .jpeg, .png or .webp; else the first with another image extension alone; else
+the first whose last extension is one, such as KEY.rgb.jpg.
 """
 
 import json
@@ -14,102 +16,170 @@ from itertools import groupby
 from pathlib import Path
 
 from quadpipe.errors import SourceError
-from quadpipe.sources.folder import walk
-from quadpipe.sources.labels import ClassTable
+from quadpipe.sources.labels import ClassNames, ClassTable
 from quadpipe.sources.listing import Inputs, Listing, Span
 from quadpipe.sources.names import (
-    SPLIT_FOLDERS,
     SPLITS,
-    TAR_EXTENSIONS,
+    is_compressed_tar_name,
     is_image_name,
+    is_tar_name,
     path_to_text,
+    split_of_word,
 )
+from quadpipe.sources.walk import Walk
 
-IMAGE_MEMBERS = ("jpg", "jpeg", "png", "webp")
+_COMMON_IMAGES = ("jpg", "jpeg", "png", "webp")
 _MAX_LABEL_BYTES = 1 << 20
 
 
-def list_tars(root: Path, *, split: str | None = None, use_labels: bool = True) -> Inputs:
+def list_tars(
+    root: Path,
+    *,
+    split: str | None = None,
+    use_labels: bool = True,
+    classes: ClassNames | None = None,
+) -> Inputs:
     """The images in the tars below a folder, or in one tar.
 
-    All are of `split`; without it, splits when every tar's path names exactly one of train, val,
-    validation, test as a word, otherwise train.
-    SourceError when a tar cannot be read, is compressed, or only some samples have a label.
+    All are of `split`; without it, splits when every tar's path names exactly one split as a word
+    (train, val or test, or what folders of splits are called too), and train when none does.
+
+    SourceError when a tar cannot be read or is compressed, when only some tars name a split, or
+    when only some samples have a label.
     """
-    skipped: Counter[str] = Counter()
-    if root.is_file():
-        root, names = root.parent, [os.fsencode(root.name)]
-    else:
-        names = list(walk(root, b"", skipped))
-    tars = [name for name in names if name.lower().endswith(b".tar")]
-    skipped["not a tar"] += len(names) - len(tars)
+    file = root.is_file()
+    walk = Walk(root.parent if file else root)
+    names = [os.fsencode(root.name)] if file else list(walk.files())
     for name in names:
-        if is_image_name(name):
-            raise SourceError(
-                f"{root} holds tars and images ({path_to_text(name)}); point --in at a folder that "
-                f"holds one of the two"
-            )
-        if name.lower().endswith(TAR_EXTENSIONS) and not name.lower().endswith(b".tar"):
-            raise SourceError(
-                f"{root / os.fsdecode(name)} is compressed; unpack it to a plain .tar"
-            )
-    named = [_split_of(name) for name in tars]
-    if split is None and not all(named):
-        split = "train"
-    table = ClassTable()
+        _check_name(walk.root, name)
+    tars = [name for name in names if is_tar_name(name)]
+    table = ClassTable(classes)
+    samples = _Samples(walk.root, table if use_labels else None)
     listings: dict[str, Listing] = {}
-    for name, named_split in zip(tars, named, strict=True):
-        listing = listings.setdefault(split or named_split or "train", Listing())
-        _list_tar(root, name, listing, table if use_labels else None, skipped)
+    for name, named in zip(tars, _splits(walk.root, tars, split), strict=True):
+        samples.list_tar(name, listings.setdefault(named, Listing()))
+        walk.note_read(name)
     total = sum(len(listing) for listing in listings.values())
     without = sum(listing.unlabelled for listing in listings.values())
     if 0 < without < total:
         raise SourceError(
-            f"{without} of {total} samples in the tars of {root} have no label; give --no-labels "
-            f"to leave all of them without"
+            f"{without} of {total} samples in the tars of {walk.root} have no label; give "
+            f"--no-labels to leave all of them without"
         )
-    classes = None
+    found = None
     if total and not without:
         found = table.settle(list(listings.values()), numbers_are_indices=True)
-        classes = [path_to_text(label) for label in found]
-    order = {name: listings[name] for name in SPLITS if name in listings}
+    skipped = walk.skipped + samples.skipped
+    skipped["not a tar"] += len(names) - len(tars)
     return Inputs(
-        splits=order, classes=classes, ordered=True, skipped={k: n for k, n in skipped.items() if n}
+        splits={name: listings[name] for name in SPLITS if name in listings},
+        classes=found,
+        unused_classes=table.unused,
+        ordered=True,
+        read_twice=walk.read_twice,
+        skipped={cause: count for cause, count in skipped.items() if count},
+        warnings=table.warnings + walk.warnings + samples.warnings,
     )
 
 
+def _check_name(root: Path, name: bytes) -> None:
+    """SourceError for an image, or for a tar that cannot be read in place."""
+    if is_image_name(name):
+        raise SourceError(
+            f"{root} holds tars and images ({path_to_text(name)}); point --in at a folder that "
+            f"holds one of the two"
+        )
+    if is_compressed_tar_name(name):
+        raise SourceError(
+            f"{root / os.fsdecode(name)} is compressed; unpack it to a plain .tar, or move it away"
+        )
+
+
+def _splits(root: Path, tars: list[bytes], split: str | None) -> list[str]:
+    """The split of each tar; SourceError when only some of them name one."""
+    if split:
+        return [split] * len(tars)
+    named = [_split_of(name) for name in tars]
+    unnamed = [name for name, found in zip(tars, named, strict=True) if not found]
+    if unnamed and len(unnamed) < len(tars):
+        other = next(name for name, found in zip(tars, named, strict=True) if found)
+        raise SourceError(
+            f"{len(unnamed)} of {len(tars)} tars in {root} name no split, such as "
+            f"{path_to_text(unnamed[0])}, and others do, such as {path_to_text(other)}; rename "
+            f"them, or give --split train to read all as one split"
+        )
+    return [found or "train" for found in named]
+
+
 def _split_of(name: bytes) -> str | None:
-    words = {SPLIT_FOLDERS[w] for w in re.split(rb"[-._/ \d]+", name) if w in SPLIT_FOLDERS}
+    words = {split for word in re.split(rb"[-._/ \d]+", name) if (split := split_of_word(word))}
     return words.pop() if len(words) == 1 else None
 
 
-def _list_tar(
-    root: Path, name: bytes, listing: Listing, table: ClassTable | None, skipped: Counter[str]
-) -> None:
-    path = root / os.fsdecode(name)
-    text = path_to_text(name)
-    try:
-        with tarfile.open(path, "r:", errorlevel=2) as tar:
-            for _, members in groupby(_plain_files(tar, skipped), key=lambda m: _key(m.name)):
-                group = list(members)
-                fields = {_field(member.name): member for member in group}
-                images = [m for m in group if _field(m.name) in IMAGE_MEMBERS]
-                if not images:
-                    skipped["a sample without an image"] += 1
-                    continue
-                skipped["another image of a sample"] += len(images) - 1
-                image = images[0]
-                label = _label(tar, fields, path) if table else None
-                listing.append(
-                    name + b"/" + os.fsencode(image.name),
-                    table.id(label) if table and label is not None else None,
-                    Span(text, image.offset_data, image.size),
-                )
-            _check_end(tar)
-    except (OSError, tarfile.TarError, EOFError, ValueError, OverflowError, MemoryError) as error:
-        raise SourceError(
-            f"cannot read {path}: {error}; fetch it again, or move it away"
-        ) from error
+class _Samples:
+    """Lists the samples of tars, and counts what it passes over in `skipped`."""
+
+    def __init__(self, root: Path, table: ClassTable | None) -> None:
+        self._root, self._table = root, table
+        self.skipped: Counter[str] = Counter()
+        self._unsure, self._first_unsure = 0, ""
+
+    def list_tar(self, name: bytes, listing: Listing) -> None:
+        """Append the samples of a tar; SourceError when it cannot be read."""
+        path = self._root / os.fsdecode(name)
+        text = path_to_text(name)
+        try:
+            with tarfile.open(path, "r:", errorlevel=2) as tar:
+                for _, members in groupby(self._plain_files(tar), key=lambda m: _key(m.name)):
+                    group = list(members)
+                    image = self._image(group, text)
+                    if image is None:
+                        continue
+                    fields = {_field(member.name): member for member in group}
+                    label = _label(tar, fields, path) if self._table else None
+                    listing.append(
+                        name + b"/" + os.fsencode(image.name),
+                        self._table.id(label) if self._table and label is not None else None,
+                        Span(text, image.offset_data, image.size),
+                    )
+                _check_end(tar)
+        except (OSError, tarfile.TarError, EOFError, ValueError, OverflowError, MemoryError) as e:
+            raise SourceError(f"cannot read {path}: {e}; fetch it again, or move it away") from e
+
+    def _plain_files(self, tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
+        for member in tar:
+            tar.members = []  # type: ignore[attr-defined]  # tarfile keeps every member otherwise
+            if member.isdir():
+                continue
+            if not member.isreg() or member.issparse():
+                self.skipped["a link or no plain file in a tar"] += 1
+            elif member.name.rpartition("/")[2].startswith("."):
+                self.skipped["hidden"] += 1
+            else:
+                yield member
+
+    def _image(self, members: list[tarfile.TarInfo], tar: str) -> tarfile.TarInfo | None:
+        """The image of a sample; None when it has none."""
+        images = [m for m in members if is_image_name(b"." + os.fsencode(_field(m.name)))]
+        if not images:
+            self.skipped["a sample without an image"] += 1
+            return None
+        self.skipped["another image of a sample"] += len(images) - 1
+        plain = [m for m in images if "." not in _field(m.name)]
+        if not plain and len(images) > 1:
+            self._unsure += 1
+            self._first_unsure = self._first_unsure or f"{images[0].name} in {tar}"
+        common = [m for m in plain if _field(m.name) in _COMMON_IMAGES]
+        return (common or plain or images)[0]
+
+    @property
+    def warnings(self) -> list[str]:
+        if not self._unsure:
+            return []
+        return [
+            f"{self._unsure:,} samples have several images, none with a plain extension such as "
+            f".jpg: the first is read, such as {self._first_unsure}"
+        ]
 
 
 def _check_end(tar: tarfile.TarFile) -> None:
@@ -121,15 +191,6 @@ def _check_end(tar: tarfile.TarFile) -> None:
     tar.fileobj.seek(tar.offset)
     if tar.fileobj.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
         raise tarfile.ReadError(f"damaged or cut short at byte {tar.offset}")
-
-
-def _plain_files(tar: tarfile.TarFile, skipped: Counter[str]) -> Iterator[tarfile.TarInfo]:
-    for member in tar:
-        tar.members = []  # type: ignore[attr-defined]  # tarfile keeps every member otherwise
-        if member.isreg() and not member.issparse():
-            yield member
-        elif not member.isdir():
-            skipped["a link or no plain file in a tar"] += 1
 
 
 def _key(name: str) -> str:

@@ -200,3 +200,24 @@ def test_show_says_what_a_dataset_cannot_show(shards, tmp_path, arguments, messa
     assert done.returncode in (1, 2)
     assert message in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_source_that_may_be_wrong_is_said_before_the_work(image_folder, tmp_path):
+    wrapper = tmp_path / "data"
+    wrapper.mkdir()
+    (wrapper / "imagenet").symlink_to(image_folder)
+    done = run("tokenize", "--in", wrapper, "--out", tmp_path / "out", "--dry-run")
+    assert done.returncode == 0
+    assert "warning  all images are of one class, 'imagenet'; if its folder holds" in done.stderr
+    names = tmp_path / "names.txt"
+    names.write_text("zebra\nflower\ntemple\ncat\n")
+    arguments = ("tokenize", "--in", image_folder, "--out", tmp_path / "out", "--dry-run")
+    done = run(*arguments, "--classes", names)
+    assert "inputs   23 images, 4 classes (1 without images): train 23" in done.stderr
+    assert "warning" not in done.stderr
+    names.write_text("zebra\nflower\n")
+    done = run(*arguments, "--classes", names)
+    assert done.returncode == 1
+    assert "1 of 3 classes are not among the 2 names" in done.stderr
+    assert "'temple'; add them at its end" in done.stderr
+    assert "Traceback" not in done.stderr

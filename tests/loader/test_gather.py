@@ -238,7 +238,7 @@ def test_a_shard_that_shrinks_while_it_is_mapped_is_an_error_or_a_skip(shards, t
     batches = list(lenient.epoch(1))
     assert [batch.skipped for batch in batches] == [2, 2, 2]
     assert lenient.skipped.samples == 6
-    with pytest.raises(ShardError, match=r"train-000000\.tar: checksum mismatch in the sample"):
+    with pytest.raises(ShardError, match=r"train-000000\.tar: .*checksum mismatch"):
         list(samples)
 
 
@@ -252,5 +252,5 @@ def test_threads_that_read_ahead_pass_errors_on(shards, tmp_path):
     data[offset + 3] ^= 1
     tar.write_bytes(data)
     for workers in (0, 2):
-        with pytest.raises(ShardError, match=f"checksum mismatch in the sample at byte {offset}:"):
+        with pytest.raises(ShardError, match=f"checksum mismatch at byte {offset}:"):
             list(Loader(copy, batch_size=2, workers=workers).epoch(0))

@@ -241,7 +241,7 @@ def test_a_bad_shard_is_one_line_from_any_worker(shards, tmp_path):
         command(copy, tmp_path / "run", "--workers", "2"), capture_output=True, text=True
     )
     assert done.returncode == 1
-    assert "train-000001.tar: damaged header at byte 0" in done.stderr
+    assert "train-000001.tar: a sample: checksum mismatch at byte 0" in done.stderr
     assert "Traceback" not in done.stderr
 
 

@@ -65,7 +65,7 @@ def test_changed_pixels_of_the_right_size_are_refused_or_skipped(dataset):
         lambda: list(quadpipe.Dataset(dataset).samples("train")),
         lambda: list(webdataset(dataset)),
     ):
-        with pytest.raises(ShardError, match=r"train-000001\.tar: checksum mismatch in the sample"):
+        with pytest.raises(ShardError, match=r"train-000001\.tar: .*checksum mismatch at byte"):
             read()
     loader = Loader(dataset, batch_size=4, on_error="skip")
     batches = list(loader.epoch(0))
@@ -106,7 +106,7 @@ def test_remote_samples_are_compared_every_time(dataset):
     # Another team's training set of the same sizes under the same names.
     blacken(dataset)
     memory.put(str(dataset / "train-000001.tar"), "/republished/train-000001.tar")
-    with pytest.raises(ShardError, match=r"train-000001\.tar: checksum mismatch in the sample"):
+    with pytest.raises(ShardError, match=r"train-000001\.tar: .*checksum mismatch at byte"):
         list(loader.epoch(2))
 
 
