@@ -5,13 +5,14 @@ import re
 import types
 import typing
 from collections.abc import Callable
-from dataclasses import MISSING, Field, fields
+from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
 
 import click
 
 from quadpipe.errors import ConfigError
+from quadpipe.fields import Option, declared_options
 from quadpipe.files.cache import Cache
 
 _CACHE_SIZE = "50GB"
@@ -61,14 +62,18 @@ _TYPES: dict[Any, tuple[Any, str | None]] = {
 
 
 def options_of(*kinds: type, leave_out: tuple[str, ...] = ()) -> Callable[[Any], Any]:
-    """A decorator that adds an option for each field of the dataclasses."""
+    """A decorator that adds an option for each field of the dataclasses.
+
+    A name that an option had in an earlier version still works, and is not in the help.
+    """
 
     def decorate(function: Any) -> Any:
         for kind in reversed(kinds):
-            hints = typing.get_type_hints(kind)
+            hints, declared = typing.get_type_hints(kind), declared_options(kind)
             for item in reversed(fields(kind)):
                 if item.name not in leave_out:
-                    function = _option(item, hints[item.name])(function)
+                    add = _option(item.name, declared[item.name], hints[item.name], item.default)
+                    function = add(function)
         return function
 
     return decorate
@@ -108,22 +113,41 @@ def _bytes(text: str) -> int:
     return int(float(match[1]) * 1000 ** " KMGT".index(match[2].upper() or " "))
 
 
-def _option(item: Field[Any], hint: Any) -> Callable[[Any], Any]:
+def _option(name: str, declared: Option, hint: Any, default: Any) -> Callable[[Any], Any]:
     if isinstance(hint, types.UnionType):
         hint = next(part for part in typing.get_args(hint) if part is not type(None))
-    default = _default(item.default)
-    choices = item.metadata.get("choices")
-    kind, metavar = (click.Choice(choices), None) if choices else _TYPES[hint]
+    default = _default(default)
+    kind, metavar = (click.Choice(declared.choices), None) if declared.choices else _TYPES[hint]
     return click.option(
-        "--" + item.name.replace("_", "-"),
-        item.name,
+        _flag(name),
+        name,
+        cls=_Renamed if declared.formerly else click.Option,
+        **({"formerly": _flag(declared.formerly)} if declared.formerly else {}),
         type=kind,
         metavar=metavar,
         is_flag=hint is bool,
         default=default,
         show_default=default is not None and hint is not bool,
-        help=item.metadata["help"],
+        help=declared.help,
     )
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+class _Renamed(click.Option):
+    """An option that also answers to the flag that it had before, which the help leaves out."""
+
+    def __init__(self, *arguments: Any, formerly: str, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._formerly = formerly
+
+    def add_to_parser(self, parser: Any, context: click.Context) -> None:
+        shown = self.opts
+        self.opts = [*shown, self._formerly]
+        super().add_to_parser(parser, context)
+        self.opts = shown
 
 
 def _default(value: Any) -> Any:

@@ -2,11 +2,11 @@
 
 import json
 import textwrap
-from dataclasses import fields
 from typing import Any
 
 import click
 
+from quadpipe.fields import declared_options
 from quadpipe.scorers import SCORERS, NetworkScorer, Scorer
 from quadpipe.tokenizer import TokenizerConfig
 
@@ -22,7 +22,7 @@ def command(as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps([_row(scorer) for scorer in SCORERS.values()], indent=2))
         return
-    help_of = {item.name: item.metadata["help"] for item in fields(TokenizerConfig)}
+    declared = declared_options(TokenizerConfig)
     for scorer in SCORERS.values():
         click.echo(f"{scorer.name:<14}{scorer.summary}")
         click.echo(f"{'':<14}costs {scorer.cost}")
@@ -30,7 +30,7 @@ def command(as_json: bool) -> None:
             source = "the labels" if scorer.label_aware else "the folder --maps"
             click.echo(f"{'':<14}needs {scorer.hint} of each image, from {source}")
         for name in scorer.options:
-            text = help_of[name]
+            text = declared[name].help
             if name == "backbone" and issubclass(scorer, NetworkScorer):
                 text += f" By default {scorer.default_backbone}."
             lines = textwrap.wrap(text, 60)

@@ -9,7 +9,7 @@ scale-0 patches.
 """
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import MISSING, asdict, dataclass
 from typing import Any
 
 import torch
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from quadpipe.errors import ConfigError
-from quadpipe.fields import check_types
+from quadpipe.fields import check_fields, option
 
 PRESETS: dict[str, dict[str, int]] = {
     "nano": {"width": 96, "depth": 4, "heads": 3},
@@ -32,66 +32,59 @@ POOLS = ("cls", "area")
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 _PERIOD = 10_000.0
-_BOUNDS = (
-    ("classes", 1, 10_000_000),
-    ("patch_size", 1, 256),
-    ("max_scale", 0, 10),
-    ("width", 4, 16_384),
-    ("depth", 1, 1_000),
-    ("heads", 1, 1_024),
-)
 
 
 @dataclass(frozen=True, kw_only=True)
 class QuadformerConfig:
     """Shape of a model; raises ConfigError when it cannot be built.
 
-    grid: rows and columns of scale-0 patches; needed for learned positions.
-    fc_norm: the last norm is of the pooled tokens, not of each token before pooling (timm's name).
-    mean, std: per channel, of pixels in 0..1.
+    grid: rows and columns of scale-0 patches; needed for learned positions. The names are timm's
+    where timm has them.
     """
 
-    classes: int
-    patch_size: int
     grid: tuple[int, int]
-    max_scale: int
-    width: int
-    depth: int
-    heads: int
-    mlp_ratio: float = 4.0
-    positions: str = "sinusoidal"
-    scale_embedding: bool = False
-    pool: str = "cls"
-    fc_norm: bool = False
-    drop_path: float = 0.0
-    gradient_checkpointing: bool = False
-    mean: tuple[float, float, float] = IMAGENET_MEAN
-    std: tuple[float, float, float] = IMAGENET_STD
+    classes: int = option(MISSING, "Number of classes.", low=1, high=10_000_000)
+    patch_size: int = option(MISSING, "Side of a token in pixels.", low=1, high=256)
+    max_scale: int = option(MISSING, "Scale of the largest patches.", low=0, high=10)
+    width: int = option(MISSING, "Size of a token's embedding.", low=4, high=16_384)
+    depth: int = option(MISSING, "Number of blocks.", low=1, high=1_000)
+    heads: int = option(MISSING, "Attention heads per block.", low=1, high=1_024)
+    mlp_ratio: float = option(4.0, "Width of the MLP, in widths of the model.", above=0, high=64)
+    positions: str = option(
+        "sinusoidal", "Position embedding, sampled at patch centers.", choices=POSITIONS
+    )
+    scale_embedding: bool = option(False, "Learn an embedding of the patch scale.")
+    pool: str = option(
+        "cls",
+        "Pooling before the classifier: the CLS token, or the mean of the tokens by area.",
+        choices=POOLS,
+    )
+    fc_norm: bool = option(
+        False, "With --pool area: normalize after pooling instead of before, as timm's fc_norm."
+    )
+    drop_path: float = option(
+        0.0, "Stochastic depth rate of the last block; earlier blocks have less.", low=0, below=1
+    )
+    gradient_checkpointing: bool = option(
+        False, "Recompute activations in the backward pass to save memory."
+    )
+    mean: tuple[float, float, float] = option(
+        IMAGENET_MEAN, "Mean of the pixels per channel, in 0..1."
+    )
+    std: tuple[float, float, float] = option(
+        IMAGENET_STD, "Standard deviation of the pixels per channel, in 0..1."
+    )
 
     def __post_init__(self) -> None:
-        check_types(self)
-        for name, lowest, highest in _BOUNDS:
-            if not lowest <= getattr(self, name) <= highest:
-                raise ConfigError(
-                    f"{name} {getattr(self, name)} is not from {lowest:,} to {highest:,}"
-                )
+        check_fields(self)
         if self.width % self.heads or self.width % 4:
             raise ConfigError(
                 f"width {self.width} is not a multiple of 4 and of {self.heads} heads"
             )
         if min(self.grid) < 1 or self.grid[0] * self.grid[1] > 2**20 or min(self.std) <= 0:
             raise ConfigError(f"grid {self.grid} or std {self.std} cannot be used")
-        for name, allowed in (("positions", POSITIONS), ("pool", POOLS)):
-            if getattr(self, name) not in allowed:
-                raise ConfigError(
-                    f"{name} {getattr(self, name)!r} is not one of {', '.join(allowed)}"
-                )
         if self.fc_norm and self.pool != "area":
             raise ConfigError(f"fc_norm is for pool area, not {self.pool}; leave it out")
-        if not 0 < self.mlp_ratio <= 64:
-            raise ConfigError(f"mlp_ratio {self.mlp_ratio:g} is not above 0 and at most 64")
-        if not 0 <= self.drop_path < 1:
-            raise ConfigError(f"drop_path {self.drop_path:g} is not from 0 to below 1")
 
     def as_json(self) -> dict[str, Any]:
         """As JSON can hold it; `QuadformerConfig(**config.as_json())` is equal."""

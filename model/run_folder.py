@@ -22,7 +22,7 @@ from torch import Tensor
 
 from quadpipe import __version__
 from quadpipe.errors import ConfigError, OutputError, ShardError
-from quadpipe.fields import check_types, known_fields
+from quadpipe.fields import check_fields, known_fields
 from quadpipe.files import LocalFolder
 from quadpipe.model.config import TrainConfig
 from quadpipe.model.distributed import rank_variable
@@ -69,7 +69,7 @@ class RunConfig:
     ignored: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        check_types(self)
+        check_fields(self)
         geometry = self.tokenizer.geometry
         if len(self.classes) != self.model.classes:
             raise ConfigError(f"{len(self.classes)} classes for a head of {self.model.classes}")

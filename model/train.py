@@ -140,8 +140,8 @@ class Trainer:
         self._shorten_warmup(resume=resume)
         if init:
             self.loaded = load_pretrained(self.model, Path(init), self.run_config.classes)
-        if self.config.ema:
-            self.average = MovingAverage(self.model, self.config.ema)
+        if self.config.ema_decay:
+            self.average = MovingAverage(self.model, self.config.ema_decay)
         if resume:
             self._check_same_run()
         self._step_model = self._wrapped()
@@ -262,7 +262,10 @@ class Trainer:
                 with self._autocast():
                     logits, _ = step_model(token, box)
                 each = weight * F.cross_entropy(
-                    logits.float(), label, reduction="none", label_smoothing=self.config.smoothing
+                    logits.float(),
+                    label,
+                    reduction="none",
+                    label_smoothing=self.config.label_smoothing,
                 )
                 # DDP takes the mean over processes; the sum over the global batch is wanted.
                 torch.autograd.backward(each.sum() * (self.world.size / max(whole, 1)))

@@ -1,38 +1,112 @@
-"""The types of a configuration's fields, checked where it comes from people or from files."""
+"""Configuration dataclasses: options declared once, and checked wherever they come from.
+
+A field declared with `option` is also a command-line option (`cli.options`): its name, type,
+default, help, choices and bounds stand in one place.
+"""
 
 import types
 import typing
-from dataclasses import fields
+from dataclasses import dataclass, field, fields
 from functools import cache
+from math import isfinite
 from numbers import Integral, Real
 from typing import Any
 
 from quadpipe.errors import ConfigError
 
 
-def check_types(instance: Any) -> None:
+@dataclass(frozen=True, kw_only=True)
+class Option:
+    """What `option` declares beside a name, a type and a default.
+
+    choices: the allowed values. low, high: the smallest and largest one. above, below: bounds that
+    are not allowed themselves. None is always allowed where the type allows it. formerly: the name
+    that the option had in an earlier version; on the command line and in files it still works.
+    """
+
+    help: str
+    choices: tuple[str, ...] = ()
+    low: float | None = None
+    above: float | None = None
+    high: float | None = None
+    below: float | None = None
+    formerly: str | None = None
+
+    def check(self, name: str, value: Any) -> None:
+        """Raise ConfigError unless the value is allowed."""
+        if value is None:
+            return
+        if self.choices and value not in self.choices:
+            raise ConfigError(f"{name} {value!r} is not one of {', '.join(self.choices)}")
+        if isinstance(value, int | float) and not (
+            (self.low is None or value >= self.low)
+            and (self.above is None or value > self.above)
+            and (self.high is None or value <= self.high)
+            and (self.below is None or value < self.below)
+        ):
+            shown = f"{value:g}" if isinstance(value, float) else value
+            raise ConfigError(f"{name} {shown} is {self._bounds()}")
+
+    def _bounds(self) -> str:
+        """What is wrong with a value outside them."""
+        upper = None
+        if self.high is not None:
+            upper = f"{self.high:,}" if isinstance(self.high, int) else f"{self.high:g}"
+        elif self.below is not None:
+            upper = f"below {self.below:g}"
+        if self.above is not None:
+            return f"not above {self.above:g}" + (f" and at most {upper}" if upper else "")
+        return f"not from {self.low:g} to {upper}" if upper else f"below {self.low:g}"
+
+
+def option(default: Any, help: str, **rules: Any) -> Any:
+    """A dataclass field that is also a command-line option. rules: see `Option`."""
+    rules["choices"] = tuple(rules.get("choices", ()))
+    return field(default=default, metadata={"option": Option(help=help, **rules)})
+
+
+def same_option(owner: type, name: str, default: Any = None) -> Any:
+    """A field like the one of that name in another dataclass; default: another default."""
+    (item,) = (item for item in fields(owner) if item.name == name)
+    return field(default=item.default if default is None else default, metadata=item.metadata)
+
+
+def declared_options(kind: type) -> dict[str, Option]:
+    """By name the fields of a dataclass that are options."""
+    return {i.name: i.metadata["option"] for i in fields(kind) if "option" in i.metadata}
+
+
+def check_fields(instance: Any) -> None:
     """Raise ConfigError unless each field of a frozen dataclass holds what it is declared to.
 
     Whole numbers of any kind become int, numbers become float where a float is declared, lists
     become tuples where a tuple is.
     """
-    for name, hint in _hints(type(instance)).items():  # type: ignore[arg-type]
+    kind = type(instance)
+    for name, hint in _hints(kind).items():
         value = getattr(instance, name)
         try:
             object.__setattr__(instance, name, _converted(value, hint))
         except TypeError as error:
             raise ConfigError(f"{name} must be {error}, not {value!r}") from None
+    for name, declared in _declared(kind).items():
+        declared.check(name, getattr(instance, name))
 
 
 def known_fields(kind: type, document: Any) -> dict[str, Any]:
-    """The entries of a JSON object that a dataclass has fields for; later versions may have more.
+    """The entries of a JSON object that a dataclass has fields for, under their names of today.
 
-    Raises TypeError when it is no object.
+    Other entries are left out: later versions may have more. Raises TypeError when the document is
+    not an object.
     """
     if not isinstance(document, dict):
         raise TypeError(f"{document!r} is not an object")
-    names = _hints(kind)
-    return {name: value for name, value in document.items() if name in names}
+    names = {name: name for name in _hints(kind)}
+    names |= {o.formerly: name for name, o in _declared(kind).items() if o.formerly}
+    return {names[name]: value for name, value in document.items() if name in names}
+
+
+_declared = cache(declared_options)
 
 
 @cache
@@ -68,9 +142,12 @@ def _converted(value: Any, hint: Any) -> Any:
         if isinstance(value, bool) or not isinstance(value, kind):
             raise TypeError(name)
         try:
-            return hint(value)
+            number = hint(value)
         except OverflowError:
             raise TypeError(f"{name} of a usual size") from None
+        if not isfinite(number):
+            raise TypeError("a finite number")
+        return number
     if hint is str:
         if not isinstance(value, str):
             raise TypeError("text")

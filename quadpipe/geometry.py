@@ -11,7 +11,7 @@ from functools import cached_property
 import numpy as np
 
 from quadpipe.errors import ConfigError
-from quadpipe.fields import check_types
+from quadpipe.fields import check_fields
 
 MAX_TOKENS = 2**20
 
@@ -33,7 +33,7 @@ class Geometry:
     max_patch_size: int
 
     def __post_init__(self) -> None:
-        check_types(self)
+        check_fields(self)
         for name in ("height", "width", "patch_size", "max_patch_size"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} {getattr(self, name)} is not above 0")

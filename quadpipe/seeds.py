@@ -9,6 +9,8 @@ import json
 
 import numpy as np
 
+LARGEST_SEED = 2**63 - 1
+
 
 def random_bits(count: int, *words: int | str) -> np.ndarray:
     """`count` uniform uint64 values named by `words`; other words give independent values."""

@@ -4,7 +4,7 @@ Letters: B batch; H, W image height and width in pixels.
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from os import PathLike
 from typing import Any, overload
@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from quadpipe.errors import ConfigError
-from quadpipe.fields import check_types
+from quadpipe.fields import check_fields, option
 from quadpipe.geometry import Geometry
 from quadpipe.images.crop import RESIZES, Box, centre_box, decode_and_resample, resample
 from quadpipe.images.decode import EncodedImage, to_rgb
@@ -23,6 +23,7 @@ from quadpipe.scorers import SCORERS, Network, find_network, make_scorer, scorer
 from quadpipe.scorers.base import Scorer
 from quadpipe.scorers.feature import DISTANCES
 from quadpipe.scorers.network import BACKBONES, DTYPES, NetworkScorer
+from quadpipe.seeds import LARGEST_SEED
 
 TOKENIZER_VERSION = 1
 """Raised only when the same configuration gives other bytes than before."""
@@ -40,94 +41,54 @@ class TokenizerConfig:
     there is asked by `make_scorer`: datasets of other scorers can be read.
     """
 
-    image_size: tuple[int, int] = field(
-        default=(256, 256), metadata={"help": "Size of the images in pixels: 256, or HxW."}
+    image_size: tuple[int, int] = option((256, 256), "Image size in pixels: 256, or HxW.")
+    patch_size: int = option(16, "Side of the smallest patch, and of every token, in pixels.")
+    max_patch_size: int = option(64, "Side of the largest patch: patch size times a power of two.")
+    tokens: int = option(100, "Tokens per image; every smaller budget is stored with it.")
+    scorer: str = option(
+        "pixel-blur", "What decides which patches are split; `quadpipe scorers` lists them."
     )
-    patch_size: int = field(
-        default=16, metadata={"help": "Side in pixels of the smallest patch and of every token."}
+    backbone: str | None = option(
+        None,
+        f"Network of the scorers feature and grad-cam: {', '.join(BACKBONES)}, or "
+        f"MODULE:CALLABLE, which is imported and called.",
     )
-    max_patch_size: int = field(
-        default=64,
-        metadata={"help": "Side of the largest patch: patch size times a power of two."},
+    scorer_stride: int | None = option(
+        None, "Scorer feature: stride of the features in pixels, 32 (the default) or 16."
     )
-    tokens: int = field(
-        default=100,
-        metadata={"help": "Tokens an image; every smaller budget can be read from the result."},
+    scorer_distance: str | None = option(
+        None, f"Scorer feature: distance of features, {' or '.join(DISTANCES)}; by default mse."
     )
-    scorer: str = field(
-        default="pixel-blur",
-        metadata={
-            "help": "What says which patches to split; see `quadpipe scorers`.",
-            "choices": tuple(SCORERS),
-        },
+    scorer_dtype: str | None = option(
+        None, f"Precision of the network, {' or '.join(DTYPES)}; by default float32."
     )
-    backbone: str | None = field(
-        default=None,
-        metadata={
-            "help": f"Network of scorers feature and grad-cam: {', '.join(BACKBONES)}, or "
-            f"MODULE:CALLABLE, which is run."
-        },
+    thresholds: tuple[tuple[int, float], ...] | None = option(
+        None,
+        "Subtract these from the importance of patches, by side in pixels, as 32=5.75,64=4; APT's "
+        "choice of patches is then gain 0.",
     )
-    scorer_stride: int | None = field(
-        default=None,
-        metadata={"help": "Scorer feature: pixels a cell of the features, 32 (the default) or 16."},
+    resample: str = option(
+        "bilinear",
+        "Downsample large patches from the four center pixels of each block, or from its mean.",
+        choices=RESAMPLERS,
     )
-    scorer_distance: str | None = field(
-        default=None,
-        metadata={"help": "Scorer feature: mse (the default) or cosine.", "choices": DISTANCES},
+    resize: str = option(
+        "crop", "Resize and crop the center, or squash to the image size.", choices=RESIZES
     )
-    scorer_dtype: str | None = field(
-        default=None,
-        metadata={
-            "help": "Numbers of the network, by default float32; others change bytes.",
-            "choices": DTYPES,
-        },
+    crop_pct: float = option(
+        0.875, "With --resize crop: share of the resized side that is kept.", low=0.1, high=1
     )
-    thresholds: tuple[tuple[int, float], ...] | None = field(
-        default=None,
-        metadata={
-            "help": "Subtracted from the importance of patches by their side in pixels, such as "
-            "32=5.75,64=4: gain 0 is then APT's choice."
-        },
-    )
-    resample: str = field(
-        default="bilinear",
-        metadata={
-            "help": "How large patches shrink: four centre pixels of each block, or all.",
-            "choices": RESAMPLERS,
-        },
-    )
-    resize: str = field(
-        default="crop",
-        metadata={
-            "help": "Keep the aspect and crop the centre, or squash to the size.",
-            "choices": RESIZES,
-        },
-    )
-    crop_pct: float = field(
-        default=0.875,
-        metadata={"help": "With resize crop: share of the resized side that is kept."},
-    )
-    seed: int = field(
-        default=0, metadata={"help": "Seed of whatever is drawn: order, views, random scorer."}
+    seed: int = option(
+        0, "Seed of the order, the views and the random scorer.", low=0, high=LARGEST_SEED
     )
 
     def __post_init__(self) -> None:
         size: Any = self.image_size
         if isinstance(size, int):
             object.__setattr__(self, "image_size", (size, size))
-        check_types(self)
+        check_fields(self)
         if max(self.image_size) > MAX_IMAGE_SIDE:
             raise ConfigError(f"image_size {self.image_size} has a side above {MAX_IMAGE_SIDE:,}")
-        for name, allowed in (("resample", RESAMPLERS), ("resize", RESIZES)):
-            if getattr(self, name) not in allowed:
-                raise ConfigError(
-                    f"{name} {getattr(self, name)!r} is not one of {', '.join(allowed)}"
-                )
-        if not 0.1 <= self.crop_pct <= 1:
-            raise ConfigError(f"crop_pct {self.crop_pct:g} is not from 0.1 to 1")
-        if not 0 <= self.seed < 2**63:
-            raise ConfigError(f"seed {self.seed} is not from 0 to 2^63 - 1")
         self.geometry.splits(self.tokens)
         if self.thresholds is not None:
             object.__setattr__(self, "thresholds", self._checked_thresholds(self.thresholds))

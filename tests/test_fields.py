@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from quadpipe.errors import ConfigError
-from quadpipe.fields import check_types, known_fields
+from quadpipe.fields import check_fields, declared_options, known_fields, option, same_option
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,7 +17,7 @@ class Example:
     names: list[str] | None = None
 
     def __post_init__(self) -> None:
-        check_types(self)
+        check_fields(self)
 
 
 def test_values_become_their_declared_types():
@@ -54,3 +54,54 @@ def test_what_a_later_version_added_is_left_out():
     assert known_fields(Example, {"count": 2, "later": 3}) == {"count": 2}
     with pytest.raises(TypeError, match="5 is not an object"):
         known_fields(Example, 5)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Declared:
+    batch_size: int = option(256, "Images per step.", low=1, formerly="batch")
+    lr: float = option(1e-3, "Peak learning rate.", above=0, high=10)
+    share: float = option(0.0, "Share of inputs.", low=0, below=1)
+    codec: str | None = option("raw", "Codec.", choices=("raw", "jpg"))
+    limit: int | None = option(None, "Inputs.", low=1)
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Borrowing:
+    lr: float = same_option(Declared, "lr", 0.5)
+    share: float = same_option(Declared, "share")
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"batch_size": 0}, "batch_size 0 is below 1"),
+        ({"lr": 0.0}, "lr 0 is not above 0 and at most 10"),
+        ({"lr": 11.0}, "lr 11 is not above 0 and at most 10"),
+        ({"lr": float("nan")}, "lr must be a finite number, not nan"),
+        ({"share": 1.0}, "share 1 is not from 0 to below 1"),
+        ({"codec": "gif"}, "codec 'gif' is not one of raw, jpg"),
+        ({"limit": 0}, "limit 0 is below 1"),
+    ],
+)
+def test_values_outside_the_declared_bounds_are_refused(options, message):
+    with pytest.raises(ConfigError, match=message):
+        Declared(**options)
+
+
+def test_a_declaration_can_be_borrowed_with_another_default():
+    assert Borrowing() == Borrowing(lr=0.5, share=0.0)
+    assert declared_options(Borrowing) == {
+        name: declared_options(Declared)[name] for name in ("lr", "share")
+    }
+    with pytest.raises(ConfigError, match="lr 20 is not above 0 and at most 10"):
+        Borrowing(lr=20)
+
+
+def test_entries_of_an_earlier_version_have_their_names_of_today():
+    assert known_fields(Declared, {"batch": 5, "lr": 1.0}) == {"batch_size": 5, "lr": 1.0}

@@ -5,10 +5,10 @@ from math import inf
 from typing import Any
 
 from quadpipe.errors import ConfigError
-from quadpipe.fields import check_types
+from quadpipe.fields import check_fields, option
 from quadpipe.images.crop import check_range
 from quadpipe.scorers import scorer_type
-from quadpipe.shards.format import CODECS, DEFAULT_QUALITY, MAX_SAMPLES_PER_SHARD, Codec
+from quadpipe.shards.format import CODECS, DEFAULT_QUALITY, MAX_SAMPLES_PER_SHARD, MAX_VIEWS, Codec
 from quadpipe.sources.names import SPLITS
 from quadpipe.tokenizer import TokenizerConfig
 
@@ -17,72 +17,48 @@ from quadpipe.tokenizer import TokenizerConfig
 class DatasetConfig:
     """What decides the bytes of a dataset beside its inputs and its tokenizer."""
 
-    codec: str = field(
-        default="raw",
-        metadata={"help": "Tokens as NumPy arrays, or as one image a sample.", "choices": CODECS},
+    codec: str = option(
+        "raw", "Store tokens as NumPy arrays, or as one image per sample.", choices=CODECS
     )
-    quality: int | None = field(
-        default=None, metadata={"help": f"JPEG quality of codec jpg, by default {DEFAULT_QUALITY}."}
+    quality: int | None = option(
+        None, f"JPEG quality of codec jpg, by default {DEFAULT_QUALITY}.", low=1, high=100
     )
-    samples_per_shard: int = field(default=1024, metadata={"help": "Inputs a shard."})
-    views: int = field(
-        default=1,
-        metadata={
-            "help": "Mosaics an input of the training split; from the second on random crops."
-        },
+    samples_per_shard: int = option(1024, "Inputs per shard.", low=1, high=MAX_SAMPLES_PER_SHARD)
+    views: int = option(
+        1,
+        "Mosaics per training image; all but the first are of random crops.",
+        low=1,
+        high=MAX_VIEWS,
     )
-    view_scale: tuple[float, float] = field(
-        default=(0.35, 1.0),
-        metadata={"help": "Random crops: smallest and largest share of the area."},
+    view_scale: tuple[float, float] = option(
+        (0.35, 1.0), "Random crops: range of the share of the image area."
     )
-    view_ratio: tuple[float, float] = field(
-        default=(0.75, 1.333),
-        metadata={"help": "Random crops: smallest and largest width to height."},
+    view_ratio: tuple[float, float] = option(
+        (0.75, 1.333), "Random crops: range of the aspect ratio, width by height."
     )
-    split: str | None = field(
-        default=None,
-        metadata={
-            "help": "The split of all inputs, where folders do not tell; top folders are classes.",
-            "choices": SPLITS,
-        },
+    split: str | None = option(
+        None,
+        "Put all inputs into this split; top folders are then classes.",
+        choices=SPLITS,
     )
-    val_share: float = field(
-        default=0.0, metadata={"help": "Share of the training inputs drawn for a split val."}
+    val_share: float = option(
+        0.0, "Share of the training inputs to draw for a val split.", low=0, below=1
     )
-    score_batch: int = field(
-        default=8,
-        metadata={
-            "help": "Consecutive inputs that are scored together; networks run on so many images."
-        },
+    score_batch: int = option(
+        8,
+        "Batch size of the scorer, in consecutive inputs.",
+        low=1,
+        high=1024,
     )
-    limit: int | None = field(
-        default=None, metadata={"help": "Only the first so many inputs of each split's plan."}
-    )
-    name: str | None = field(default=None, metadata={"help": "Name of the dataset, for its card."})
-    license: str | None = field(default=None, metadata={"help": "Its license, for its card."})
-    source: str | None = field(
-        default=None, metadata={"help": "Where the images come from, for its card."}
-    )
+    limit: int | None = option(None, "Tokenize only this many inputs of each split.", low=1)
+    name: str | None = option(None, "Name of the dataset, for the dataset card.")
+    license: str | None = option(None, "License of the dataset, for the dataset card.")
+    source: str | None = option(None, "Origin of the images, for the dataset card.")
 
     def __post_init__(self) -> None:
-        check_types(self)
-        for name, allowed in (("codec", CODECS), ("split", (*SPLITS, None))):
-            if getattr(self, name) not in allowed:
-                choices = ", ".join(choice for choice in allowed if choice)
-                raise ConfigError(f"{name} {getattr(self, name)!r} is not one of {choices}")
-        for name, limit in (
-            ("samples_per_shard", MAX_SAMPLES_PER_SHARD),
-            ("views", 100),
-            ("score_batch", 1024),
-        ):
-            if not 1 <= getattr(self, name) <= limit:
-                raise ConfigError(f"{name} {getattr(self, name)} is not from 1 to {limit:,}")
+        check_fields(self)
         check_range("view_scale", self.view_scale, 1.0)
         check_range("view_ratio", self.view_ratio, inf)
-        if not 0 <= self.val_share < 1:
-            raise ConfigError(f"val_share {self.val_share:g} is not from 0 to below 1")
-        if self.limit is not None and self.limit < 1:
-            raise ConfigError(f"limit {self.limit} is not above 0")
         if self.quality is not None and self.codec != "jpg":
             raise ConfigError(f"quality is for codec jpg, not {self.codec}; leave it out")
 
@@ -104,62 +80,44 @@ _SCORER_WAIT = 300
 class RunConfig:
     """How a job runs; nothing here changes a byte of its output."""
 
-    workers: int | None = field(
-        default=None, metadata={"help": "Shards made at the same time, by default one a CPU."}
+    workers: int | None = option(
+        None, "Shards to make in parallel; by default one per CPU that may be used.", low=1
     )
-    address: str | None = field(
-        default=None,
-        metadata={"help": "A running Ray cluster, `auto` or HOST:PORT; else a private one."},
+    address: str | None = option(
+        None, "Ray cluster to join, `auto` or HOST:PORT; by default a private Ray is started."
     )
-    in_process: bool = field(
-        default=False, metadata={"help": "Make one shard after the other here, without Ray."}
+    in_process: bool = option(False, "Make the shards one by one in this process, without Ray.")
+    scorers: int | None = option(
+        None,
+        "Run the scorer's network in this many Ray actors instead of in the workers; by default as "
+        "many as the GPUs hold.",
+        low=1,
     )
-    scorers: int | None = field(
-        default=None,
-        metadata={
-            "help": "Run the scorer's network in so many Ray actors, not in the workers; by "
-            "default as many as the GPUs hold."
-        },
+    gpus_per_scorer: float = option(
+        0.0, "GPUs per scorer actor; fractions share a GPU, 0 runs on the CPU."
     )
-    gpus_per_scorer: float = field(
-        default=0.0,
-        metadata={"help": "GPUs of each of these actors; fractions share a GPU, 0 is the CPU."},
+    scorer_resource: str | None = option(
+        None,
+        "Ray resource that each scorer actor takes, NAME or NAME=AMOUNT, to place them.",
     )
-    scorer_resource: str | None = field(
-        default=None,
-        metadata={
-            "help": "A Ray resource that each of these actors takes too, NAME or NAME=AMOUNT, to "
-            "place them."
-        },
+    scorer_wait: int | None = option(
+        None, "Seconds to wait for scorer actors to start or answer, by default 300.", low=1
     )
-    scorer_wait: int | None = field(
-        default=None,
-        metadata={"help": "Seconds to wait for these actors to start or answer, by default 300."},
-    )
-    retry_rejected: bool = field(
-        default=False,
-        metadata={"help": "Try rejected inputs again, and make the shards anew that they are of."},
-    )
-    max_rejected: str = field(
-        default="1%", metadata={"help": "How many inputs may be rejected: a share or a count."}
+    retry_rejected: bool = option(False, "Retry rejected inputs and rewrite their shards.")
+    max_rejected: str = option(
+        "1%", "Fail when more inputs than this are rejected: a share or a count."
     )
 
     def __post_init__(self) -> None:
-        check_types(self)
-        if self.workers is not None and self.workers < 1:
-            raise ConfigError(f"workers {self.workers} is not above 0")
+        check_fields(self)
         if self.in_process and (self.address or (self.workers or 1) > 1):
             raise ConfigError("in_process makes one shard at a time, without workers or address")
-        if self.scorers is not None and self.scorers < 1:
-            raise ConfigError(f"scorers {self.scorers} is not above 0")
         gpus = self.gpus_per_scorer
         fits = gpus == 0 or _SMALLEST_SHARE <= gpus <= 1 or (gpus < inf and gpus % 1 == 0)
         if gpus < 0 or not fits:  # as Ray has it
             raise ConfigError(
                 f"gpus_per_scorer {gpus:g} is neither a share of a GPU nor a whole number of them"
             )
-        if self.scorer_wait is not None and self.scorer_wait < 1:
-            raise ConfigError(f"scorer_wait {self.scorer_wait} is not above 0")
         if self.scorer_wait is not None and not self.pooled:
             raise ConfigError("scorer_wait is for scorers in actors of their own; leave it out")
         self.scorer_resources()

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from quadpipe.errors import ConfigError, OutputError, ShardError
-from quadpipe.fields import check_types, known_fields
+from quadpipe.fields import check_fields, known_fields
 from quadpipe.files import Folder, ReadableFolder
 from quadpipe.images.crop import DECODE_MARGIN
 from quadpipe.images.library import imaging_library
@@ -55,7 +55,7 @@ class PlannedSplit:
     listing: list[str]
 
     def __post_init__(self) -> None:
-        check_types(self)
+        check_fields(self)
 
 
 @dataclass(frozen=True, kw_only=True)

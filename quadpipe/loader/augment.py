@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from quadpipe.errors import ConfigError
+from quadpipe.fields import check_fields, option
 
 # ITU-R BT.601 luma, as PIL and torchvision use it for saturation and contrast.
 _LUMA = (0.299, 0.587, 0.114)
@@ -19,22 +19,25 @@ _LUMA = (0.299, 0.587, 0.114)
 
 @dataclass(frozen=True, kw_only=True)
 class Augmentation:
-    """What is done to training batches; nothing by default but the flip.
+    """Augmentation of training batches; by default images are only mirrored.
 
-    flip: probability of mirroring an image. colour_jitter: largest relative change of brightness,
-    contrast and saturation. token_dropout: share of tokens left out of every image.
+    Raises ConfigError on values outside their bounds.
     """
 
-    flip: float = 0.5
-    colour_jitter: float = 0.0
-    token_dropout: float = 0.0
+    flip: float = option(0.5, "Probability of a horizontal flip.", low=0, high=1)
+    color_jitter: float = option(
+        0.0,
+        "Largest relative change of brightness, contrast and saturation.",
+        low=0,
+        high=1,
+        formerly="colour_jitter",
+    )
+    token_dropout: float = option(
+        0.0, "Share of the tokens of each image that are dropped in training.", low=0, below=1
+    )
 
     def __post_init__(self) -> None:
-        for name in ("flip", "colour_jitter"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ConfigError(f"{name} {getattr(self, name):g} is not from 0 to 1")
-        if not 0 <= self.token_dropout < 1:
-            raise ConfigError(f"token_dropout {self.token_dropout:g} is not from 0 to below 1")
+        check_fields(self)
 
     def __call__(
         self,
@@ -58,10 +61,10 @@ class Augmentation:
         if self.flip:
             chosen = torch.rand(total, generator=generator)[mine] < self.flip
             tokens, boxes = flip(tokens, boxes, chosen.to(tokens.device), columns)
-        if self.colour_jitter:
-            low, high = 1 - self.colour_jitter, 1 + self.colour_jitter
+        if self.color_jitter:
+            low, high = 1 - self.color_jitter, 1 + self.color_jitter
             factors = torch.rand(3, total, generator=generator)[:, mine] * (high - low) + low
-            tokens = jitter_colours(tokens, boxes, *factors.to(tokens.device))
+            tokens = jitter_colors(tokens, boxes, *factors.to(tokens.device))
         if self.token_dropout:
             keep = max(1, round(tokens.shape[1] * (1 - self.token_dropout)))
             draws = torch.rand(total, tokens.shape[1], generator=generator)[mine]
@@ -81,7 +84,7 @@ def flip(tokens: Tensor, boxes: Tensor, chosen: Tensor, columns: int) -> tuple[T
     )
 
 
-def jitter_colours(
+def jitter_colors(
     tokens: Tensor, boxes: Tensor, brightness: Tensor, contrast: Tensor, saturation: Tensor
 ) -> Tensor:
     """Scale brightness, then contrast, then saturation by a factor for each image `[b]`.

@@ -24,7 +24,7 @@ import numpy as np
 from PIL import Image
 
 from quadpipe.errors import ConfigError, ShardError
-from quadpipe.fields import check_types
+from quadpipe.fields import check_fields
 
 FORMAT_VERSION = "1.0"
 
@@ -150,7 +150,7 @@ class Codec:
     patch_size: int
 
     def __post_init__(self) -> None:
-        check_types(self)
+        check_fields(self)
         if self.name not in CODECS:
             raise ConfigError(f"codec {self.name!r} is not one of {', '.join(CODECS)}")
         if not 1 <= self.quality <= 100:

@@ -7,7 +7,7 @@ from dataclasses import MISSING, asdict, dataclass, fields
 from typing import Any
 
 from quadpipe.errors import ConfigError, ShardError
-from quadpipe.fields import check_types, known_fields
+from quadpipe.fields import check_fields, known_fields
 from quadpipe.files import ReadableFolder
 from quadpipe.geometry import Geometry
 from quadpipe.shards.format import (
@@ -45,7 +45,7 @@ class SplitInfo:
     index_sha256: str | None = None
 
     def __post_init__(self) -> None:
-        check_types(self)
+        check_fields(self)
         for name in ("inputs", "rejected", "samples", "views", "shards", "bytes"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name} {getattr(self, name)} is below 0")
@@ -69,7 +69,7 @@ class ShardInfo:
     sha256: str
 
     def __post_init__(self) -> None:
-        check_types(self)
+        check_fields(self)
 
     @property
     def index(self) -> int:
@@ -145,7 +145,7 @@ class Manifest:
         return cls(**entries)
 
     def __post_init__(self) -> None:
-        check_types(self)
+        check_fields(self)
         if not 1 <= self.samples_per_shard <= MAX_SAMPLES_PER_SHARD:
             raise ConfigError(f"samples_per_shard {self.samples_per_shard} is out of range")
         if not isinstance(self.scorer, dict) or not (

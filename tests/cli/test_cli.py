@@ -45,14 +45,26 @@ def test_help_names_the_commands():
 def test_every_default_is_shown_and_has_one_source():
     text = " ".join(run("tokenize", "--help").stdout.split())
     for option in (
-        "--tokens INTEGER Tokens an image; every smaller budget can be read from the result. "
-        "[default: 100]",
-        "--image-size N|HxW Size of the images in pixels: 256, or HxW. [default: 256]",
+        "--tokens INTEGER Tokens per image; every smaller budget is stored with it. [default: 100]",
+        "--image-size N|HxW Image size in pixels: 256, or HxW. [default: 256]",
         "[default: 0.35,1]",
         "[default: 1%]",
-        "--seed INTEGER Seed of whatever is drawn: order, views, random scorer. [default: 0]",
+        "--seed INTEGER Seed of the order, the views and the random scorer. [default: 0]",
     ):
         assert option in text
+
+
+def test_a_flag_of_an_earlier_version_works_and_is_not_in_the_help(tmp_path):
+    text = run("train", "--help").stdout
+    assert "--ema-decay" in text
+    for old, message in (
+        ("--ema", "ema_decay 2 is not from 0 to below 1"),
+        ("--smoothing", "label_smoothing 2 is not from 0 to below 1"),
+        ("--colour-jitter", "color_jitter 2 is not from 0 to 1"),
+    ):
+        assert f"{old} " not in text
+        done = run("train", "x", "--out", tmp_path / "run", old, "2")
+        assert (done.returncode, message in done.stderr) == (2, True)
 
 
 def test_info_is_text_or_json(shards):
@@ -161,7 +173,7 @@ def test_too_many_rejects_exit_with_3(image_folder, tmp_path):
             "neither a number nor",
         ),
         (("tokenize", "--in", "x", "--out", "y", "--view-scale", "1"), 2, "is not two numbers"),
-        (("tokenize", "--in", "x", "--out", "y", "--scorer", "magic"), 2, "is not one of"),
+        (("tokenize", "--in", "x", "--out", "y", "--scorer", "magic"), 2, "no scorer is called"),
         (("tokenize", "--in", "x", "--out", "y"), 1, "x does not exist; give a folder"),
         (("info", "."), 1, "is not a finished dataset"),
         (("verify", "nowhere"), 1, "is not a finished dataset"),

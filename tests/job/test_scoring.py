@@ -402,10 +402,10 @@ def test_thresholds_are_part_of_the_plan(images, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"scorers": 0, "scorer": "feature"}, "scorers 0 is not above 0"),
+        ({"scorers": 0, "scorer": "feature"}, "scorers 0 is below 1"),
         ({"gpus_per_scorer": 1.5, "scorer": "feature"}, "gpus_per_scorer 1.5 is neither a share"),
         ({"gpus_per_scorer": -1.0, "scorer": "feature"}, "gpus_per_scorer -1 is neither a share"),
-        ({"scorer_wait": 0, "scorer": "feature"}, "scorer_wait 0 is not above 0"),
+        ({"scorer_wait": 0, "scorer": "feature"}, "scorer_wait 0 is below 1"),
         ({"scorer_resource": "GPU=1", "scorer": "feature"}, "GPUs are asked for with gpus_per_sc"),
         ({"scorer_resource": "memory=9", "scorer": "feature"}, "'memory=9' is not NAME or NAME"),
         ({"scorer_resource": "a=0.00001", "scorer": "feature"}, "is not NAME or NAME=AMOUNT"),

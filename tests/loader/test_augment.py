@@ -4,7 +4,7 @@ import torch
 
 import quadpipe
 from quadpipe.errors import ConfigError
-from quadpipe.loader.augment import Augmentation, flip, jitter_colours
+from quadpipe.loader.augment import Augmentation, flip, jitter_colors
 
 LUMA = np.array([0.299, 0.587, 0.114])
 
@@ -39,7 +39,7 @@ def test_flipping_tokens_is_flipping_the_image(batch, mosaics):
 def test_colours_change_as_they_would_in_the_whole_picture(batch):
     tokens, boxes = batch
     factors = np.array([[1.3, 0.7, 1.0, 1.1], [0.6, 1.4, 1.2, 1.0], [1.5, 0.5, 0.0, 1.0]])
-    found = jitter_colours(tokens, boxes, *torch.tensor(factors, dtype=torch.float32))
+    found = jitter_colors(tokens, boxes, *torch.tensor(factors, dtype=torch.float32))
     for row in range(4):
         brightness, contrast, saturation = factors[:, row]
         pixels = np.clip(tokens[row].numpy().astype(float) * brightness, 0, 255)
@@ -54,7 +54,7 @@ def test_colours_change_as_they_would_in_the_whole_picture(batch):
 
 def test_factors_of_one_change_nothing(batch):
     ones = torch.ones(4)
-    found = jitter_colours(*batch, ones, ones, ones)
+    found = jitter_colors(*batch, ones, ones, ones)
     assert torch.allclose(found, batch[0].float(), atol=1e-3)
 
 
@@ -79,7 +79,7 @@ def test_nothing_asked_is_nothing_done(batch):
 
 
 def test_draws_come_from_the_generator(batch):
-    augment = Augmentation(colour_jitter=0.4, token_dropout=0.1)
+    augment = Augmentation(color_jitter=0.4, token_dropout=0.1)
     runs = [augment(*batch, 16, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2)]
     assert torch.equal(runs[0][0], runs[1][0])
     assert not torch.equal(runs[0][0], runs[2][0])
@@ -89,7 +89,7 @@ def test_draws_come_from_the_generator(batch):
     ("options", "message"),
     [
         ({"flip": 1.5}, "flip 1.5 is not from 0 to 1"),
-        ({"colour_jitter": -0.1}, "colour_jitter -0.1 is not from 0 to 1"),
+        ({"color_jitter": -0.1}, "color_jitter -0.1 is not from 0 to 1"),
         ({"token_dropout": 1.0}, "token_dropout 1 is not from 0 to below 1"),
     ],
 )

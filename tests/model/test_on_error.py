@@ -144,7 +144,7 @@ def test_a_step_is_that_of_the_batch_without_the_skipped_samples(damaged, tmp_pa
 
 
 def test_a_batch_of_which_nothing_is_left_changes_no_weight_average_or_momentum(damaged, tmp_path):
-    trainer = make_trainer(damaged, tmp_path / "run", warmup_epochs=0.0, ema=0.9)
+    trainer = make_trainer(damaged, tmp_path / "run", warmup_epochs=0.0, ema_decay=0.9)
     trainer.average = MovingAverage(trainer.model, 0.9)
     batch = next(iter(trainer.loader.epoch(0)))
     nothing = replace(batch, weight=torch.zeros_like(batch.weight), skipped=len(batch.keys))

@@ -399,7 +399,7 @@ def test_a_validation_that_is_no_number_is_said_after_saving(shards, tmp_path, m
 def test_bf16_and_other_options_train(shards, tmp_path):
     options = SMALL | {
         "epochs": 1, "amp": "bf16", "positions": "learned", "pool": "area", "scale_embedding": True,
-        "drop_path": 0.1, "layer_decay": 0.8, "gradient_checkpointing": True, "colour_jitter": 0.3,
+        "drop_path": 0.1, "layer_decay": 0.8, "gradient_checkpointing": True, "color_jitter": 0.3,
         "token_dropout": 0.2, "ema": 0.99, "tensorboard": True,
     }  # fmt: skip
     run = train(shards, tmp_path / "run", **options)
@@ -617,13 +617,13 @@ def test_damaged_checkpoints_are_refused(shards, undisturbed, tmp_path):
     ("options", "message"),
     [
         ({"model": "huge"}, "model 'huge' is not one of nano, tiny"),
-        ({"epochs": 0}, "epochs 0 is not above 0"),
+        ({"epochs": 0}, "epochs 0 is below 1"),
         ({"lr": 0.0}, "lr 0 is not above 0 and at most 1e"),
         ({"lr": 1e38}, "lr 1e.38 is not above 0 and at most 1e"),
-        ({"seed": 2**70}, "is not from 0 to 2.63 - 1"),
+        ({"seed": 2**70}, "is not from 0 to 9,223,372,036,854,775,807"),
         ({"mean": (float("nan"), 0.0, 0.0)}, "not finite, or std not above 0"),
         ({"weight_decay": -1.0}, "weight_decay -1 is below 0"),
-        ({"smoothing": 1.0}, "smoothing 1 is not from 0 to below 1"),
+        ({"label_smoothing": 1.0}, "label_smoothing 1 is not from 0 to below 1"),
         ({"std": (1.0, 0.0, 1.0)}, "not finite, or std not above 0"),
         ({"flip": 2.0}, "flip 2 is not from 0 to 1"),
         ({"batch_size": "8"}, "batch_size must be a whole number, not '8'"),

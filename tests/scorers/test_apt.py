@@ -150,8 +150,8 @@ def test_thresholds_change_the_order_of_scales(square):
     [
         ({"thresholds": ((32, 1.0),)}, "give one for each size that can be split: 32=T,64=T"),
         ({"thresholds": ((32, 1.0), (32, 2.0), (64, 1.0))}, "thresholds are given for patches of"),
-        ({"thresholds": ((32, math.nan), (64, 1.0))}, "thresholds must be numbers of at most"),
-        ({"thresholds": ((32, math.inf), (64, 1.0))}, "thresholds must be numbers of at most"),
+        ({"thresholds": ((32, math.nan), (64, 1.0))}, "thresholds must be a finite number"),
+        ({"thresholds": ((32, math.inf), (64, 1.0))}, "thresholds must be a finite number"),
         (
             {"thresholds": (), "max_patch_size": 16, "tokens": 256, "scorer": "uniform"},
             "there is nothing to split",
