@@ -14,7 +14,13 @@ import numpy as np
 
 from quadpipe.errors import ConfigError, RejectError, ShardError, SourceError
 from quadpipe.job.decoding import IsolatedDecoder
-from quadpipe.job.plan import ShardId, read_inputs, read_plan
+from quadpipe.job.plan import (
+    ShardId,
+    changed_fields,
+    check_unchanged,
+    read_inputs,
+    read_plan,
+)
 from quadpipe.job.shard import View, Work, check_machine, decided_rejects, local_scorer, tokenized
 from quadpipe.mosaic import Mosaic
 from quadpipe.scorers.precomputed import Precomputed
@@ -60,6 +66,8 @@ class Again:
         self._source = source_root(Path(source))
         self._maps = None if maps is None else Path(maps)
         self._tokenizer = Tokenizer(config, scorer=local_scorer(plan, network))
+        scorer = self._tokenizer.scorer.as_json()
+        check_unchanged(dataset.folder, list(changed_fields(plan.scorer, scorer, "scorer")))
 
     def check(self, inputs: int, seed: int | None = None) -> Iterator[tuple[int, list[str]]]:
         """Compare at least `inputs` inputs, drawn at random, in whole batches of the scorer.

@@ -7,6 +7,7 @@ from quadpipe.errors import ShardError
 from quadpipe.shards.format import MANIFEST, PLAN, REJECTED, marker_name, sample_key
 from quadpipe.shards.manifest import ShardInfo
 from quadpipe.shards.reader import Dataset
+from quadpipe.tokenizer import TokenizerConfig
 
 
 def verify(dataset: Dataset) -> Iterator[str]:
@@ -101,6 +102,8 @@ def _check_plan(dataset: Dataset) -> Iterator[str]:
         plan = json.loads(data)
         manifest = json.loads(dataset.folder.read(MANIFEST))
         shared = ("tokenizer", "scorer", "codec", "imaging_library", "classes")
+        for document in (plan, manifest):  # a field that is absent has its default
+            document["tokenizer"] = TokenizerConfig().as_json() | document["tokenizer"]
         differing = [key for key in shared if plan[key] != manifest[key]]
     except (ValueError, TypeError, KeyError, RecursionError):
         differing = ["all of it"]
