@@ -102,7 +102,10 @@ class RunConfig:
     """How a job runs; nothing here changes a byte of its output."""
 
     workers: int | None = field(
-        default=None, metadata={"help": "Shards made at the same time, by default one a CPU."}
+        default=None,
+        metadata={
+            "help": "Shards made at the same time, by default one for each CPU that may be used."
+        },
     )
     address: str | None = field(
         default=None,
