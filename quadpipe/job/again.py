@@ -73,15 +73,39 @@ class Again:
         """Compare at least `inputs` inputs, drawn at random, in whole batches of the scorer.
 
         Gives for each batch how many inputs it had, and a line for each that came out otherwise.
+        Raises ConfigError at once when none of the inputs is in the source.
         """
         if inputs < 1:
             raise ConfigError(f"inputs {inputs} is not above 0")
         drawn: dict[ShardId, list[int]] = defaultdict(list)
         for shard, start in self._draw(inputs, random.Random(seed)):  # noqa: S311  no secret
             drawn[shard].append(start)
+        self._check_source(drawn)
+        return self._compare_all(drawn)
+
+    def _check_source(self, drawn: dict[ShardId, list[int]]) -> None:
+        for shard, starts in drawn.items():
+            try:
+                listed = read_inputs(self._dataset.folder, self._plan, shard)
+            except ShardError:
+                return  # which comparing says
+            size = self._plan.config.dataset.score_batch
+            batches = [listed[start : start + size] for start in starts]
+            if any(self._is_there(entry) for batch in batches for entry in batch):
+                return
+        raise ConfigError(
+            f"none of the inputs that were drawn is in {self._source}, such as "
+            f"{batches[0][0].path}; give --in what the dataset was made from"
+        )
+
+    def _compare_all(self, drawn: dict[ShardId, list[int]]) -> Iterator[tuple[int, list[str]]]:
         with closing(IsolatedDecoder(self._plan)) as self._decoder:
             for shard, starts in drawn.items():
-                listed = read_inputs(self._dataset.folder, self._plan, shard)
+                try:
+                    listed = read_inputs(self._dataset.folder, self._plan, shard)
+                except ShardError as error:
+                    yield 0, [str(error)]
+                    continue
                 for start in sorted(starts):
                     count = min(self._plan.config.dataset.score_batch, len(listed) - start)
                     try:
@@ -107,6 +131,8 @@ class Again:
         batch = listed[start : start + count]
         for entry in batch:
             self._check_inside(entry)
+            if not self._is_there(entry):  # reading would wait for it
+                raise SourceError(f"cannot read {entry.path} in {self._source}: no such file")
         marker = self._read_marker(shard)
         before = _rejects(marker["rejected"])
         decided = decided_rejects(self._dataset.folder, shard)  # by a clock: not tried again
@@ -165,6 +191,10 @@ class Again:
         if not whole:
             raise ShardError(f"{folder.where(name)} is not the marker of shard {shard}")
         return marker
+
+    def _is_there(self, entry: Input) -> bool:
+        path = text_to_path(entry.span.tar if entry.span else entry.path)
+        return os.path.exists(os.path.join(os.fsencode(self._source), path))
 
     def _check_inside(self, entry: Input) -> None:
         """Raise ShardError on a path that leads out of the source: the listing is a stranger's."""

@@ -5,17 +5,19 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from os import PathLike
 from typing import Any
 
 import numpy as np
 
-from quadpipe.errors import ConfigError, ShardError, UnreadableError
+from quadpipe.errors import ConfigError, MissingError, ShardError, UnreadableError
 from quadpipe.files import Cache, CachedFolder, Folder, ReadableFolder, RemoteFolder, open_folder
 from quadpipe.geometry import Geometry
 from quadpipe.mosaic import Mosaic
 from quadpipe.shards.format import npy_array
 from quadpipe.shards.manifest import Manifest, ShardInfo, SplitInfo, read_shard_list
+from quadpipe.shards.presence import shards_here
 from quadpipe.shards.skipped import Skipped, check_on_error
 from quadpipe.shards.tar import read_members, read_part
 
@@ -94,8 +96,17 @@ class Dataset:
             if view is None or shard.view == view:
                 yield from self.read_shard(shard, on_error)
 
-    def read_shard(self, shard: ShardInfo, on_error: str = "raise") -> Iterator[Sample]:
+    @cached_property
+    def missing(self) -> str:
+        """What is said of a shard that is not there."""
+        return f"missing: {shards_here(self.folder, self.manifest)}"
+
+    def read_shard(
+        self, shard: ShardInfo, on_error: str = "raise", contents: memoryview | None = None
+    ) -> Iterator[Sample]:
         """The samples of one shard; ShardError names shard and key of what is wrong.
+
+        contents: of the shard, where they have been read already.
 
         With on_error="skip" it is passed over: a sample that is damaged or does not fit the
         manifest alone, a shard that is missing or has another size as a whole, an archive that
@@ -106,7 +117,7 @@ class Dataset:
         left = shard.samples
         seen: set[str] = set()
         try:
-            for key, members, damage in self._groups(shard):
+            for key, members, damage in self._groups(shard, contents):
                 if not left:
                     raise ShardError(f"{key}: more than the {shard.samples} samples of its list")
                 try:
@@ -134,15 +145,18 @@ class Dataset:
             self.skipped.add(shard.name, self._located(shard, error), left)
 
     def _located(self, shard: ShardInfo, error: ShardError) -> ShardError:
-        return ShardError(f"{self.folder.where(shard.name)}: {error}")
+        what = self.missing if isinstance(error, MissingError) else error
+        return ShardError(f"{self.folder.where(shard.name)}: {what}")
 
-    def _groups(self, shard: ShardInfo) -> Iterator[tuple[str, list[Member], ShardError | None]]:
+    def _groups(
+        self, shard: ShardInfo, contents: memoryview | None
+    ) -> Iterator[tuple[str, list[Member], ShardError | None]]:
         """The members of each sample of a shard, with their key.
 
         And with the last ones why the archive cannot be followed any further, if it cannot: they
         may be a whole sample.
         """
-        data = self.folder.map(shard.name)
+        data = self.folder.map(shard.name) if contents is None else contents
         if len(data) != shard.bytes:
             raise ShardError(f"{len(data)} bytes, expected {shard.bytes}")
         key, members, damage = "", list[Member](), None
