@@ -14,7 +14,7 @@ def shards_here(folder: ReadableFolder, manifest: Manifest) -> str:
     here = total - len(missing_shards(folder, manifest, names))
     return (
         f"not all of this dataset is here: {here:,} of {total:,} shards; finish copying it, or run "
-        f"the quadpipe tokenize command that wrote it again"
+        f"again the quadpipe tokenize command that wrote it"
     )
 
 

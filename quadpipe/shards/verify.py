@@ -75,7 +75,7 @@ def _missing(dataset: Dataset, missing: list[str], shards: int) -> Iterator[str]
         yield (
             f"{dataset.folder}: not all of this dataset is here: {total - shards:,} of {total:,} "
             f"shards; {', '.join(missing[:_SHOWN])}{more} are missing; finish copying it, or run "
-            f"the quadpipe tokenize command that wrote it again"
+            f"again the quadpipe tokenize command that wrote it"
         )
 
 
@@ -95,7 +95,9 @@ def _check_shard(dataset: Dataset, split: str, shard: ShardInfo) -> list[int]:
     It is read once: of a remote folder the whole shard is in memory.
     """
     folder, where = dataset.folder, dataset.folder.where(shard.name)
-    advice = "fetch it again, or delete it and run the quadpipe tokenize command that wrote it"
+    advice = (
+        "fetch it again, or delete it and run again the quadpipe tokenize command that wrote it"
+    )
     if isinstance(folder, CachedFolder):
         advice = f"remove its copy {shard.sha256}.tar from the cache"
     data = folder.map(shard.name)
