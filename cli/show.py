@@ -18,7 +18,7 @@ from quadpipe.tokenizer import Tokenizer, TokenizerConfig
 
 
 @click.command("show")
-@click.argument("what", type=click.Path(path_type=Path))
+@click.argument("what", type=click.Path())
 @click.option(
     "--out", required=True, type=click.Path(path_type=Path), help="The picture to write, a .png."
 )
@@ -47,7 +47,7 @@ from quadpipe.tokenizer import Tokenizer, TokenizerConfig
 def command(
     context: click.Context,
     /,
-    what: Path,
+    what: str,
     out: Path,
     budgets: tuple[int, ...],
     samples: int,
@@ -58,13 +58,14 @@ def command(
     scorer_weights: Path | None,
     **options: Any,
 ) -> None:
-    """Draw WHAT, an image file or a dataset: the picture, its quadtree, its mosaic.
+    """Draw WHAT: the picture, its quadtree, its mosaic. WHAT is an image file, or a dataset in a
+    folder or at a URL.
 
     Give --tokens several times to see budgets side by side; --in to see a dataset's mosaics
     beside the images they were made from.
     """
     check_png(out)
-    if what.is_dir():
+    if "://" in what or Path(what).is_dir():
         of_images = [f.name for f in fields(TokenizerConfig)]
         of_images += ["class_name", "map_path", "scorer_weights"]
         _refuse_given(context, of_images, "an image file")
@@ -76,7 +77,7 @@ def command(
         budgets = budgets or (TokenizerConfig.tokens,)
         tokenizer = Tokenizer(tokens=max(budgets), scorer_weights=scorer_weights, **options)
         hint = _hint(tokenizer, class_name, map_path)
-        shown = [_image_exhibit(what, tokenizer, hint)]
+        shown = [_image_exhibit(Path(what), tokenizer, hint)]
     write_picture(shown, sorted(budgets), out)
 
 

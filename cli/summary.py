@@ -7,7 +7,7 @@ import click
 from quadpipe.cli.text import bytes_text, table
 from quadpipe.images.library import describe
 from quadpipe.shards.reader import Dataset
-from quadpipe.shards.summary import LOOKED_AT, summarize
+from quadpipe.shards.summary import summarize
 
 
 def print_summary(dataset: Dataset) -> None:
@@ -74,5 +74,6 @@ def _scales(summary: dict[str, Any]) -> str:
         for name, split in summary["splits"].items()
         for share in ("tokens", "area")
     ]
-    note = f"(shares in the first {LOOKED_AT:,} samples of a split)"
+    looked_at = ", ".join(f"{s['looked_at']:,} of {n}" for n, s in summary["splits"].items())
+    note = f"(shares in the first samples: {looked_at})"
     return f"{table(header, rows)}\n{note}"

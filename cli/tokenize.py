@@ -15,7 +15,7 @@ from quadpipe.tokenizer import TokenizerConfig
 @click.command("tokenize")
 @click.option(
     "--in",
-    "source",
+    "inputs",
     required=True,
     type=click.Path(),
     help="A folder of images or of WebDataset tars, a .tar, or a .csv of `path,label` rows.",
@@ -43,7 +43,7 @@ from quadpipe.tokenizer import TokenizerConfig
 @click.option("--dry-run", is_flag=True, help="Say what would be done, and do nothing.")
 @options_of(TokenizerConfig, DatasetConfig, RunConfig)
 def command(
-    source: str,
+    inputs: str,
     out: str,
     labels: str | None,
     classes: str | None,
@@ -60,7 +60,7 @@ def command(
     """
     config = JobConfig.from_options(**options)
     job = Job(
-        source,
+        inputs,
         out,
         config,
         labels=labels,

@@ -28,6 +28,10 @@ class ShardError(QuadpipeError):
     """A dataset, manifest or shard that does not hold what it says."""
 
 
+class MissingError(ShardError):
+    """A file of a dataset that is not there."""
+
+
 class UnreadableError(ShardError):
     """A dataset that cannot be reached now; what it holds may be whole."""
 

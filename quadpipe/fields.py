@@ -145,7 +145,7 @@ def _converted(value: Any, hint: Any) -> Any:
             number = hint(value)
         except OverflowError:
             raise TypeError(f"{name} of a usual size") from None
-        if not isfinite(number):
+        if hint is float and not isfinite(number):
             raise TypeError("a finite number")
         return number
     if hint is str:

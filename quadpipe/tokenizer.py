@@ -6,6 +6,7 @@ Letters: B batch; H, W image height and width in pixels.
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
+from math import isqrt
 from os import PathLike
 from typing import Any, overload
 
@@ -16,13 +17,14 @@ from quadpipe.errors import ConfigError
 from quadpipe.fields import check_fields, option
 from quadpipe.geometry import Geometry
 from quadpipe.images.crop import RESIZES, Box, centre_box, decode_and_resample, resample
-from quadpipe.images.decode import EncodedImage, to_rgb
+from quadpipe.images.decode import BYTES_PER_PIXEL, MAX_PIXELS, EncodedImage, to_rgb
 from quadpipe.mosaic import RESAMPLERS, Mosaic, cut
 from quadpipe.quadtree import grow, join_maps, subtract_thresholds
 from quadpipe.scorers import SCORERS, Network, find_network, make_scorer, scorer_type
 from quadpipe.scorers.base import Scorer
 from quadpipe.scorers.feature import DISTANCES
 from quadpipe.scorers.network import BACKBONES, DTYPES, NetworkScorer
+from quadpipe.scorers.uniform import Uniform
 from quadpipe.seeds import LARGEST_SEED
 
 TOKENIZER_VERSION = 1
@@ -30,6 +32,7 @@ TOKENIZER_VERSION = 1
 
 MAX_IMAGE_SIDE = 16_384
 
+_LARGEST_MAX_PIXELS = 2**31 - 1  # what PIL counts with
 _LARGEST_THRESHOLD = 1e30  # float32 holds importances less thresholds
 
 
@@ -78,6 +81,13 @@ class TokenizerConfig:
     crop_pct: float = option(
         0.875, "With --resize crop: share of the resized side that is kept.", low=0.1, high=1
     )
+    max_pixels: int = option(
+        MAX_PIXELS,
+        f"Reject image files with more pixels than this. A worker may take {BYTES_PER_PIXEL} bytes "
+        f"of memory per pixel.",
+        low=1,
+        high=_LARGEST_MAX_PIXELS,
+    )
     seed: int = option(
         0, "Seed of the order, the views and the random scorer.", low=0, high=LARGEST_SEED
     )
@@ -89,9 +99,52 @@ class TokenizerConfig:
         check_fields(self)
         if max(self.image_size) > MAX_IMAGE_SIDE:
             raise ConfigError(f"image_size {self.image_size} has a side above {MAX_IMAGE_SIDE:,}")
+        if self.scorer == Uniform.name:
+            self._check_uniform()
         self.geometry.splits(self.tokens)
         if self.thresholds is not None:
             object.__setattr__(self, "thresholds", self._checked_thresholds(self.thresholds))
+
+    def check_limits(self) -> None:
+        """Raise ConfigError when images of the image size are above `max_pixels`.
+
+        For a job that is planned; what was made with such a configuration can be read.
+        """
+        height, width = self.image_size
+        if height * width > self.max_pixels:
+            raise ConfigError(
+                f"image_size {height}x{width} has {height * width:,} pixels, and image files of "
+                f"more than {self.max_pixels:,} are rejected; give max_pixels {height * width} or "
+                f"more"
+            )
+
+    def _check_uniform(self) -> None:
+        """Raise ConfigError, with options that work, unless the tokens are a grid over the image.
+
+        Sizes below 1 are left to the geometry.
+        """
+        side, (height, width) = self.patch_size, self.image_size
+        if min(side, height, width, self.tokens) < 1:
+            return
+        rows, columns = height // side, width // side
+        fits = (rows * side, columns * side) == (height, width)
+        if fits and self.max_patch_size == side and rows * columns == self.tokens:
+            return
+        root = isqrt(self.tokens)
+        choices = [
+            f"--tokens {n * n} --image-size {n * side} --max-patch-size {side}"
+            for n in range(root, root + 1 if root * root == self.tokens else root + 2)
+            if n * side <= MAX_IMAGE_SIDE
+        ]
+        if fits:
+            choices.append(
+                f"--tokens {rows * columns} --max-patch-size {side} for images of {height}x{width}"
+            )
+        raise ConfigError(
+            f"scorer uniform cuts an image into a grid of equal patches, and {self.tokens} tokens "
+            f"of {side} pixels are not a grid over {height}x{width} with patches of {side} to "
+            f"{self.max_patch_size}; give {', or '.join(dict.fromkeys(choices))}"
+        )
 
     def _checked_thresholds(
         self, thresholds: tuple[tuple[int, float], ...]
@@ -276,7 +329,8 @@ class Tokenizer:
         job; one that has the image size already is used as it is when `crop_pct` is 1. Raises
         ConfigError on arrays that are no images, RejectError on PIL images without RGB colours.
         """
-        if isinstance(images, Image.Image) or (isinstance(images, np.ndarray) and images.ndim == 3):
+        # An array that is not a batch is taken for an image, so that errors name its whole shape.
+        if isinstance(images, Image.Image) or (isinstance(images, np.ndarray) and images.ndim != 4):
             return self.tokenize(self.prepare(images)[None], None if hints is None else [hints])[0]
         if not len(images):
             return []
@@ -286,9 +340,11 @@ class Tokenizer:
         """The part of an image that its mosaic shows, uint8 `[H, W, 3]`; errors as above."""
         if isinstance(image, np.ndarray):
             if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+                is_grey = image.ndim == 2 or (image.ndim == 3 and image.shape[2] == 1)
                 raise ConfigError(
                     f"an image must be uint8 [h, w, 3], RGB; this one is {image.dtype} "
                     f"{list(image.shape)}"
+                    + ("; give a grey image as PIL.Image.fromarray(image)" if is_grey else "")
                 )
             picture = Image.fromarray(image)
         else:
@@ -301,7 +357,7 @@ class Tokenizer:
 
         Raises RejectError when the bytes are no image that can be used.
         """
-        image = EncodedImage(data)
+        image = EncodedImage(data, self.config.max_pixels)
         box = self.config.view_box(image.width, image.height)
         return decode_and_resample(image, box, self.config.image_size)
 

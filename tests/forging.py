@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -23,7 +24,7 @@ from quadpipe.shards.format import index_name, npy_header
 from quadpipe.shards.gallery import exhibits
 from quadpipe.shards.index import FIELDS, checksum, scan
 from quadpipe.shards.summary import summarize
-from quadpipe.shards.tar import END, member_bytes, read_members
+from quadpipe.shards.tar import END, member_bytes, read_members, read_part
 
 
 def make_dataset(folder: Path, inputs: int = 20, **options: object) -> Path:
@@ -112,7 +113,11 @@ def rewrite_index(dataset: Path, split: str) -> None:
                 return
             rows["shard"] = number
             for row in rows:
-                row["checksum"] = checksum(contents[row["offset"] :][: row["size"]])
+                part = contents[row["offset"] :][: row["size"]]
+                row["checksum"] = checksum(part)
+                labels = [bytes(data) for name, _, data in read_part(part) if name[-4:] == ".cls"]
+                readable = labels and re.fullmatch(rb"[0-9]{1,9}", labels[0])
+                row["label"] = int(labels[0]) if readable else -1
             parts.append(rows)
     except (ShardError, OSError):
         return

@@ -1,9 +1,11 @@
+import io
+
 import numpy as np
 import pytest
 from PIL import Image
 
 import quadpipe
-from quadpipe.errors import ConfigError
+from quadpipe.errors import ConfigError, RejectError
 from quadpipe.tokenizer import TokenizerConfig
 
 
@@ -73,6 +75,7 @@ def test_a_configuration_survives_json():
         ({"tokens": "100"}, "tokens must be a whole number, not '100'"),
         ({"image_size": 32768}, "has a side above 16,384"),
         ({"seed": -1}, "seed -1 is not from 0"),
+        ({"max_pixels": 0}, "max_pixels 0 is not from 1 to 2,147,483,647"),
         ({"config": TokenizerConfig(), "tokens": 64}, "not both"),
     ],
 )
@@ -88,6 +91,60 @@ def test_arrays_that_are_no_images_are_refused(image):
     tokenizer = quadpipe.Tokenizer()
     with pytest.raises(ConfigError, match=r"must be uint8 \[h, w, 3\]"):
         tokenizer([image])
+
+
+@pytest.mark.parametrize("shape", [(120, 160), (120, 160, 1)])
+def test_a_grey_array_is_named_by_its_own_shape_with_the_next_step(shape):
+    grey = np.zeros(shape, np.uint8)
+    message = rf"this one is uint8 \[{', '.join(map(str, shape))}\]; give a grey image as PIL"
+    for images in (grey, [grey]):
+        with pytest.raises(ConfigError, match=message):
+            quadpipe.Tokenizer()(images)
+    picture = Image.fromarray(grey.reshape(120, 160))
+    assert len(quadpipe.Tokenizer()(picture).leaves()) == 100
+
+
+@pytest.mark.parametrize(
+    ("options", "choices"),
+    [
+        ({"tokens": 36}, ["--tokens 36 --image-size 96 --max-patch-size 16"]),
+        ({"tokens": 36, "image_size": 96}, ["--tokens 36 --image-size 96 --max-patch-size 16"]),
+        (
+            {"tokens": 40, "image_size": 250},
+            [
+                "--tokens 36 --image-size 96 --max-patch-size 16",
+                "--tokens 49 --image-size 112 --max-patch-size 16",
+            ],
+        ),
+        (
+            {"tokens": 99, "image_size": (64, 128), "patch_size": 8, "max_patch_size": 8},
+            [
+                "--tokens 81 --image-size 72 --max-patch-size 8",
+                "--tokens 100 --image-size 80 --max-patch-size 8",
+                "--tokens 128 --max-patch-size 8 for images of 64x128",
+            ],
+        ),
+    ],
+)
+def test_a_uniform_grid_that_does_not_fit_is_told_what_to_type(options, choices):
+    with pytest.raises(ConfigError, match="are not a grid over") as refused:
+        quadpipe.Tokenizer(scorer="uniform", **options)
+    for choice in choices:
+        assert choice in str(refused.value)
+        words = choice.partition(" for ")[0].split()
+        given = {words[i][2:].replace("-", "_"): int(words[i + 1]) for i in range(0, len(words), 2)}
+        config = TokenizerConfig(**{**options, "scorer": "uniform", **given})
+        assert config.geometry.roots == config.tokens
+
+
+def test_a_file_of_more_pixels_than_the_limit_is_rejected_and_below_it_is_not(photographs):
+    file = io.BytesIO()
+    Image.fromarray(photographs[0]).save(file, "PNG")
+    pixels = 640 * 427
+    with pytest.raises(RejectError, match=f"640 x 427 pixels, more than {pixels - 1:,}"):
+        quadpipe.Tokenizer(max_pixels=pixels - 1).prepare_file(file.getvalue())
+    prepared = quadpipe.Tokenizer(max_pixels=pixels).prepare_file(file.getvalue())
+    assert prepared.shape == (256, 256, 3)
 
 
 def test_prepared_images_must_have_the_image_size(square):

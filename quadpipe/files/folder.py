@@ -60,6 +60,12 @@ class ReadableFolder(ABC):
     def open_ranges(self, name: str) -> RangeReader:
         """A function that reads parts of a file, again and again."""
 
+    def beginning(self, name: str, size: int) -> memoryview:
+        """The first `size` bytes of a file, or all that it has; no more of it is read."""
+        start, stop = np.array([0]), np.array([size])
+        contents, begins = self.open_ranges(name)(start, stop)
+        return contents[int(begins[0]) :][:size].data
+
     @abstractmethod
     def sha256(self, name: str) -> str: ...
 
@@ -139,7 +145,10 @@ class Folder(ReadableFolder):
 
     @abstractmethod
     def check_writable(self) -> None:
-        """Raise OutputError where files cannot be written whole or not at all."""
+        """Raise OutputError where files cannot be written whole or not at all.
+
+        Nothing is left behind. Called before the folder is locked.
+        """
 
     @abstractmethod
     def lock(self, name: str) -> AbstractContextManager[None]:

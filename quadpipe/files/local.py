@@ -15,7 +15,7 @@ from uuid import uuid4
 import numpy as np
 
 from quadpipe import faults
-from quadpipe.errors import ConfigError, OutputError, ShardError
+from quadpipe.errors import ConfigError, MissingError, OutputError, ShardError
 from quadpipe.files.folder import (
     STAGING,
     Contents,
@@ -57,7 +57,7 @@ class LocalFolder(Folder):
         path = self.path(name)
         try:
             if not path.is_file():
-                raise FileNotFoundError(errno.ENOENT, "no such file")
+                raise MissingError(f"cannot read {path}: no such file")
             return path.open("rb")
         except OSError as error:
             raise ShardError(f"cannot read {path}: {_reason(error)}") from error

@@ -16,6 +16,7 @@ import numpy as np
 from quadpipe import faults
 from quadpipe.errors import (
     ConfigError,
+    MissingError,
     OutputError,
     QuadpipeError,
     ShardError,
@@ -87,6 +88,10 @@ class RemoteFolder(Folder):
     def _root(self) -> str:
         return self._open()[1]
 
+    @property
+    def _is_web(self) -> bool:
+        return "http" in str(self._system.protocol)
+
     def __str__(self) -> str:
         return self.url
 
@@ -138,18 +143,29 @@ class RemoteFolder(Folder):
         return read
 
     def sha256(self, name: str) -> str:
+        # Read at once: of a web server that gives whole files only, fsspec reads no parts.
+        return hashlib.sha256(self.read(name)).hexdigest()
+
+    def beginning(self, name: str, size: int) -> memoryview:
+        if not self._is_web:
+            return super().beginning(name, size)
         path = self._path(name)
 
-        def digest() -> str:
-            with self._system.open(path, "rb") as file:
-                return hashlib.file_digest(file, "sha256").hexdigest()
+        def stream() -> bytes:
+            # Without a block size fsspec asks for no parts, which some servers do not give.
+            parts, left = [], size
+            with self._system.open(path, "rb", block_size=0) as file:
+                while left and (part := file.read(left)):
+                    parts.append(part)
+                    left -= len(part)
+            return b"".join(parts)
 
-        return self._reading(name, digest)
+        return memoryview(self._reading(name, stream))
 
     def names(self) -> list[str] | None:
-        system, root = self._open()
-        if "http" in str(system.protocol):
+        if self._is_web:
             return None
+        system, root = self._open()
         found = self._reading("", lambda: system.find(root))
         names = (path.removeprefix(root).lstrip("/") for path in found)
         return sorted(name for name in names if not name.startswith("."))
@@ -271,17 +287,35 @@ class RemoteFolder(Folder):
         return None
 
     def check_writable(self) -> None:
-        """Try it: some file systems publish what was not committed, some commit nothing."""
+        """Try it: some file systems publish what was not committed, some commit nothing.
+
+        Not where the file system itself says that it cannot: what is published may be seen, as a
+        commit of a repository is.
+        """
+        from fsspec.spec import AbstractBufferedFile
+
         name = f"{STAGING}/probe-{uuid4().hex}"
         system, path = self._system, self._path(name)
         with self._writing(name):
-            discarded = system.open(path, "wb", autocommit=False)
+            try:
+                discarded = system.open(path, "wb", autocommit=False)
+            except NotImplementedError as error:
+                raise OutputError(
+                    f"{self.url}: this kind of storage can only be read; write to a local folder, "
+                    f"then upload the finished dataset"
+                ) from error
+            does_nothing = AbstractBufferedFile.commit
+            if getattr(type(discarded), "commit", does_nothing) is does_nothing:
+                discarded.closed = True  # or it would be sent when Python forgets it
+                raise self._publishes_early()
             discarded.write(b"discarded")
             discarded.close()
             early = system.exists(path)
             discarded.discard()
             with suppress(FileNotFoundError):
                 system.rm_file(path)
+            if early:
+                raise self._publishes_early()
             kept = system.open(path, "wb", autocommit=False)
             kept.write(b"kept")
             kept.close()
@@ -289,11 +323,14 @@ class RemoteFolder(Folder):
             self._system.invalidate_cache()
             late = system.cat_file(path) if system.exists(path) else b""
             self.remove(name)
-        if early or late != b"kept":
-            raise OutputError(
-                f"{self.url}: this kind of storage cannot hold a file back until it is whole; "
-                f"write to a local folder, then copy the finished dataset"
-            )
+        if late != b"kept":
+            raise self._publishes_early()
+
+    def _publishes_early(self) -> OutputError:
+        return OutputError(
+            f"{self.url}: this kind of storage cannot hold a file back until it is whole; write to "
+            f"a local folder, then upload the finished dataset"
+        )
 
     def lock(self, name: str) -> AbstractContextManager[None]:
         return held(self, f"{name}.json", alone_here=False, settle=_SETTLE_SECONDS)
@@ -316,7 +353,7 @@ class RemoteFolder(Folder):
         if isinstance(error, QuadpipeError | MemoryError):
             return error
         if isinstance(error, FileNotFoundError):
-            return ShardError(f"cannot read {self.url}/{name}: no such file")
+            return MissingError(f"cannot read {self.url}/{name}: no such file")
         return UnreadableError(
             f"cannot read {self.url}/{name}: {reason_of(error)}; check the URL, and whether this "
             f"machine has the credentials and the connection"

@@ -7,6 +7,7 @@ file's own bytes, so that a job repeats its decisions.
 
 import io
 import sys
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -46,6 +47,9 @@ FORMATS = tuple(
 
 # Pillow's own warning limit: 256 MiB of RGB.
 MAX_PIXELS = 89_478_485
+"""Pixels of the largest image that is decoded, unless another limit is given."""
+BYTES_PER_PIXEL = 8
+"""Memory that decoding takes at most, beside the file: a test measures it."""
 MIN_SIDE = 8
 # Progressive JPEGs have about ten. Each costs a pass over all pixels, whatever little it holds.
 MAX_SCANS = 1000
@@ -99,19 +103,21 @@ _CONVERTIBLE = ("1", "L", "P", "RGB", "RGBX", "CMYK", "YCbCr", *_WITH_ALPHA)
 class EncodedImage:
     """An opened image file whose pixels are decoded on demand, at a reduced scale if wished.
 
-    width, height: size in pixels after EXIF orientation.
+    width, height: size in pixels after EXIF orientation. max_pixels: of the largest image that is
+    decoded, whatever `PIL.Image.MAX_IMAGE_PIXELS` says.
     Raises RejectError when the bytes are no image that can be used.
     """
 
-    def __init__(self, data: bytes) -> None:
+    def __init__(self, data: bytes, max_pixels: int = MAX_PIXELS) -> None:
         self._data = data
-        with _rejecting(data):
+        self._max_pixels = max_pixels
+        with _rejecting(data, max_pixels):
             if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
                 # libwebp takes memory for the canvas before its size can be asked.
-                _check_pixels(*_webp_size(data))
+                _check_pixels(*_webp_size(data), max_pixels)
             image = self._open()
             width, height = image.size
-            _check_pixels(width, height)
+            _check_pixels(width, height, max_pixels)
             _check_compression(image)
             if min(width, height) < MIN_SIDE:
                 raise RejectError(
@@ -133,7 +139,7 @@ class EncodedImage:
     def decode(self, reduction: int = 1) -> Image.Image:
         """The upright RGB image at 1 / `reduction` of its size (1, 2, 4 or 8; JPEG only)."""
         if reduction not in self._decoded:
-            with _rejecting(self._data):
+            with _rejecting(self._data, self._max_pixels):
                 image, self._opened = self._opened or self._open(), None
                 image.draft(None, (image.width // reduction, image.height // reduction))
                 self._decoded[reduction] = self._upright_rgb(image)
@@ -158,9 +164,9 @@ class EncodedImage:
         return _upright_alone(image)
 
 
-def _check_pixels(width: int, height: int) -> None:
-    if width * height > MAX_PIXELS:
-        raise RejectError("too_many_pixels", f"{width} x {height} pixels, more than {MAX_PIXELS:,}")
+def _check_pixels(width: int, height: int, limit: int) -> None:
+    if width * height > limit:
+        raise RejectError("too_many_pixels", f"{width} x {height} pixels, more than {limit:,}")
 
 
 def _check_scans(data: bytes) -> None:
@@ -193,21 +199,54 @@ def _check_compression(image: ImageFile.ImageFile) -> None:
             raise RejectError("no_decoder", f"a TIFF in compression {compression}, not opened here")
 
 
+class _PilLimit:
+    """Keeps PIL's own limit of pixels, one for the whole process, from being lower than ours.
+
+    It is only raised, by the threads that decode at the moment, and then is as before.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._ours: list[int] = []
+        self._before: int | None = None
+
+    @contextmanager
+    def at_least(self, pixels: int) -> Iterator[None]:
+        with self._lock:
+            if not self._ours:
+                self._before = Image.MAX_IMAGE_PIXELS
+            self._ours.append(pixels)
+            self._set()
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._ours.remove(pixels)
+                self._set()
+
+    def _set(self) -> None:
+        if self._before is not None:
+            Image.MAX_IMAGE_PIXELS = max(self._before, *self._ours, 0)
+
+
+_pil_limit = _PilLimit()
+
+
 @contextmanager
-def _rejecting(data: bytes) -> Iterator[None]:
+def _rejecting(data: bytes, max_pixels: int) -> Iterator[None]:
     """Turn whatever a decoder raises on these bytes into a reject.
 
     The bytes are in memory already, so nothing but their content can be the cause; PIL's plugins
     raise many kinds of exceptions on damaged files. Only a lack of memory is not the file's doing.
     """
     try:
-        with warnings.catch_warnings():
+        with _pil_limit.at_least(max_pixels), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     except (RejectError, MemoryError):
         raise
     except Image.DecompressionBombError as error:
-        raise RejectError("too_many_pixels", f"more than {MAX_PIXELS:,} pixels") from error
+        raise RejectError("too_many_pixels", f"more than {max_pixels:,} pixels") from error
     except UnidentifiedImageError as error:
         raise _unidentified(data) from error
     except Exception as error:

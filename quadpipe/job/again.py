@@ -1,7 +1,6 @@
 """Does tokenizing the source again give the bytes that a dataset holds?"""
 
 import io
-import json
 import os
 import random
 from collections import defaultdict
@@ -14,7 +13,13 @@ import numpy as np
 
 from quadpipe.errors import ConfigError, RejectError, ShardError, SourceError
 from quadpipe.job.decoding import IsolatedDecoder
-from quadpipe.job.plan import ShardId, read_inputs, read_plan
+from quadpipe.job.plan import (
+    ShardId,
+    changed_fields,
+    check_unchanged,
+    read_inputs,
+    read_plan,
+)
 from quadpipe.job.shard import (
     Identity,
     View,
@@ -28,8 +33,8 @@ from quadpipe.job.shard import (
 from quadpipe.mosaic import Mosaic
 from quadpipe.scorers.precomputed import Precomputed
 from quadpipe.shards.format import marker_name
+from quadpipe.shards.marker import FinishedTar, Marker
 from quadpipe.shards.reader import Dataset
-from quadpipe.shards.tar import END
 from quadpipe.shards.writer import ShardWriter
 from quadpipe.sources import Input, Source
 from quadpipe.sources.names import text_to_path
@@ -69,20 +74,46 @@ class Again:
         self._source = Source.at(Path(source))
         self._maps = None if maps is None else Path(maps)
         self._tokenizer = Tokenizer(config, scorer=local_scorer(plan, network))
+        scorer = self._tokenizer.scorer.as_json()
+        check_unchanged(dataset.folder, list(changed_fields(plan.scorer, scorer, "scorer")))
 
     def check(self, inputs: int, seed: int | None = None) -> Iterator[tuple[int, list[str]]]:
         """Compare at least `inputs` inputs, drawn at random, in whole batches of the scorer.
 
         Gives for each batch how many inputs it had, and a line for each that came out otherwise.
+        Raises ConfigError at once when none of the inputs is in the source.
         """
         if inputs < 1:
-            raise ConfigError(f"inputs {inputs} is not above 0")
+            raise ConfigError(f"inputs {inputs} is below 1")
         drawn: dict[ShardId, list[int]] = defaultdict(list)
         for shard, start in self._draw(inputs, random.Random(seed)):  # noqa: S311  no secret
             drawn[shard].append(start)
+        self._check_source(drawn)
+        return self._compare_all(drawn)
+
+    def _check_source(self, drawn: dict[ShardId, list[int]]) -> None:
+        for shard, starts in drawn.items():
+            try:
+                listed = read_inputs(self._dataset.folder, self._plan, shard)
+            except ShardError:
+                return  # which comparing says
+            size = self._plan.config.dataset.score_batch
+            batches = [listed[start : start + size] for start in starts]
+            if any(self._source.has(entry) for batch in batches for entry in batch):
+                return
+        raise ConfigError(
+            f"none of the inputs that were drawn is in {self._source}, such as "
+            f"{batches[0][0].path}; give --in what the dataset was made from"
+        )
+
+    def _compare_all(self, drawn: dict[ShardId, list[int]]) -> Iterator[tuple[int, list[str]]]:
         with closing(IsolatedDecoder(self._plan)) as self._decoder:
             for shard, starts in drawn.items():
-                listed = read_inputs(self._dataset.folder, self._plan, shard)
+                try:
+                    listed = read_inputs(self._dataset.folder, self._plan, shard)
+                except ShardError as error:
+                    yield 0, [str(error)]
+                    continue
                 for start in sorted(starts):
                     count = min(self._plan.config.dataset.score_batch, len(listed) - start)
                     try:
@@ -108,8 +139,10 @@ class Again:
         batch = listed[start : start + count]
         for entry in batch:
             self._check_inside(entry)
+            if not self._source.has(entry):  # reading would wait for it
+                raise SourceError(f"cannot read {entry.path} in {self._source}: no such file")
         marker = self._read_marker(shard)
-        before = rejects_by_identity(marker["rejected"])
+        before = rejects_by_identity(marker.rejected)
         decided = decided_rejects(self._dataset.folder, shard)  # by a clock: not tried again
         samples, after = self._tokenize(shard, batch, start, decided)
         first = self._plan.inputs_of(shard).start + start
@@ -119,9 +152,9 @@ class Again:
             if str(was) != str(now):
                 yield f"{entry.path}: was {_fate(was)}, tokenized again it is {_fate(now)}"
             elif was is None:
-                for view, tar in enumerate(marker["views"]):
+                for view, tar in enumerate(marker.tars or ()):
                     if self._stored(tar, rank) != samples[index, view]:
-                        where = self._dataset.folder.where(tar["name"])
+                        where = self._dataset.folder.where(tar.info.name)
                         yield f"{where}: {entry.path}, tokenized again, gives other bytes"
             rank += was is None
 
@@ -143,28 +176,19 @@ class Again:
         writer.add(view.key, mosaic, view.label, view.info)
         return file.getvalue()
 
-    def _stored(self, tar: dict[str, Any], rank: int) -> bytes:
+    def _stored(self, tar: FinishedTar, rank: int) -> bytes:
         """The bytes of a sample by its number in the shard."""
-        ends = [*tar["offsets"], tar["bytes"] - len(END)]
-        start, stop = np.array(ends[rank : rank + 2], np.int64)[:, None]
-        contents, begins = self._dataset.folder.open_ranges(tar["name"])(start, stop)
-        begin = int(begins[0])
-        return contents[begin : begin + int(stop[0] - start[0])].tobytes()
+        start = tar.rows["offset"][rank : rank + 1]
+        stop = start + tar.rows["size"][rank]
+        contents, begins = self._dataset.folder.open_ranges(tar.info.name)(start, stop)
+        return contents[begins[0] : begins[0] + stop[0] - start[0]].tobytes()
 
-    def _read_marker(self, shard: ShardId) -> dict[str, Any]:
-        folder, name = self._dataset.folder, marker_name(shard.split, shard.index)
-        try:
-            marker: dict[str, Any] = json.loads(folder.read(name))
-            samples = marker["inputs"] - len(marker["rejected"])
-            whole = marker["inputs"] == len(self._plan.inputs_of(shard)) and all(
-                len(view["offsets"]) == samples and isinstance(view["bytes"], int)
-                for view in marker["views"]
-            )
-            rejects_by_identity(marker["rejected"])
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise ShardError(f"{folder.where(name)} is no marker: {error}") from error
-        if not whole:
-            raise ShardError(f"{folder.where(name)} is not the marker of shard {shard}")
+    def _read_marker(self, shard: ShardId) -> Marker:
+        marker = Marker.read(self._dataset.folder, shard.split, shard.index)
+        inputs = len(self._plan.inputs_of(shard))
+        if marker is None or marker.tars is None or marker.inputs != inputs:
+            where = self._dataset.folder.where(marker_name(shard.split, shard.index))
+            raise ShardError(f"{where} is not the marker of shard {shard}; fetch it again")
         return marker
 
     def _check_inside(self, entry: Input) -> None:

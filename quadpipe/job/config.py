@@ -208,7 +208,9 @@ class JobConfig:
             raise ConfigError(
                 f"there is no option {', '.join(sorted(options))}; options are {', '.join(known)}"
             )
-        return cls(**parts)
+        config = cls(**parts)
+        config.tokenizer.check_limits()
+        return config
 
     @staticmethod
     def parts() -> dict[str, Any]:

@@ -26,15 +26,20 @@ import numpy as np
 from quadpipe import faults
 from quadpipe.errors import JobError, RejectError
 from quadpipe.images.crop import Box, decode_and_resample, random_box
-from quadpipe.images.decode import EncodedImage
+from quadpipe.images.decode import MAX_PIXELS, EncodedImage
 from quadpipe.job.plan import Plan, ShardId
 
 CRASHED, TIMED_OUT = "crashed_decoder", "timeout"
 
 DECODE_SECONDS = 60
-"""More than the largest picture takes anywhere. Alone, an input has so many seconds of a processor,
-which do not depend on what else the machine does, and a good many more of the clock."""
+"""More than a picture of MAX_PIXELS takes anywhere. Alone, an input has so many seconds of a
+processor, which do not depend on what else the machine does, and a good many more of the clock."""
 _CLOCK_FACTOR = 5
+
+
+def decode_seconds(plan: Plan) -> int:
+    """Seconds that an input is given; more where larger pictures are allowed."""
+    return DECODE_SECONDS * max(1, -(-plan.config.tokenizer.max_pixels // MAX_PIXELS))
 
 
 @dataclass(frozen=True)
@@ -66,11 +71,12 @@ class WatchedDecoder(Decoder):
 
     def __init__(self, plan: Plan) -> None:
         super().__init__(plan)
+        self._seconds = decode_seconds(plan)
         self._nowhere = open(os.devnull, "w")  # noqa: SIM115  closed with the shard
 
     def __call__(self, shard: ShardId, index: int, path: str, data: bytes) -> Views:
         # A thread of C code, which needs no lock that a decoder holds.
-        faulthandler.dump_traceback_later(DECODE_SECONDS, exit=True, file=self._nowhere)
+        faulthandler.dump_traceback_later(self._seconds, exit=True, file=self._nowhere)
         try:
             return super().__call__(shard, index, path, data)
         finally:
@@ -89,17 +95,18 @@ class IsolatedDecoder(Decoder):
 
     def __call__(self, shard: ShardId, index: int, path: str, data: bytes) -> Views:
         self._child = self._child or _Child(self.plan)
-        answer = self._child.decode(shard, index, path, data, seconds=DECODE_SECONDS)
+        limit = decode_seconds(self.plan)
+        answer = self._child.decode(shard, index, path, data, seconds=limit)
         if isinstance(answer, _Death):
             self.close()
-            alone = _Child(self.plan, cpu_seconds=DECODE_SECONDS)
+            alone = _Child(self.plan, cpu_seconds=limit)
             try:
-                seconds = DECODE_SECONDS * _CLOCK_FACTOR
+                seconds = limit * _CLOCK_FACTOR
                 answer = alone.decode(shard, index, path, data, seconds=seconds)
             finally:
                 alone.end()
         if isinstance(answer, _Death):
-            raise answer.as_error(path)
+            raise answer.as_error(path, limit)
         return answer
 
     def close(self) -> None:
@@ -116,9 +123,9 @@ class _Death:
     status: int
     timed_out: bool
 
-    def as_error(self, path: str) -> Exception:
+    def as_error(self, path: str, limit: int) -> Exception:
         if self.timed_out or self.status == -signal.SIGXCPU:
-            return RejectError(TIMED_OUT, f"decoding takes more than {DECODE_SECONDS} seconds")
+            return RejectError(TIMED_OUT, f"decoding takes more than {limit} seconds")
         if self.status in (0, -signal.SIGKILL, -signal.SIGTERM, -signal.SIGINT):
             return JobError(
                 f"while {path} was decoded alone, its process was stopped from outside, perhaps "
@@ -226,7 +233,7 @@ def serve(descriptor: int) -> None:
         except EOFError:
             return
         # The kernel's own way, in case the parent has died and the decoder hangs.
-        signal.alarm(2 * _CLOCK_FACTOR * DECODE_SECONDS)
+        signal.alarm(2 * _CLOCK_FACTOR * decode_seconds(plan))
         views, answer = _answer(plan, *question)
         signal.alarm(0)
         connection.send_bytes(json.dumps(answer).encode())
@@ -250,7 +257,7 @@ def _answer(plan: Plan, *question: Any) -> tuple[Views | None, dict[str, Any]]:
 def decode_views(plan: Plan, shard: ShardId, index: int, path: str, data: bytes) -> Views:
     """All views of one input; RejectError when its bytes are no image that can be used."""
     config = plan.config
-    image = EncodedImage(data)
+    image = EncodedImage(data, config.tokenizer.max_pixels)
     faults.point("decoding", path)
     boxes = [config.tokenizer.view_box(image.width, image.height)]
     for view in range(1, plan.splits[shard.split].views):

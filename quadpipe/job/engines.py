@@ -5,20 +5,23 @@ An engine yields each shard with its report, or with the error that kept it from
 
 import logging
 import os
+import shutil
 import signal
 import socket
+import tempfile
 import threading
 import time
 import traceback
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from itertools import chain, islice
 from typing import Any
 
 from quadpipe.errors import ConfigError, JobError, QuadpipeError
 from quadpipe.job.config import RunConfig
+from quadpipe.job.cpus import usable_cpus
 from quadpipe.job.decoding import Decoder, IsolatedDecoder, WatchedDecoder
 from quadpipe.job.plan import Plan, ShardId
 from quadpipe.job.pool import PooledScorer, cpus_of_scorers, start_pool
@@ -34,6 +37,8 @@ _SECONDS_BEFORE_RETRY = 2.0
 _IN_FLIGHT_PER_CPU = 2
 # Tasks pass file names, not images; Ray would set aside a third of the memory.
 _OBJECT_STORE_BYTES = 100 * 2**20
+_SECONDS_FOR_REMOVAL = 5.0
+_SECONDS_BETWEEN_REMOVALS = 0.05
 
 
 Engine = Callable[[Iterator[ShardId]], Generator[Outcome, None, None]]
@@ -166,7 +171,7 @@ def _slots(ray: Any, run: RunConfig, pool: PooledScorer | None, *, private: bool
 
 
 def _local_workers(run: RunConfig) -> int:
-    return run.workers or os.cpu_count() or 1
+    return run.workers or usable_cpus()
 
 
 @contextmanager
@@ -179,45 +184,69 @@ def _signals_kept() -> Iterator[None]:
 
 
 @contextmanager
+def _session_folder() -> Iterator[str]:
+    """A folder for what a private Ray keeps on disk: logs, sockets, objects that are spilled.
+
+    Of its own, so that it can be removed with the Ray that used it. The path is short, because
+    those of the sockets in it may have about a hundred characters.
+    """
+    folder = tempfile.mkdtemp(prefix="quadpipe-ray-", dir=os.environ.get("RAY_TMPDIR", "/tmp"))  # noqa: S108
+    try:
+        yield folder
+    finally:
+        deadline = time.monotonic() + _SECONDS_FOR_REMOVAL
+        while os.path.exists(folder) and time.monotonic() < deadline:
+            # A process of Ray that is about to end may still write a log.
+            shutil.rmtree(folder, ignore_errors=True)
+            time.sleep(_SECONDS_BETWEEN_REMOVALS if os.path.exists(folder) else 0)
+
+
+@contextmanager
 def _ray(run: RunConfig, object_store_bytes: int) -> Iterator[tuple[Any, bool]]:
     """Ray, and whether it is private.
 
-    Without an address a private Ray on this machine that ends with the job. A Ray that this
-    process has started itself is used and left running.
+    Without an address a private Ray on this machine that ends with the job, and leaves nothing on
+    the disk. A Ray that this process has started itself is used and left running.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     import ray as untyped_ray
 
     ray: Any = untyped_ray
     ours = not ray.is_initialized()
-    if ours:
-        local: dict[str, Any] = {
-            "num_cpus": _local_workers(run) + cpus_of_scorers(run),
-            "include_dashboard": False,
-            "object_store_memory": object_store_bytes,
-        }
-        try:
-            if run.address and run.address != "auto":
-                _reach(run.address)
-            with _signals_kept():
-                ray.init(
-                    address=run.address or "local",
-                    logging_level=logging.ERROR,
-                    log_to_driver=False,
-                    **({} if run.address else local),
-                )
-        except (ConnectionError, RuntimeError, ValueError, OSError) as error:
-            lines = str(error).strip().splitlines() or [type(error).__name__]
-            raise ConfigError(
-                f"no Ray at {run.address}: {lines[0]}; start one with `ray start --head`, or leave "
-                f"out --address"
-                if run.address
-                else f"Ray cannot be started here: {lines[0]}; try --in-process"
-            ) from error
-    elif run.address:
-        raise ConfigError("this process has started Ray already; leave out address")
-    try:
-        yield ray, ours and not run.address
-    finally:
+    with ExitStack() as ending:
         if ours:
-            ray.shutdown()
+            _start_ray(ray, run, object_store_bytes, ending)
+        elif run.address:
+            raise ConfigError("this process has started Ray already; leave out address")
+        yield ray, ours and not run.address
+
+
+def _start_ray(ray: Any, run: RunConfig, object_store_bytes: int, ending: ExitStack) -> None:
+    """Start a private Ray, or join a cluster; `ending` undoes it. ConfigError when it fails."""
+    local: dict[str, Any] = {}
+    try:
+        if not run.address:
+            local = {
+                "num_cpus": _local_workers(run) + cpus_of_scorers(run),
+                "include_dashboard": False,
+                "object_store_memory": object_store_bytes,
+                "_temp_dir": ending.enter_context(_session_folder()),
+            }
+        elif run.address != "auto":
+            _reach(run.address)
+        ending.callback(ray.shutdown)
+        with _signals_kept():
+            ray.init(
+                address=run.address or "local",
+                logging_level=logging.ERROR,
+                log_to_driver=False,
+                **local,
+            )
+    except (ConnectionError, RuntimeError, ValueError, OSError) as error:
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise ConfigError(
+            f"no Ray at {run.address}: {lines[0]}; start one with `ray start --head`, or leave "
+            f"out --address"
+            if run.address
+            else f"Ray cannot be started here: {lines[0]}; try --in-process"
+        ) from error

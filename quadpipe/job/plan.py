@@ -184,7 +184,7 @@ class Planner:
         """Whether the plan is stored in `out` already.
 
         Raises OutputError when the folder holds something else, ConfigError when it holds another
-        plan, naming what differs, ShardError when its plan is damaged.
+        plan, naming what differs, and what `read_plan` raises.
         """
         if not out.exists(PLAN):
             strangers = out.names() or []
@@ -194,13 +194,8 @@ class Planner:
                     f"new or empty folder for --out"
                 )
             return False
-        try:
-            stored = json.loads(out.read(PLAN))
-        except ValueError as error:
-            raise ShardError(
-                f"{out.where(PLAN)} is damaged: {error}; choose another --out, or remove {out}"
-            ) from error
-        differences = list(_differences(stored, self.plan.to_json()))
+        stored = read_plan(out, advice=f"choose another --out, or remove {out}")
+        differences = list(_differences(stored.to_json(), self.plan.to_json()))
         if differences:
             raise ConfigError(
                 f"{out} was planned differently: {'; '.join(differences[:8])}; give the same "
@@ -247,10 +242,12 @@ def read_inputs(out: ReadableFolder, plan: Plan, shard: ShardId) -> list[Input]:
         ) from error
 
 
-def read_plan(folder: ReadableFolder) -> Plan:
-    """The plan that a dataset was made from.
+def read_plan(folder: ReadableFolder, *, advice: str = "fetch it again") -> Plan:
+    """The plan that a dataset was made from, or is being made from.
 
-    ConfigError when it is not there, or of another version; ShardError when it is damaged.
+    A field that is absent was added by a later version, and has its default. ConfigError when the
+    plan is not there, when it is of another tokenizer version, and when it holds what this version
+    does not know or do, which may decide bytes. ShardError, with the `advice`, when it is damaged.
     """
     where = folder.where(PLAN)
     if not folder.exists(PLAN):
@@ -259,27 +256,59 @@ def read_plan(folder: ReadableFolder) -> Plan:
         document = json.loads(folder.read(PLAN))
         if document["tokenizer_version"] != TOKENIZER_VERSION:
             raise ConfigError(
-                f"{folder} was made by tokenizer version {document['tokenizer_version']}, this is "
+                f"it was made by tokenizer version {document['tokenizer_version']}, this is "
                 f"{TOKENIZER_VERSION}; install the quadpipe that it was made with"
             )
-        dataset = DatasetConfig(
-            **known_fields(DatasetConfig, document["dataset"]),
-            codec=document["codec"]["name"],
-            quality=document["codec"].get("quality"),
-        )
-        tokenizer = TokenizerConfig(**known_fields(TokenizerConfig, document["tokenizer"]))
-        return Plan(
-            config=JobConfig(tokenizer=tokenizer, dataset=dataset),
-            scorer=dict(document["scorer"]),
-            classes=document["classes"],
-            splits={
-                name: PlannedSplit(**known_fields(PlannedSplit, split))
-                for name, split in document["splits"].items()
-            },
-            imaging_library=dict(document["imaging_library"]),
-        )
+        plan = _plan_of(document)
+        unlike = list(changed_fields(document, plan.to_json()))
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        raise ShardError(f"{where} cannot be used: {error}; fetch it again") from error
+        raise ShardError(f"{where} cannot be used: {error}; {advice}") from error
+    except ConfigError as error:
+        raise ConfigError(f"{where} cannot be used: {error}") from error
+    check_unchanged(folder, unlike)
+    return plan
+
+
+def check_unchanged(folder: ReadableFolder, fields: list[str]) -> None:
+    """Raise ConfigError when there are fields of a plan that this version would do otherwise."""
+    if fields:
+        raise ConfigError(
+            f"{folder} was planned by another version of quadpipe: this one does not know, or does "
+            f"otherwise, {', '.join(fields)}; use the version that planned it"
+        )
+
+
+def changed_fields(stored: Any, now: Any, where: str = "") -> Iterator[str]:
+    """Names of the fields of a stored JSON object that this version lacks, or has otherwise."""
+    if isinstance(stored, dict) and isinstance(now, dict):
+        for key, value in stored.items():
+            name = f"{where}.{key}" if where else key
+            if key not in now:
+                yield name
+            else:
+                yield from changed_fields(value, now[key], name)
+    elif stored != now:
+        yield where
+
+
+def _plan_of(document: dict[str, Any]) -> Plan:
+    """The plan of a JSON object; fields that this version does not know are left out."""
+    dataset = DatasetConfig(
+        **known_fields(DatasetConfig, document["dataset"]),
+        codec=document["codec"]["name"],
+        quality=document["codec"].get("quality"),
+    )
+    tokenizer = TokenizerConfig(**known_fields(TokenizerConfig, document["tokenizer"]))
+    return Plan(
+        config=JobConfig(tokenizer=tokenizer, dataset=dataset),
+        scorer=dict(document["scorer"]),
+        classes=document["classes"],
+        splits={
+            name: PlannedSplit(**known_fields(PlannedSplit, split))
+            for name, split in document["splits"].items()
+        },
+        imaging_library=dict(document["imaging_library"]),
+    )
 
 
 def _orders(inputs: Inputs, config: JobConfig) -> dict[str, tuple[str, np.ndarray]]:

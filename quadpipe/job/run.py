@@ -119,8 +119,8 @@ class Job:
         """
         progress = progress or Progress()
         self._planner.check(self.out)  # refuse before anything is touched
+        self.out.check_writable()
         with self.out.lock(f"{LOGS}/lock"), _RunLog(self.out).session() as log:
-            self.out.check_writable()
             self.out.clear_staging()
             stored = self._planner.check(self.out)
             pending = self._pending() if stored else list(self.plan.shards())

@@ -266,7 +266,9 @@ class SampleReader:
             size = folder.size(info.name)
             if size != info.bytes:
                 raise ShardError(
-                    "missing" if size is None else f"{size} bytes, expected {info.bytes}"
+                    self._dataset.missing
+                    if size is None
+                    else f"{size} bytes, expected {info.bytes}"
                 )
             read = folder.open_ranges(info.name)
             if self._index is not None:

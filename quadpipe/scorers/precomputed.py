@@ -24,8 +24,9 @@ _LARGEST_MAP = 1 << 24  # cells
 class Precomputed(Scorer):
     """The mean of a given map over each patch, or a given map for each scale.
 
-    A hint is an array of real numbers `[rows, columns]` with square cells, of any resolution, or
-    a sequence of such arrays, coarse to fine, of exactly the patches' rows and columns.
+    A hint is an array of real numbers or booleans `[rows, columns]` with square cells, of any
+    resolution, or a sequence of such arrays, coarse to fine, of exactly the patches' rows and
+    columns. True counts as 1, False as 0.
     """
 
     name = "precomputed"
@@ -45,6 +46,9 @@ def map_levels(hint: Any, geometry: Geometry) -> list[np.ndarray]:
     """
     several = isinstance(hint, list | tuple)
     arrays = [np.asarray(array) for array in (hint if several else [hint])]
+    # A byte of a boolean from a file may be above 1.
+    zero, one = np.uint8(0), np.uint8(1)
+    arrays = [np.where(a, one, zero) if a.dtype.kind == "b" else a for a in arrays]
     for array in arrays:
         if array.dtype.kind not in "fiu" or array.ndim != 2 or not array.size:
             raise ConfigError(

@@ -41,7 +41,7 @@ def _original(dataset: Dataset, sample: Sample, source: Path) -> np.ndarray:
         raise ConfigError(f"{path!r} lies outside the folder of its list; leave out --in")
     data = read_input(source_root(source), Input(path, sample.label))
     try:
-        image = EncodedImage(data)
+        image = EncodedImage(data, dataset.manifest.tokenizer.max_pixels)
         box = Box(*sample.info["box"])
         if box.x1 > image.width or box.y1 > image.height:
             raise ConfigError(f"{path} in {source} is smaller than it was; leave out --in")

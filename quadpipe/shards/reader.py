@@ -6,12 +6,13 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from os import PathLike
 from typing import Any
 
 import numpy as np
 
-from quadpipe.errors import ConfigError, ShardError, UnreadableError
+from quadpipe.errors import ConfigError, MissingError, ShardError, UnreadableError
 from quadpipe.files import (
     Cache,
     CachedFolder,
@@ -26,6 +27,7 @@ from quadpipe.mosaic import Mosaic
 from quadpipe.shards.format import npy_array
 from quadpipe.shards.index import SplitIndex, checksum, mismatch, read_index, scan
 from quadpipe.shards.manifest import Manifest, ShardInfo, SplitInfo, read_shard_list
+from quadpipe.shards.presence import shards_here
 from quadpipe.shards.skipped import Skipped, check_on_error
 from quadpipe.shards.tar import read_part
 
@@ -136,8 +138,17 @@ class Dataset:
             if view is None or shard.view == view:
                 yield from self.read_shard(shard, on_error)
 
-    def read_shard(self, shard: ShardInfo, on_error: str = "raise") -> Iterator[Sample]:
+    @cached_property
+    def missing(self) -> str:
+        """What is said of a shard that is not there."""
+        return f"missing: {shards_here(self.folder, self.manifest)}"
+
+    def read_shard(
+        self, shard: ShardInfo, on_error: str = "raise", contents: Contents | None = None
+    ) -> Iterator[Sample]:
         """The samples of one shard; ShardError names shard and key of what is wrong.
+
+        contents: of the shard, where they have been read already.
 
         With on_error="skip" it is passed over: a sample that is damaged or does not fit the
         manifest alone, a shard that is missing or has another size as a whole, an archive that
@@ -148,7 +159,8 @@ class Dataset:
         left = shard.samples
         keys: set[str] = set()
         try:
-            contents = self.folder.contents(shard.name)
+            if contents is None:
+                contents = self.folder.contents(shard.name)
             rows, damage = self.rows(shard, contents)
             for number, row in enumerate(rows, start=1):
                 try:
@@ -176,7 +188,8 @@ class Dataset:
             self.skipped.add(shard.name, self._located(shard, error), left)
 
     def _located(self, shard: ShardInfo, error: ShardError) -> ShardError:
-        return ShardError(f"{self.folder.where(shard.name)}: {error}")
+        what = self.missing if isinstance(error, MissingError) else error
+        return ShardError(f"{self.folder.where(shard.name)}: {what}")
 
     def rows(self, shard: ShardInfo, contents: Contents) -> tuple[np.ndarray, str]:
         """The index's rows of a shard; without an index, rows by the headers in its contents.

@@ -1,22 +1,26 @@
 """What a dataset holds and how it was made, as JSON for programs and for `quadpipe info`."""
 
+from collections.abc import Iterator
 from dataclasses import asdict
-from itertools import islice
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
-from quadpipe.shards.reader import Dataset
+from quadpipe.errors import MissingError, ShardError, UnreadableError
+from quadpipe.shards.manifest import ShardInfo
+from quadpipe.shards.reader import Dataset, Sample
+from quadpipe.shards.tar import read_members
 
-LOOKED_AT = 1024
-"""So many samples of each split are read for the shares of scales."""
+BYTES_LOOKED_AT = 16 * 2**20
+"""Of the samples of each split, for the shares of scales; however large its shards are."""
 
 
 def summarize(dataset: Dataset) -> dict[str, Any]:
     """Counts, budgets, bytes per sample and shares of scales by split, and the configuration.
 
     `scales` gives, for each patch size in pixels, its share of the tokens and of the image's area
-    at the stored budget, in the first `LOOKED_AT` samples.
+    at the stored budget, in the first `looked_at` samples. ShardError when these are damaged.
     """
     manifest = dataset.manifest
     return {
@@ -38,23 +42,63 @@ def summarize(dataset: Dataset) -> dict[str, Any]:
             name: asdict(info)
             | {
                 "bytes_per_sample": round(info.bytes / info.samples) if info.samples else None,
-                "scales": _scales(dataset, name),
             }
+            | _scales(dataset, name)
             for name, info in manifest.splits.items()
         },
     }
 
 
-def _scales(dataset: Dataset, split: str) -> dict[str, dict[str, float]]:
+def _scales(dataset: Dataset, split: str) -> dict[str, Any]:
     geometry = dataset.manifest.geometry
     counts = np.zeros(geometry.max_scale + 1, np.int64)
-    for sample in islice(dataset.samples(split), LOOKED_AT):
+    looked_at = 0
+    for sample in _first_samples(dataset, split):
         counts += np.bincount(sample.mosaic.leaves().boxes[:, 2], minlength=len(counts))
+        looked_at += 1
     areas = counts * 4 ** np.arange(len(counts))
-    return {
+    scales = {
         str(geometry.patch_size << scale): {
             "tokens": round(float(counts[scale] / max(counts.sum(), 1)), 4),
             "area": round(float(areas[scale] / max(areas.sum(), 1)), 4),
         }
         for scale in range(len(counts))
     }
+    return {"looked_at": looked_at, "scales": scales}
+
+
+def _first_samples(dataset: Dataset, split: str) -> Iterator[Sample]:
+    """The samples that lie as a whole in the first bytes of the shards of a split."""
+    left = BYTES_LOOKED_AT
+    for shard in dataset.shards(split):
+        if left <= 0:
+            return
+        # Twice the mean of a sample: one at least is whole.
+        size = min(shard.bytes, max(left, 2 * shard.bytes // shard.samples))
+        left -= size
+        if size == shard.bytes:
+            yield from dataset.read_shard(shard)
+        else:
+            yield from _samples_in_beginning(dataset, shard, size)
+
+
+def _samples_in_beginning(dataset: Dataset, shard: ShardInfo, size: int) -> Iterator[Sample]:
+    starts: list[int] = []
+    key = ""
+    try:
+        data = dataset.folder.beginning(shard.name, size)
+        try:
+            for name, offset, _ in read_members(data):
+                if name.partition(".")[0] != key:
+                    key = name.partition(".")[0]
+                    starts.append(offset)
+        except ShardError:  # the last sample is cut
+            if len(starts) < 2:
+                raise
+        for start, stop in pairwise(starts):
+            yield dataset.parse_sample(data[start:stop])
+    except UnreadableError:
+        raise
+    except ShardError as error:
+        what = dataset.missing if isinstance(error, MissingError) else error
+        raise ShardError(f"{dataset.folder.where(shard.name)}: {what}") from error

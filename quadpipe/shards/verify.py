@@ -1,85 +1,183 @@
 """Does a dataset hold what its manifest says? Every byte is read."""
 
+import hashlib
 import json
 from collections.abc import Iterator
 
-from quadpipe.errors import ShardError
-from quadpipe.shards.format import MANIFEST, PLAN, REJECTED, marker_name, sample_key
+import numpy as np
+
+from quadpipe.errors import MissingError, ShardError, UnreadableError
+from quadpipe.files import CachedFolder, Contents
+from quadpipe.shards.format import (
+    MANIFEST,
+    PLAN,
+    REJECTED,
+    index_name,
+    marker_name,
+    sample_key,
+)
 from quadpipe.shards.manifest import ShardInfo
+from quadpipe.shards.marker import Marker
+from quadpipe.shards.presence import is_shard_of, missing_shards
 from quadpipe.shards.reader import Dataset
+from quadpipe.tokenizer import TokenizerConfig
+
+_BYTES_AT_ONCE = 2**20
+_SHOWN = 3
 
 
 def verify(dataset: Dataset) -> Iterator[str]:
-    """One line for each thing that is wrong; none when the dataset is whole."""
-    expected = set()
+    """One line for each thing that is wrong, with the next step; none when the dataset is whole.
+
+    Raises UnreadableError where the dataset cannot be reached: what it holds may be whole.
+    """
+    folder = dataset.folder
+    unlisted = []  # splits whose shards are not known
+    unindexed = set()  # splits whose index cannot be used, so that their samples cannot be read
+    expected: dict[str, tuple[str, ShardInfo]] = {}
+    missing = []
     for split, info in dataset.manifest.splits.items():
-        expected.add(info.shard_list)
         try:
-            shards = dataset.shards(split)
+            expected |= {shard.name: (split, shard) for shard in dataset.shards(split)}
+        except UnreadableError:
+            raise
+        except MissingError:
+            missing.append(info.shard_list)
+            unlisted.append(split)
+            continue
         except ShardError as error:
             yield str(error)
+            unlisted.append(split)
             continue
-        for shard in shards:
-            expected.add(shard.name)
-            try:
-                offsets = _check_shard(dataset, split, shard)
-            except ShardError as error:
-                yield str(error)
-                continue
-            yield from _readable(_check_marker(dataset, split, shard, offsets))
-    for name in dataset.folder.names() or ():
-        if name not in expected and name.endswith((".tar", ".shards.jsonl")):
-            yield f"{dataset.folder.where(name)}: extra: the manifest does not name it"
+        try:
+            dataset.index(split)
+        except UnreadableError:
+            raise
+        except ShardError as error:
+            unindexed.add(split)
+            yield str(error)
+    names = folder.names()
+    if names is not None:  # what is missing is known before anything is read
+        gone = missing_shards(folder, dataset.manifest, names)
+        missing += [name for name in gone if name in expected]
+        yield from _missing(dataset, missing, len(gone))
+    for name, (split, shard) in expected.items():
+        if name in missing:
+            continue
+        try:
+            contents = _check_bytes(dataset, split, shard)
+            if split not in unindexed:
+                _check_samples(dataset, shard, contents)
+        except UnreadableError:
+            raise
+        except MissingError:
+            missing.append(name)
+        except ShardError as error:
+            yield str(error)
+        else:
+            yield from _readable(_check_marker(dataset, split, shard, contents))
+    if names is None:
+        yield from _missing(dataset, missing, len(missing))
+    lists = {
+        name
+        for split, info in dataset.manifest.splits.items()
+        for name in (info.shard_list, index_name(split))
+    }
+    for name in names or ():
+        known = name in expected or name in lists or any(is_shard_of(s, name) for s in unlisted)
+        if not known and name.endswith((".tar", ".shards.jsonl", ".index.npy")):
+            yield f"{folder.where(name)}: extra: the manifest does not name it, readers ignore it"
     yield from _readable(_check_rejects(dataset))
     yield from _readable(_check_plan(dataset))
 
 
+def _missing(dataset: Dataset, missing: list[str], shards: int) -> Iterator[str]:
+    """One line for all files that are missing; shards: how many of the shards are."""
+    total = sum(info.shards for info in dataset.manifest.splits.values())
+    if len(missing) == 1 and shards <= 1:
+        yield f"{dataset.folder.where(missing[0])}: missing; fetch it again"
+    elif missing:
+        more = f" and {len(missing) - _SHOWN:,} more" if len(missing) > _SHOWN else ""
+        yield (
+            f"{dataset.folder}: not all of this dataset is here: {total - shards:,} of {total:,} "
+            f"shards; {', '.join(missing[:_SHOWN])}{more} are missing; finish copying it, or run "
+            f"again the quadpipe tokenize command that wrote it"
+        )
+
+
 def _readable(findings: Iterator[str]) -> Iterator[str]:
-    """The findings; that a file cannot be read is one of them."""
+    """The findings; that a file is damaged is one of them."""
     try:
         yield from findings
+    except UnreadableError:
+        raise
     except ShardError as error:
         yield str(error)
 
 
-def _check_shard(dataset: Dataset, split: str, shard: ShardInfo) -> list[int]:
-    """Offsets of the samples of a shard that is as the shard list says; ShardError otherwise."""
+def _check_bytes(dataset: Dataset, split: str, shard: ShardInfo) -> Contents:
+    """The contents of a shard whose bytes are as the shard list says; ShardError otherwise.
+
+    It is read once: of a remote folder the whole shard is in memory.
+    """
+    folder, where = dataset.folder, dataset.folder.where(shard.name)
+    advice = (
+        "fetch it again, or delete it and run again the quadpipe tokenize command that wrote it"
+    )
+    if isinstance(folder, CachedFolder):
+        advice = f"remove its copy {shard.sha256}.tar from the cache"
+    contents = folder.contents(shard.name)
+    if len(contents) != shard.bytes:
+        raise ShardError(f"{where}: {len(contents)} bytes, expected {shard.bytes}; {advice}")
+    digest = hashlib.sha256()
+    for start in range(0, len(contents), _BYTES_AT_ONCE):
+        digest.update(contents[start : start + _BYTES_AT_ONCE])
+    if digest.hexdigest() != shard.sha256:
+        raise ShardError(f"{where}: its checksum is not the one in {split}'s shard list; {advice}")
+    return contents
+
+
+def _check_samples(dataset: Dataset, shard: ShardInfo, contents: Contents) -> None:
+    """Raise ShardError unless each sample fits the manifest, the index and this shard."""
     where = dataset.folder.where(shard.name)
-    size = dataset.folder.size(shard.name)
-    if size is None:
-        raise ShardError(f"{where}: missing")
-    if size != shard.bytes:
-        raise ShardError(f"{where}: {size} bytes, expected {shard.bytes}")
-    if dataset.folder.sha256(shard.name) != shard.sha256:
-        raise ShardError(f"{where}: its checksum is not the one in {split}'s shard list")
     per_shard = dataset.manifest.samples_per_shard
     first = shard.index * per_shard
-    offsets = []
-    for sample in dataset.read_shard(shard):
+    rows, _ = dataset.rows(shard, contents)
+    for sample, row in zip(dataset.read_shard(shard, contents=contents), rows, strict=True):
         digits = sample.key[:10]
         index = int(digits) if digits.isdecimal() else -1
         ours = first <= index < first + per_shard
         if not ours or sample.key != sample_key(index, shard.view):
-            raise ShardError(f"{where}: {sample.key} does not belong to this shard")
-        offsets.append(sample.offset)
-    return offsets
+            raise ShardError(
+                f"{where}: {sample.key} does not belong to this shard; tell those who publish it"
+            )
+        label = -1 if sample.label is None else sample.label
+        if row["checksum"] and row["label"] != label:
+            raise ShardError(
+                f"{where}: {sample.key} has label {label}, in the index {row['label']}; tell those "
+                f"who publish it"
+            )
 
 
 def _check_marker(
-    dataset: Dataset, split: str, shard: ShardInfo, offsets: list[int]
+    dataset: Dataset, split: str, shard: ShardInfo, contents: Contents
 ) -> Iterator[str]:
-    """Offsets in the done-marker, where there is one, must be those of the tar."""
-    name = marker_name(split, shard.index)
-    data = dataset.folder.get(name)
-    if data is None:
-        return
+    """The done-marker, where there is one, must describe the tar."""
     try:
-        views = json.loads(data)["views"]
-        stored = next(view for view in views if view["name"] == shard.name)
-        if stored["offsets"] != offsets or stored["sha256"] != shard.sha256:
-            yield f"{dataset.folder.where(name)}: does not describe {shard.name}"
-    except (ValueError, TypeError, KeyError, StopIteration, RecursionError):
-        yield f"{dataset.folder.where(name)}: not a readable marker of {shard.name}"
+        marker = Marker.read(dataset.folder, split, shard.index)
+    except UnreadableError:
+        raise
+    except ShardError as error:
+        yield f"{error}; fetch it again"
+        return
+    if marker is None:
+        return
+    tar = next((tar for tar in marker.tars or () if tar.info == shard), None)
+    if tar is None or not np.array_equal(
+        tar.rows["offset"], dataset.rows(shard, contents)[0]["offset"]
+    ):
+        where = dataset.folder.where(marker_name(split, shard.index))
+        yield f"{where}: does not describe {shard.name}; fetch it again"
 
 
 def _check_rejects(dataset: Dataset) -> Iterator[str]:
@@ -89,7 +187,9 @@ def _check_rejects(dataset: Dataset) -> Iterator[str]:
     found = data.count(b"\n")
     expected = sum(info.rejected for info in dataset.manifest.splits.values())
     if found != expected:
-        yield f"{dataset.folder.where(REJECTED)}: {found} lines, expected {expected}"
+        yield (
+            f"{dataset.folder.where(REJECTED)}: {found} lines, expected {expected}; fetch it again"
+        )
 
 
 def _check_plan(dataset: Dataset) -> Iterator[str]:
@@ -101,8 +201,13 @@ def _check_plan(dataset: Dataset) -> Iterator[str]:
         plan = json.loads(data)
         manifest = json.loads(dataset.folder.read(MANIFEST))
         shared = ("tokenizer", "scorer", "codec", "imaging_library", "classes")
+        for document in (plan, manifest):  # a field that is absent has its default
+            document["tokenizer"] = TokenizerConfig().as_json() | document["tokenizer"]
         differing = [key for key in shared if plan[key] != manifest[key]]
     except (ValueError, TypeError, KeyError, RecursionError):
         differing = ["all of it"]
     if differing:
-        yield f"{dataset.folder.where(PLAN)}: not the plan of {MANIFEST}: {', '.join(differing)}"
+        yield (
+            f"{dataset.folder.where(PLAN)}: not the plan of {MANIFEST}: {', '.join(differing)}; "
+            f"fetch both again"
+        )

@@ -7,7 +7,7 @@ from pathlib import Path
 from quadpipe.errors import ConfigError, SourceError
 from quadpipe.sources.folder import list_folder
 from quadpipe.sources.labels import ClassNames, read_class_names
-from quadpipe.sources.listing import Input, Inputs, Listing, read_input
+from quadpipe.sources.listing import Input, Inputs, Listing, locate, read_input
 from quadpipe.sources.names import is_compressed_tar_name, is_image_name, is_tar_name
 from quadpipe.sources.path_list import list_paths
 from quadpipe.sources.rows import PathList
@@ -86,6 +86,13 @@ class Source:
         path = path.absolute()
         is_list = path.is_file() and _is_path_list(path)
         return cls(source_root(path), PathList.at(path) if is_list else None)
+
+    def __str__(self) -> str:
+        return str(self.path_list.file if self.path_list else self.root)
+
+    def has(self, entry: Input) -> bool:
+        """Whether the file of an input is there; SourceError as `read` has it."""
+        return os.path.exists(locate(self.root, entry, self.path_list))
 
     def read(self, entry: Input) -> bytes:
         """As `read_input`."""

@@ -170,8 +170,11 @@ def read_input(root: Path, entry: Input, path_list: PathList | None = None) -> b
         ) from error
 
 
-def _locate(root: Path, entry: Input, path_list: PathList | None) -> bytes:
-    """Where an input's file, or its tar, is."""
+def locate(root: Path, entry: Input, path_list: PathList | None) -> bytes:
+    """The path of an input's file, or of its tar.
+
+    path_list: as for `read_input`. SourceError when the list does not name the input.
+    """
     if entry.row is None:
         relative = entry.span.tar if entry.span else entry.path
         return os.path.join(os.fsencode(root), text_to_path(relative))
@@ -186,7 +189,7 @@ def _locate(root: Path, entry: Input, path_list: PathList | None) -> bytes:
 
 def _read(root: Path, entry: Input, path_list: PathList | None) -> bytes:
     faults.point("reading", entry.path)
-    path = _locate(root, entry, path_list)
+    path = locate(root, entry, path_list)
     # A pipe under an image's name must not block the worker.
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     try:

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import ClassVar
 
 import fsspec
 import pytest
@@ -19,6 +20,7 @@ from quadpipe.files import (
     lock,
     open_folder,
 )
+from quadpipe.shards.summary import summarize
 from quadpipe.shards.verify import verify
 
 OPTIONS = {"samples_per_shard": 4, "tokens": 40, "val_share": 0.2}
@@ -233,10 +235,56 @@ class NoHoldingBack(fsspec.get_filesystem_class("memory")):
         return super()._open(path, mode, *arguments, autocommit=True, **options)
 
 
-def test_storage_that_cannot_hold_files_back_is_refused(image_folder):
-    fsspec.register_implementation("hasty", NoHoldingBack, clobber=True)
+class Repository(fsspec.AbstractFileSystem):
+    """Makes a commit of each file that is closed, and of each removal, as a Git host does."""
+
+    protocol = "commits"
+    commits: ClassVar[list[str]] = []
+
+    class File(fsspec.spec.AbstractBufferedFile):
+        def _upload_chunk(self, final: bool = False) -> bool:
+            if final:
+                Repository.commits.append(self.path)
+            return True
+
+    def _open(self, path, mode="rb", *arguments, **options):
+        return self.File(self, path, mode, *arguments, **options)
+
+    def info(self, path, **options):
+        raise FileNotFoundError(path)
+
+    def ls(self, path, detail=True, **options):
+        return []
+
+    def rm_file(self, path):
+        self.commits.append(path)
+
+
+@pytest.mark.parametrize("kind", [NoHoldingBack, Repository])
+def test_storage_that_cannot_hold_files_back_is_refused_and_nothing_is_left(kind, image_folder):
+    fsspec.register_implementation(kind.protocol, kind, clobber=True)
     with pytest.raises(OutputError, match="cannot hold a file back until it is whole; write to a"):
-        quadpipe.tokenize(image_folder, "hasty://data", in_process=True, **OPTIONS)
+        quadpipe.tokenize(image_folder, f"{kind.protocol}://data", in_process=True, **OPTIONS)
+    system, root = fsspec.core.url_to_fs(f"{kind.protocol}://data")
+    assert system.find(root) == []
+    assert Repository.commits == []
+
+
+def test_what_info_reads_does_not_grow_with_the_shards(
+    whole, image_folder, url, proxy, monkeypatch
+):
+    """Samples of this dataset have about 40 kB, its largest shard here has 23 of them."""
+    monkeypatch.setattr("quadpipe.shards.summary.BYTES_LOOKED_AT", 150_000)
+    read = []
+    for per_shard in (8, 23):
+        options = {**OPTIONS, "samples_per_shard": per_shard, "val_share": 0.0}
+        dataset = quadpipe.tokenize(image_folder, f"{url}-{per_shard}", in_process=True, **options)
+        before = proxy.sent
+        split = summarize(quadpipe.Dataset(f"{url}-{per_shard}"))["splits"]["train"]
+        read.append(proxy.sent - before)
+        assert 2 <= split["looked_at"] <= 4
+        assert dataset.manifest.splits["train"].bytes > 800_000
+    assert max(read) < 170_000
 
 
 def test_names_that_storages_take_for_patterns_are_refused():

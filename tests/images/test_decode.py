@@ -3,6 +3,7 @@ import struct
 import subprocess
 import sys
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -207,6 +208,35 @@ def test_lying_dimensions_are_refused_before_memory_is_taken(side):
     error = rejected(data + struct.pack(">I", zlib.crc32(b"IDAT")))
     assert error.reason == "too_many_pixels"
     assert "89,478,485" in error.message
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF", "TIFF"])
+@pytest.mark.parametrize("theirs", [None, 10])
+def test_the_limit_of_pixels_is_ours_whatever_pil_has(kind, theirs, picture, monkeypatch):
+    monkeypatch.setattr("PIL.Image.MAX_IMAGE_PIXELS", theirs)
+    data = encoded(picture, kind)
+    limit = 120 * 160
+    assert EncodedImage(data, limit).decode().size == (160, 120)
+    with pytest.raises(RejectError, match="160 x 120 pixels, more than 19,199"):
+        EncodedImage(data, limit - 1)
+    assert Image.MAX_IMAGE_PIXELS == theirs
+
+
+def test_a_raised_limit_opens_what_pil_takes_for_a_bomb():
+    data = encoded(Image.new("1", (20_000, 10_000)), "PNG")  # over twice PIL's own limit
+    error = rejected(data)
+    assert error.reason == "too_many_pixels"
+    image = EncodedImage(data, 200_000_000)
+    assert (image.width, image.height) == (20_000, 10_000)
+
+
+def test_threads_that_decode_leave_pils_limit_as_it_was(picture, monkeypatch):
+    monkeypatch.setattr("PIL.Image.MAX_IMAGE_PIXELS", 10)
+    data = encoded(picture, "PNG")
+    with ThreadPoolExecutor(8) as pool:
+        sizes = set(pool.map(lambda n: EncodedImage(data, 20_000 + n).width, range(200)))
+    assert sizes == {160}
+    assert Image.MAX_IMAGE_PIXELS == 10
 
 
 def test_messages_are_one_line(picture):

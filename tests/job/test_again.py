@@ -5,6 +5,7 @@ import random
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -92,11 +93,33 @@ def test_other_decisions_are_found(finished, images, tmp_path, jpeg):
     assert "zebra/02.jpg: was a sample, tokenized again it is rejected (empty" in "".join(found)
 
 
-def test_an_input_that_is_gone_is_a_finding(finished, images, tmp_path, monkeypatch):
-    monkeypatch.setattr("quadpipe.patience.PAUSES", ())
+def test_an_input_that_is_gone_is_a_finding_that_is_not_waited_for(finished, images, tmp_path):
+    started = time.monotonic()
     fewer = shutil.copytree(images, tmp_path / "images")
     (fewer / "zebra" / "02.jpg").unlink()
     assert any("cannot read zebra/02.jpg" in line for line in findings(finished, fewer))
+    assert time.monotonic() - started < 5
+
+
+def test_another_source_is_refused_at_once_before_anything_is_read(finished, images, tmp_path):
+    (tmp_path / "empty").mkdir()
+    for wrong in (tmp_path / "empty", tmp_path / "nowhere", images / "zebra"):
+        started = time.monotonic()
+        message = r"none of the inputs that were drawn is in .*such as .*\.jpg; give --in what"
+        with pytest.raises(ConfigError, match=message):
+            Again(quadpipe.Dataset(finished), wrong).check(64)
+        assert time.monotonic() - started < 5
+    copy = Path(shutil.copytree(finished, tmp_path / "copy"))
+    (copy / "train-000000.tar").write_bytes(b"")
+    done = verify(copy, "--deep", "--in", images / "zebra")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "Traceback" not in done.stderr
+
+
+def test_a_listing_that_was_changed_is_a_finding(finished, images, tmp_path):
+    copy = Path(shutil.copytree(finished, tmp_path / "copy"))
+    (copy / ".quadpipe" / "listing" / "val" / "0000" / "000000.jsonl").write_text("")
+    assert any("000000.jsonl was changed" in line for line in findings(copy, images))
 
 
 def test_a_networks_scores_are_made_again_in_the_same_batches(images, tmp_path, shufflenet_weights):
@@ -193,6 +216,8 @@ def test_the_command_says_what_it_compared(finished, images, tmp_path, jpeg):
     done = verify(finished, "--deep", "--in", changed, "--inputs", "3")
     assert done.returncode == 1
     assert "tokenized again" in done.stdout
+    assert "inputs differ: the source was changed after the dataset was made" in done.stderr
+    assert "delete" not in done.stdout + done.stderr
     done = verify(finished, "--deep")
     assert done.returncode == 2
     assert "--deep needs --in" in done.stderr
@@ -201,4 +226,4 @@ def test_the_command_says_what_it_compared(finished, images, tmp_path, jpeg):
     assert "are for --deep; add it" in done.stderr
     done = verify(finished, "--deep", "--in", images, "--inputs", "0")
     assert done.returncode == 2
-    assert "inputs 0 is not above 0" in done.stderr
+    assert "inputs 0 is below 1" in done.stderr

@@ -32,6 +32,10 @@ def test_flat_options_find_their_part():
         ({"view_ratio": (2.0, 1.0)}, "view_ratio 2,1 is not a range"),
         ({"val_share": 1.0}, "val_share 1 is not from 0 to below 1"),
         ({"limit": 0}, "limit 0 is below 1"),
+        (
+            {"image_size": 16384, "tokens": 65536},
+            "image_size 16384x16384 has 268,435,456 pixels, .* give max_pixels 268435456 or more",
+        ),
         ({"workers": 0}, "workers 0 is below 1"),
         ({"in_process": True, "workers": 2}, "in_process makes one shard at a time"),
         ({"max_rejected": "many"}, "max_rejected 'many' is neither a share like 1% nor a count"),

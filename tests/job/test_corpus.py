@@ -13,7 +13,7 @@ from PIL import features
 
 import quadpipe
 from quadpipe.errors import RejectError
-from quadpipe.images.decode import MAX_PIXELS, EncodedImage
+from quadpipe.images.decode import BYTES_PER_PIXEL, MAX_PIXELS, EncodedImage
 from quadpipe.shards.verify import verify
 
 COUNT = 3000
@@ -21,7 +21,7 @@ MIB = 2**20
 
 # PIL keeps 4 bytes a pixel. Of the largest picture that is accepted, there are two while its colour
 # is converted; each bomb would take more.
-MEMORY = 2 * 4 * MAX_PIXELS
+MEMORY = BYTES_PER_PIXEL * MAX_PIXELS
 
 # Linux alone says what a process's own peak was; rusage also counts the process that it came from.
 JOB = """

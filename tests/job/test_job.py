@@ -14,6 +14,7 @@ from permissions import permissions_that_count
 from PIL import Image
 
 import quadpipe
+from forging import edit_manifest
 from quadpipe.errors import (
     ConfigError,
     JobError,
@@ -24,6 +25,8 @@ from quadpipe.errors import (
 from quadpipe.images.library import imaging_library
 from quadpipe.job import Job, JobConfig, Progress, decoding
 from quadpipe.job import shard as shard_module
+from quadpipe.job.again import Again
+from quadpipe.shards.gallery import exhibits
 from quadpipe.shards.verify import verify
 
 
@@ -390,7 +393,9 @@ def test_a_val_share_needs_a_training_split_that_can_spare_it(image_folder, tmp_
 def test_a_damaged_plan_is_refused(image_folder, tmp_path):
     tokenize(image_folder, tmp_path / "out")
     (tmp_path / "out" / ".quadpipe" / "plan.json").write_text("{")
-    with pytest.raises(quadpipe.errors.ShardError, match=r"plan\.json is damaged"):
+    with pytest.raises(
+        quadpipe.errors.ShardError, match=r"plan\.json cannot be used: .*; choose another --out"
+    ):
         tokenize(image_folder, tmp_path / "out")
 
 
@@ -443,6 +448,100 @@ def test_a_lost_shard_list_is_made_again(image_folder, tmp_path, files_of):
     (tmp_path / "out" / "train.shards.jsonl").unlink()
     tokenize(image_folder, tmp_path / "out")
     assert files_of(tmp_path / "out") == before
+
+
+def unfinished(source: Path, out: Path) -> Path:
+    """A job that was stopped when its plan was stored, as a document that may be edited."""
+
+    class Stop(Progress):
+        def shard_done(self, report: object) -> None:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        tokenize(source, out, progress=Stop())
+    return out / ".quadpipe" / "plan.json"
+
+
+def test_a_plan_without_fields_of_a_later_version_is_resumed_with_their_defaults(
+    image_folder, tmp_path, files_of
+):
+    tokenize(image_folder, tmp_path / "whole")
+    plan = unfinished(image_folder, tmp_path / "out")
+    document = json.loads(plan.read_text())
+    del document["tokenizer"]["max_pixels"], document["dataset"]["limit"]
+    plan.write_text(json.dumps(document))
+    with pytest.raises(ConfigError, match="max_pixels was 89478485, now 100000"):
+        tokenize(image_folder, tmp_path / "out", max_pixels=100_000)
+    dataset = tokenize(image_folder, tmp_path / "out")
+    found, expected = files_of(tmp_path / "out"), files_of(tmp_path / "whole")
+    assert found.keys() == expected.keys()
+    assert {name for name in found if found[name] != expected[name]} == {".quadpipe/plan.json"}
+    assert list(verify(dataset)) == []
+    again = Again(dataset, image_folder)
+    assert [line for _, lines in again.check(3) for line in lines] == []
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        (("tokenizer", "new_option"), None),
+        (("dataset", "new_option"), 1),
+        (("codec", "new_option"), True),
+        (("splits", "train", "new_option"), 1),
+        (("new_option",), {}),
+        (("scorer", "new_option"), 1),
+        (("scorer", "parameters", "new_option"), 1),
+        (("decode_margin",), 3),
+    ],
+)
+def test_a_plan_with_fields_that_are_not_known_is_refused_and_names_them(
+    image_folder, tmp_path, path, value
+):
+    dataset = tokenize(image_folder, tmp_path / "out", limit=4)
+    plan = tmp_path / "out" / ".quadpipe" / "plan.json"
+    document = json.loads(plan.read_text())
+    inside = document
+    for name in path[:-1]:
+        inside = inside[name]
+    inside[path[-1]] = value
+    plan.write_text(json.dumps(document))
+    name = ".".join(path)
+    message = rf"by another version of quadpipe: .* {name}; use the version that planned"
+    with pytest.raises(
+        ConfigError, match=rf"{message}|planned differently: {name} was 1, now null"
+    ):
+        tokenize(image_folder, tmp_path / "out", limit=4)
+    with pytest.raises(ConfigError, match=message):
+        Again(dataset, image_folder)
+
+
+def test_the_limit_of_pixels_is_that_of_the_plan_wherever_images_are_decoded(
+    image_folder, tmp_path
+):
+    """The photographs have 30,000 pixels."""
+    small = {"image_size": 64, "patch_size": 8, "max_patch_size": 32, "tokens": 40, "limit": 4}
+    given = {**small, "max_pixels": 29_999, "max_rejected": "100%"}
+    for more in ({}, {"retry_rejected": True}):  # the second decodes in child processes
+        dataset = tokenize(image_folder, tmp_path / "out", **given, **more)
+        assert dataset.manifest.splits["train"].rejected == 4
+        assert dataset.manifest.tokenizer.max_pixels == 29_999
+    rejected = (tmp_path / "out" / ".quadpipe" / "rejected.jsonl").read_text()
+    assert rejected.count("200 x 150 pixels, more than 29,999") == 4
+    dataset = tokenize(image_folder, tmp_path / "fits", **small, max_pixels=30_000)
+    assert dataset.manifest.splits["train"].samples == 4
+    assert len(exhibits(dataset, "train", 4, image_folder)) == 4
+    edit_manifest(tmp_path / "fits", tokenizer__max_pixels=29_999)
+    with pytest.raises(SourceError, match="too_many_pixels"):
+        exhibits(quadpipe.Dataset(tmp_path / "fits"), "train", 4, image_folder)
+
+
+def test_larger_images_are_given_more_time(image_folder, tmp_path):
+    plans = {
+        pixels: Job(image_folder, tmp_path, JobConfig.from_options(max_pixels=pixels)).plan
+        for pixels in (1000**2, 300 * 1000**2)
+    }
+    seconds = [decoding.decode_seconds(plan) for plan in plans.values()]
+    assert seconds == [60, 240]
 
 
 def test_an_output_inside_the_input_is_refused(image_folder):

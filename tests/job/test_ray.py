@@ -4,7 +4,9 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -130,6 +132,57 @@ def test_a_running_cluster_is_joined_and_left_running(
         assert files_of(tmp_path / "again") == undisturbed
     finally:
         cluster.shutdown()
+
+
+@pytest.fixture
+def sessions(monkeypatch) -> Iterator[Path]:
+    """Where Ray keeps its sessions; short, since paths of sockets must be."""
+    with tempfile.TemporaryDirectory(prefix="q", dir="/tmp") as folder:
+        monkeypatch.setenv("RAY_TMPDIR", folder)
+        yield Path(folder)
+
+
+def test_a_private_ray_has_the_cpus_of_the_process_and_leaves_nothing(
+    image_folder, tmp_path, sessions
+):
+    program = """
+import os, sys, ray, quadpipe
+from quadpipe.job import Progress
+os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+class Look(Progress):
+    def shard_done(self, report):
+        sockets = list(__import__("pathlib").Path(sys.argv[3]).rglob("raylet"))
+        print(ray.cluster_resources()["CPU"], len(sockets))
+quadpipe.tokenize(sys.argv[1], sys.argv[2], limit=4, progress=Look())
+"""
+    arguments = [str(image_folder), str(tmp_path / "out"), str(sessions)]
+    done = subprocess.run(
+        [sys.executable, "-c", program, *arguments], capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "1.0 1\n"
+    assert list(sessions.iterdir()) == []
+
+
+@pytest.mark.fault(
+    "Ctrl-C under Ray in mid-run", "exit code 130; the private Ray leaves nothing in /tmp"
+)
+def test_an_interrupted_private_ray_leaves_nothing_and_no_other_is_touched(
+    image_folder, tmp_path, sessions, undisturbed, account
+):
+    other = sessions / "ray" / "session_of_another"
+    other.mkdir(parents=True)
+    (sessions / "ray" / "session_latest").symlink_to(other)
+    out = tmp_path / "out"
+    with subprocess.Popen(command(image_folder, out), stderr=subprocess.DEVNULL) as process:
+        wait_for_shards(out, 3, process)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=60) == 130
+    assert [path.name for path in sessions.iterdir()] == ["ray"]
+    assert (sessions / "ray" / "session_latest").resolve() == other
+    assert len(list((sessions / "ray").iterdir())) == 2
+    subprocess.run(command(image_folder, out), check=True, capture_output=True)
+    account(out, undisturbed)
+    assert [path.name for path in sessions.iterdir()] == ["ray"]
 
 
 def test_a_cluster_that_is_not_there_is_a_clear_error(image_folder, tmp_path):

@@ -51,6 +51,21 @@ def test_an_image_that_is_not_square_has_square_cells():
         map_levels(np.zeros((4, 4)), WIDE)
 
 
+def test_a_boolean_map_counts_as_ones_and_zeros(tmp_path):
+    mask = np.arange(256).reshape(16, 16) % 3 == 0
+    numbers = map_levels(mask.astype(np.float32), GEOMETRY)
+    np.save(tmp_path / "cat.npy", mask)
+    data = (tmp_path / "cat.npy").read_bytes()
+    (tmp_path / "odd.npy").write_bytes(data[:-256] + data[-256:].replace(b"\1", b"\7"))
+    for found in (
+        map_levels(mask, GEOMETRY),
+        read_map(tmp_path, "cat.jpg", GEOMETRY),
+        read_map(tmp_path, "odd.jpg", GEOMETRY),
+    ):
+        for level, expected in zip(found, numbers, strict=True):
+            np.testing.assert_array_equal(level, expected)
+
+
 def test_a_map_draws_the_quadtree_that_it_asks_for(square):
     importance = np.zeros((16, 16), np.float32)
     importance[4:8, 8:12] = 1

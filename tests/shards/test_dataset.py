@@ -16,6 +16,7 @@ from forging import edit_manifest, members_of, reseal, rewrite_shard_list, tar_o
 from quadpipe.errors import ConfigError, ShardError
 from quadpipe.files import LocalFolder
 from quadpipe.geometry import Geometry
+from quadpipe.loader import Loader
 from quadpipe.quadtree import grow
 from quadpipe.shards.format import npy_bytes
 from quadpipe.shards.reader import check_nodes
@@ -118,6 +119,62 @@ def flip_bit(path: Path, position: int, bit: int = 0) -> None:
     path.write_bytes(data)
 
 
+def test_an_interrupted_copy_is_one_line_with_what_is_here(dataset):
+    for name in ("train-000002.tar", "train-v01-000002.tar", "train-000004.tar", "val-000001.tar"):
+        (dataset / name).unlink()
+    (line,) = findings(dataset)
+    assert "not all of this dataset is here: 8 of 12 shards" in line
+    assert "train-000002.tar, train-v01-000002.tar, train-000004.tar and 1 more are" in line
+    assert "finish copying it" in line
+    assert "delete" not in line
+
+
+def test_a_copy_of_which_only_the_manifest_and_some_shards_are_here_has_no_extra_ones(dataset):
+    for path in [*dataset.glob("train-00*.tar"), *dataset.glob("*.shards.jsonl")]:
+        path.unlink()
+    (line,) = findings(dataset)
+    assert "not all of this dataset is here: 7 of 12 shards; train.shards.jsonl, val" in line
+
+
+def test_a_lost_shard_list_is_missing_and_its_shards_are_not_extra(dataset):
+    (dataset / "train.shards.jsonl").unlink()
+    (line,) = findings(dataset)
+    assert line == f"{dataset / 'train.shards.jsonl'}: missing; fetch it again"
+    assert "12 shards" in missing_text(dataset)
+
+
+def missing_text(dataset: Path) -> str:
+    """What readers say of a shard that is missing."""
+    return quadpipe.Dataset(dataset).missing
+
+
+def test_whoever_reads_a_missing_shard_hears_how_much_is_here(dataset):
+    for name in ("val-000000.tar", "val-000001.tar"):
+        (dataset / name).unlink()
+    opened = quadpipe.Dataset(dataset)
+    message = r"val-000000\.tar: missing: not all of this dataset is here: 10 of 12 shards; finish"
+    for read in (
+        lambda: list(opened.samples("val")),
+        lambda: summarize(opened),
+        lambda: list(Loader(opened, "val", batch_size=2, shuffle=False).epoch(0)),
+    ):
+        with pytest.raises(ShardError, match=message):
+            read()
+
+
+def test_advice_fits_what_is_wrong(dataset):
+    flip_bit(dataset / "train-000001.tar", 700)
+    shutil.copy(dataset / "val-000000.tar", dataset / "val-000009.tar")
+    (dataset / ".quadpipe/markers/val/0000/000000.json").write_text("{}")
+    advice = {line.rpartition("/")[2].split(":")[0]: line for line in findings(dataset)}
+    assert advice["train-000001.tar"].endswith("or delete it and run again the quadpipe tokenize "
+                                               "command that wrote it")  # fmt: skip
+    assert advice["val-000009.tar"].endswith(
+        "extra: the manifest does not name it, readers ignore it"
+    )
+    assert advice["000000.json"].endswith("not a readable marker: 'rejected'; fetch it again")
+
+
 def test_one_flipped_bit_is_found_wherever_it_is(dataset):
     tar = dataset / "train-000001.tar"
     rng = np.random.default_rng(0)
@@ -149,7 +206,7 @@ def test_one_flipped_bit_is_found_wherever_it_is(dataset):
         ),
         (
             lambda d: (d / ".quadpipe/markers/val/0000/000000.json").write_text("{}"),
-            "not a readable marker of val-000000.tar",
+            "not a readable marker",
         ),
     ],
 )
@@ -327,7 +384,7 @@ def test_a_dataset_at_a_url_is_read_and_verified(finished):
         assert one.info == other.info
         np.testing.assert_array_equal(one.mosaic.tokens, other.mosaic.tokens)
     remote.rm_file("/published/val-000000.tar")
-    assert list(verify(dataset)) == ["memory://published/val-000000.tar: missing"]
+    assert list(verify(dataset)) == ["memory://published/val-000000.tar: missing; fetch it again"]
 
 
 @pytest.fixture

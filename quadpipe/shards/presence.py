@@ -1,0 +1,43 @@
+"""How much of a dataset is where its manifest is: a copy may have been interrupted."""
+
+from quadpipe.errors import ShardError, UnreadableError
+from quadpipe.files import ReadableFolder
+from quadpipe.shards.manifest import Manifest, read_shard_list
+
+
+def shards_here(folder: ReadableFolder, manifest: Manifest) -> str:
+    """How many of all shards are there, and what to do, for the error that one is missing."""
+    names = folder.names()
+    if names is None:  # a web server does not list files
+        return "not all of this dataset is here; finish copying it, or fetch the shard again"
+    total = sum(info.shards for info in manifest.splits.values())
+    here = total - len(missing_shards(folder, manifest, names))
+    return (
+        f"not all of this dataset is here: {here:,} of {total:,} shards; finish copying it, or run "
+        f"again the quadpipe tokenize command that wrote it"
+    )
+
+
+def missing_shards(folder: ReadableFolder, manifest: Manifest, names: list[str]) -> list[str]:
+    """The shards that are not among the names of all files.
+
+    Where the list of a split cannot be read, it is named once for each shard that is missing.
+    """
+    there = set(names)
+    missing = []
+    for split, info in manifest.splits.items():
+        try:
+            shards = read_shard_list(folder, split, info)
+        except UnreadableError:
+            raise
+        except ShardError:
+            here = sum(is_shard_of(split, name) for name in there)
+            missing += [info.shard_list] * max(0, info.shards - here)
+        else:
+            missing += [shard.name for shard in shards if shard.name not in there]
+    return missing
+
+
+def is_shard_of(split: str, name: str) -> bool:
+    """Whether a file has the name of a shard of a split."""
+    return name.startswith(f"{split}-") and name.endswith(".tar")
