@@ -15,6 +15,10 @@ from quadpipe.shards.tar import read_members
 BYTES_LOOKED_AT = 16 * 2**20
 """Of the samples of each split, for the shares of scales; however large its shards are."""
 
+# More than a sample has beside its pixels.
+_BYTES_PER_NODE = 64
+_BYTES_PER_SAMPLE = 2**16
+
 
 def summarize(dataset: Dataset) -> dict[str, Any]:
     """Counts, budgets, bytes per sample and shares of scales by split, and the configuration.
@@ -69,12 +73,14 @@ def _scales(dataset: Dataset, split: str) -> dict[str, Any]:
 
 def _first_samples(dataset: Dataset, split: str) -> Iterator[Sample]:
     """The samples that lie as a whole in the first bytes of the shards of a split."""
+    geometry, tokens = dataset.manifest.geometry, dataset.manifest.tokenizer.tokens
+    per_node = 3 * geometry.patch_size**2 + _BYTES_PER_NODE
+    largest_sample = geometry.nodes(tokens) * per_node + _BYTES_PER_SAMPLE
     left = BYTES_LOOKED_AT
     for shard in dataset.shards(split):
         if left <= 0:
             return
-        # Twice the mean of a sample: one at least is whole.
-        size = min(shard.bytes, max(left, 2 * shard.bytes // shard.samples))
+        size = min(shard.bytes, max(left, largest_sample))  # one at least is whole
         left -= size
         if size == shard.bytes:
             yield from dataset.read_shard(shard)
@@ -87,6 +93,8 @@ def _samples_in_beginning(dataset: Dataset, shard: ShardInfo, size: int) -> Iter
     key = ""
     try:
         data = dataset.folder.beginning(shard.name, size)
+        if len(data) < size:
+            raise ShardError(f"{len(data)} bytes, expected {shard.bytes}")
         try:
             for name, offset, _ in read_members(data):
                 if name.partition(".")[0] != key:
