@@ -20,7 +20,7 @@ from torch.utils.checkpoint import checkpoint
 from quadpipe.errors import ConfigError
 from quadpipe.fields import check_fields, option
 
-PRESETS: dict[str, dict[str, int]] = {
+PRESETS: dict[str, dict[str, Any]] = {
     "nano": {"width": 96, "depth": 4, "heads": 3},
     "tiny": {"width": 192, "depth": 12, "heads": 3},
     "small": {"width": 384, "depth": 12, "heads": 6},

@@ -82,7 +82,7 @@ def check_fields(instance: Any) -> None:
     Whole numbers of any kind become int, numbers become float where a float is declared, lists
     become tuples where a tuple is.
     """
-    kind = type(instance)
+    kind: Any = type(instance)
     for name, hint in _hints(kind).items():
         value = getattr(instance, name)
         try:
