@@ -30,7 +30,7 @@ IMAGES, SIDE, PATCH, TOKENS = 256, 256, 16, 100
 BATCH = 8  # of ours, as in jobs
 FIRSTS = range(0, IMAGES, BATCH)
 GEOMETRY = Geometry(height=SIDE, width=SIDE, patch_size=PATCH, max_patch_size=64)
-SPLITS = GEOMETRY.splits(TOKENS)
+SPLITS = GEOMETRY.num_splits(TOKENS)
 STD = torch.tensor([0.229, 0.224, 0.225]).view(1, 3, 1, 1)
 BARS = {"score, tree and mosaic": 10.0, "tree": 8.0}
 

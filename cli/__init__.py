@@ -20,7 +20,7 @@ _COMMANDS = {
     "info": "Say what a dataset holds and how it was made.",
     "verify": "Check every byte of a dataset.",
     "train": "Train a Quadformer on shards.",
-    "eval": "Score a trained model at several budgets.",
+    "eval": "Evaluate a trained model at several budgets.",
     "predict": "Classify images with a trained model.",
     "scorers": "List what can say which patches matter.",
     "show": "Draw an image or a dataset as mosaics.",

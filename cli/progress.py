@@ -8,7 +8,7 @@ from tqdm import tqdm
 
 from quadpipe.cli.text import bytes_text, say
 from quadpipe.job.run import Preview, Progress
-from quadpipe.job.shard import Report
+from quadpipe.job.shard import ShardReport
 
 _SECONDS_BETWEEN_LINES = 5.0
 
@@ -62,7 +62,7 @@ class TerminalProgress(Progress):
             + "{n_fmt} of {total_fmt} images, {rate_fmt}, {remaining} left{postfix}",
         )
 
-    def shard_done(self, report: Report) -> None:
+    def shard_done(self, report: ShardReport) -> None:
         self._rejected += report.rejected
         if self._bar is not None:
             self._bar.set_postfix_str(f"{self._rejected:,} rejected", refresh=False)

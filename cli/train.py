@@ -11,7 +11,7 @@ from quadpipe.cli.text import count_text, duration_text, say
 from quadpipe.errors import QuadpipeError
 from quadpipe.files import Cache
 from quadpipe.model.config import TrainConfig
-from quadpipe.model.evaluate import Score
+from quadpipe.model.evaluate import EvalResult
 from quadpipe.model.progress import StepReport, TrainProgress
 from quadpipe.model.train import Trainer, train
 
@@ -50,7 +50,7 @@ class _TerminalProgress(TrainProgress):
             f"{duration_text(report.seconds_left)} left{_skipped(report.skipped)}"
         )
 
-    def evaluated(self, epoch: int, score: Score) -> None:
+    def evaluated(self, epoch: int, score: EvalResult) -> None:
         click.echo(
             f"epoch {epoch} done  val top-1 {score.top1:.1%}  top-5 {score.top5:.1%}  "
             f"loss {score.loss:.4f}{_skipped(score.skipped)}"

@@ -27,7 +27,7 @@ class World:
     size: int = 1
 
     @property
-    def first(self) -> bool:
+    def is_rank_zero(self) -> bool:
         """Whether this process is the one that writes."""
         return self.rank == 0
 

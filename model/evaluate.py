@@ -18,7 +18,7 @@ _NOT_SEEN = ("tokenizer.tokens", "tokenizer.seed")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Score:
+class EvalResult:
     """Of one split at one budget. samples: those that were scored; skipped: damaged ones, which
     were not. top1, top5: shares of the scored samples. loss: their mean cross entropy."""
 
@@ -39,7 +39,7 @@ class Score:
 @torch.inference_mode()
 def evaluate(
     model: Quadformer, loader: Loader, device: torch.device, world: World | None = None
-) -> Score:
+) -> EvalResult:
     """Score the loader's split; with a world, each process its slice of every batch.
 
     Raises ShardError when all samples were skipped.
@@ -67,7 +67,7 @@ def evaluate(
             f"so there is nothing to score; see quadpipe verify, and fetch them again"
         )
     seconds = time.perf_counter() - started
-    return Score(
+    return EvalResult(
         split=loader.name,
         tokens=loader.tokens,
         samples=int(seen),

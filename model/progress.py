@@ -10,7 +10,7 @@ from torch import Tensor
 
 from quadpipe.loader import Batch
 from quadpipe.model.distributed import World
-from quadpipe.model.evaluate import Score
+from quadpipe.model.evaluate import EvalResult
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +42,7 @@ class TrainProgress:
     def interval(self, report: StepReport) -> None:
         """Some steps are done."""
 
-    def evaluated(self, epoch: int, score: Score) -> None:
+    def evaluated(self, epoch: int, score: EvalResult) -> None:
         """An epoch is done and scored."""
 
     def finished(self, trainer: Any) -> None:
@@ -82,7 +82,7 @@ class Interval:
         """Go on from `state`; one process holds the sums."""
         self.steps, self.samples = int(state["steps"]), int(state["samples"])
         self.skipped = int(state.get("skipped", 0))
-        share = 1.0 if self._world.first else 0.0
+        share = 1.0 if self._world.is_rank_zero else 0.0
         self._loss = self._loss + state["loss"] * share
         self._correct = self._correct + state["correct"] * share
 

@@ -23,7 +23,7 @@ from quadpipe.files import Cache
 from quadpipe.loader import Batch, Loader
 from quadpipe.model.config import TrainConfig
 from quadpipe.model.distributed import World, join_world
-from quadpipe.model.evaluate import Score, check_fits, evaluate
+from quadpipe.model.evaluate import EvalResult, check_fits, evaluate
 from quadpipe.model.optimize import (
     MovingAverage,
     learning_rate,
@@ -108,7 +108,7 @@ class Trainer:
     ) -> None:
         self.dataset, self.run, self.config = dataset, run, config
         self.device, self.world = device, world
-        self.progress = progress if progress and world.first else TrainProgress()
+        self.progress = progress if progress and world.is_rank_zero else TrainProgress()
         manifest = dataset.manifest
         if manifest.classes is None:
             raise ConfigError(f"{dataset.folder} has no labels, so there is nothing to learn")
@@ -146,17 +146,17 @@ class Trainer:
             self._check_same_run()
         self._step_model = self._wrapped()
         with self.world.together():
-            if self.world.first and not resume:
+            if self.world.is_rank_zero and not resume:
                 self.run.check_empty()
-            if self.world.first:
+            if self.world.is_rank_zero:
                 held.enter_context(self.run.lock())
-            if self.world.first and not resume:
+            if self.world.is_rank_zero and not resume:
                 self.run.start(self.run_config)
         if resume:
             self._load_checkpoint()
         else:
             self._save()  # from here on there is something to resume
-        if self.config.tensorboard and self.world.first:
+        if self.config.tensorboard and self.world.is_rank_zero:
             self.events = _summary_writer_type()(str(self.run.folder.root / "events"))
         self._warn_of_dataset()
 
@@ -317,7 +317,7 @@ class Trainer:
             lr=max(group["lr"] for group in self.optimizer.param_groups),
             left=self.config.epochs * self.samples - seen,
         )
-        if self.world.first:
+        if self.world.is_rank_zero:
             self.record({"event": "train", **vars(report)})
         self.progress.interval(report)
         self._interval.clear()
@@ -341,7 +341,7 @@ class Trainer:
                     f"the model's loss on val is not finite after epoch {self.epoch}; begin again "
                     f"with a smaller --lr or more --warmup-epochs"
                 )
-            if self.world.first:
+            if self.world.is_rank_zero:
                 row = {"event": "eval", "epoch": self.epoch, "step": self.step, **score.as_json()}
                 self.record(row)
             self.progress.evaluated(self.epoch, score)
@@ -350,7 +350,7 @@ class Trainer:
                 self._save(BEST)
         self._save()
 
-    def _validate(self, loader: Loader) -> Score:
+    def _validate(self, loader: Loader) -> EvalResult:
         if self.average is None:
             return evaluate(self.model, loader, self.device, self.world)
         averaged = Quadformer(self.run_config.model).to(self.device)
@@ -359,7 +359,7 @@ class Trainer:
 
     def _save(self, name: str = LAST) -> None:
         interval = self._interval.state()
-        if self.world.first:
+        if self.world.is_rank_zero:
             state = {
                 "optimizer": self.optimizer.state_dict(),
                 "epoch": self.epoch,
@@ -393,7 +393,7 @@ class Trainer:
         inside = 0 <= self.epoch <= self.config.epochs and 0 <= self.consumed <= self.samples
         if not (whole and inside):
             raise ShardError(f"the checkpoint in {self.run} is at no step of this run")
-        if self.world.first:
+        if self.world.is_rank_zero:
             self.run.cut_metrics(self.step, self.epoch)
         self.world.wait()
 

@@ -87,7 +87,7 @@ class Geometry:
         side = self.patch_size << scale
         return self.height // side, self.width // side
 
-    def splits(self, tokens: int) -> int:
+    def num_splits(self, tokens: int) -> int:
         """K, the number of splits that give `tokens` leaves; ConfigError when no number does."""
         if self.roots <= tokens <= self.max_tokens and (tokens - self.roots) % 3 == 0:
             return (tokens - self.roots) // 3
@@ -100,9 +100,9 @@ class Geometry:
             f"largest patches, up to {self.max_tokens}; use {' or '.join(choices)}"
         )
 
-    def nodes(self, tokens: int) -> int:
+    def num_nodes(self, tokens: int) -> int:
         """M, the number of patches that exist at some budget up to `tokens`."""
-        return self.roots + 4 * self.splits(tokens)
+        return self.roots + 4 * self.num_splits(tokens)
 
     @cached_property
     def boxes(self) -> np.ndarray:

@@ -101,7 +101,7 @@ class Mosaic:
             return splits, splits == stored < self.geometry.splittable
         if tokens is None:
             return stored, False
-        splits = self.geometry.splits(tokens)
+        splits = self.geometry.num_splits(tokens)
         if splits > stored:
             raise ConfigError(
                 f"the mosaic holds {self.budget} tokens, not {tokens}; use at most {self.budget} "

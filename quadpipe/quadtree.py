@@ -87,7 +87,7 @@ def grow(importance: np.ndarray, geometry: Geometry, tokens: int) -> Trees:
     from quadpipe.kernels import grow_trees
 
     nodes, _, worth = grow_trees(
-        importance, geometry.boxes, geometry.children, geometry.roots, geometry.splits(tokens)
+        importance, geometry.boxes, geometry.children, geometry.roots, geometry.num_splits(tokens)
     )
     return Trees(nodes=nodes, importance=worth)
 

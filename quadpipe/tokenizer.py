@@ -101,7 +101,7 @@ class TokenizerConfig:
             raise ConfigError(f"image_size {self.image_size} has a side above {MAX_IMAGE_SIDE:,}")
         if self.scorer == Uniform.name:
             self._check_uniform()
-        self.geometry.splits(self.tokens)
+        self.geometry.num_splits(self.tokens)
         if self.thresholds is not None:
             object.__setattr__(self, "thresholds", self._checked_thresholds(self.thresholds))
 

@@ -13,14 +13,14 @@ def make(height=256, width=256, patch_size=16, max_patch_size=64) -> Geometry:
 def test_the_default_geometry_has_16_roots_and_80_splittable_patches():
     geometry = make()
     assert (geometry.roots, geometry.splittable, geometry.max_tokens) == (16, 80, 256)
-    assert geometry.splits(100) == 28
-    assert geometry.nodes(100) == 128
+    assert geometry.num_splits(100) == 28
+    assert geometry.num_nodes(100) == 128
 
 
 @pytest.mark.parametrize(("tokens", "advice"), [(99, "97 or 100"), (3, "16 or 19"), (400, "256$")])
 def test_an_illegal_budget_names_the_nearest_legal_ones(tokens, advice):
     with pytest.raises(ConfigError, match=f"use {advice}"):
-        make().splits(tokens)
+        make().num_splits(tokens)
 
 
 def test_images_need_not_be_square_and_patches_may_be_14():

@@ -15,7 +15,7 @@ REPOSITORY = Path(__file__).parents[1]
 # From the ground up; a room may import from rooms before it, and from within itself.
 ROOMS = (
     ("errors", "faults", "seeds"),
-    ("fields", "patience", "weights"),
+    ("fields", "retries", "weights"),
     ("files", "geometry"),
     ("kernels",),
     ("quadtree",),

@@ -47,7 +47,7 @@ def test_leaves_are_those_of_the_papers_code(name):
     trees = grow(join_maps(maps, geometry, len(expected)), geometry, tokens)
     assert len(expected) == 8
     for nodes, leaves in zip(trees.nodes, expected, strict=True):
-        chosen = leaf_indices(nodes, geometry.roots, geometry.splits(tokens))
+        chosen = leaf_indices(nodes, geometry.roots, geometry.num_splits(tokens))
         np.testing.assert_array_equal(sorted_boxes(nodes[chosen, :3]), leaves)
 
 

@@ -31,7 +31,7 @@ from quadpipe.files.folder import (
     checked_name,
 )
 from quadpipe.files.lock import check_held, held
-from quadpipe.files.storage import patiently, reason_of, size_of, uploads
+from quadpipe.files.storage import reason_of, retry, size_of, uploads
 
 T = TypeVar("T")
 
@@ -101,7 +101,7 @@ class RemoteFolder(Folder):
     def size(self, name: str) -> int | None:
         path = self._path(name)
         try:
-            size = patiently(lambda: size_of(self._system, path))
+            size = retry(lambda: size_of(self._system, path))
         except FileNotFoundError:
             return None
         except Exception as error:  # file systems raise many kinds
@@ -116,7 +116,7 @@ class RemoteFolder(Folder):
     def get(self, name: str) -> bytes | None:
         path = self._path(name)
         try:
-            return bytes(patiently(lambda: self._system.cat_file(path)))
+            return bytes(retry(lambda: self._system.cat_file(path)))
         except FileNotFoundError:
             return None
         except Exception as error:  # file systems raise many kinds
@@ -248,14 +248,14 @@ class RemoteFolder(Folder):
         check_held(self)
         faults.point("before removal", name)
         with self._writing(name), suppress(FileNotFoundError):
-            patiently(lambda: self._system.rm_file(path))
+            retry(lambda: self._system.rm_file(path))
         faults.point("after removal", name)
 
     def remove_folder(self, name: str) -> None:
         path = self._path(name)
         check_held(self)
         with self._writing(name), suppress(FileNotFoundError):
-            patiently(lambda: self._system.rm(path, recursive=True))
+            retry(lambda: self._system.rm(path, recursive=True))
 
     def clear_staging(self) -> None:
         """Uploads that were begun and not finished cost money where nobody sees them."""
@@ -338,14 +338,14 @@ class RemoteFolder(Folder):
     def _put(self, name: str, data: bytes) -> None:
         path = self._path(name)
         with self._writing(name):
-            patiently(lambda: self._system.pipe_file(path, data))
+            retry(lambda: self._system.pipe_file(path, data))
 
     def _path(self, name: str) -> str:
         return f"{self._root}/{checked_name(self.url, name)}"
 
     def _reading(self, name: str, operation: Callable[[], T]) -> T:
         try:
-            return patiently(operation)
+            return retry(operation)
         except Exception as error:  # file systems raise many kinds
             raise self._unreadable(name, error) from error
 

@@ -3,12 +3,12 @@
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
-from quadpipe import patience
+from quadpipe import retries
 
 T = TypeVar("T")
 
 
-def patiently(operation: Callable[[], T]) -> T:
+def retry(operation: Callable[[], T]) -> T:
     """Whatever fails is tried again, since file systems raise many kinds; but not what a server
     has understood and refused."""
 
@@ -22,7 +22,7 @@ def patiently(operation: Callable[[], T]) -> T:
                 raise PermissionError(reason_of(error)) from error
             raise
 
-    return patience.patiently(attempt, passing=Exception)
+    return retries.retry(attempt, on=Exception)
 
 
 def _is_refused(error: BaseException | None) -> bool:

@@ -133,7 +133,7 @@ class RunConfig:
         return bool(self.scorers or self.gpus_per_scorer or self.scorer_resource)
 
     @property
-    def patience(self) -> int:
+    def scorer_timeout(self) -> int:
         """Seconds to wait for scorers."""
         return _SCORER_WAIT if self.scorer_wait is None else self.scorer_wait
 

@@ -25,9 +25,9 @@ from quadpipe.job.cpus import usable_cpus
 from quadpipe.job.decoding import Decoder, IsolatedDecoder, WatchedDecoder
 from quadpipe.job.plan import Plan, ShardId
 from quadpipe.job.pool import PooledScorer, cpus_of_scorers, start_pool
-from quadpipe.job.shard import Report, Site, make_shard
+from quadpipe.job.shard import ShardReport, Site, make_shard
 
-Outcome = tuple[ShardId, Report | QuadpipeError]
+Outcome = tuple[ShardId, ShardReport | QuadpipeError]
 
 # A shard that lost its worker is made again, so many times, with a pause before: a node that has
 # died is thought to be alive for a while.
@@ -120,9 +120,9 @@ def on_ray(plan: Plan, site: Site) -> Iterator[Engine]:
         yield make
 
 
-def _outcome(ray: Any, reference: Any) -> Report | QuadpipeError:
+def _outcome(ray: Any, reference: Any) -> ShardReport | QuadpipeError:
     try:
-        report: Report = ray.get(reference)
+        report: ShardReport = ray.get(reference)
         return report
     except ray.exceptions.RayTaskError as error:
         cause = error.cause

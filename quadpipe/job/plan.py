@@ -119,7 +119,7 @@ class Plan:
     def bytes_per_sample(self) -> int:
         """About what a sample takes in a shard; for codec raw to a few per cent."""
         config = self.config
-        nodes = config.tokenizer.geometry.nodes(config.tokenizer.tokens)
+        nodes = config.tokenizer.geometry.num_nodes(config.tokenizer.tokens)
         pixels = nodes * config.tokenizer.patch_size**2 * 3
         return int(pixels * _CODEC_SHARE[config.dataset.codec]) + 20 * nodes + 5 * _MEMBER_OVERHEAD
 

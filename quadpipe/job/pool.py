@@ -72,14 +72,14 @@ class PooledScorer(Scorer):
         actors: list[Any],
         shared: list[Any],
         *,
-        patience: float,
+        timeout: float,
         cpus: float,
     ) -> None:
         super().__init__(geometry)
         self.cpus = int(cpus)
         self._actors = actors
         self._shared = shared
-        self._patience = patience
+        self._timeout = timeout
         self._sent = 0
 
     def starting_at(self, turn: int) -> "PooledScorer":
@@ -136,7 +136,7 @@ class PooledScorer(Scorer):
 
     def _await_answer(self, ray: Any) -> None:
         """Wait until some actor is there, busy or not; JobError when there is none for too long."""
-        deadline = time.monotonic() + self._patience
+        deadline = time.monotonic() + self._timeout
         while time.monotonic() < deadline:
             actor = _first_answering(ray, self._actors)
             if actor is not None:
@@ -144,7 +144,7 @@ class PooledScorer(Scorer):
                 return
             time.sleep(_SECONDS_BETWEEN_TRIES)
         raise JobError(
-            f"none of {len(self._actors)} scorers has answered for {self._patience:.0f} seconds; "
+            f"none of {len(self._actors)} scorers has answered for {self._timeout:.0f} seconds; "
             f"bring their machines back and run the same command again"
         )
 
@@ -206,23 +206,23 @@ def start_pool(ray: Any, plan: Plan, network: Network | None, *, private: bool) 
     )(ScorerActor)
     shared = [ray.put(plan), ray.put(network)]
     actors = [actor.remote() for _ in range(count)]
-    started = _start(ray, actors, shared, run.patience)
+    started = _start(ray, actors, shared, run.scorer_timeout)
     if started < count:
         raise ConfigError(
-            f"{started} of {count} scorers started within {run.patience} seconds: {needs}, "
+            f"{started} of {count} scorers started within {run.scorer_timeout} seconds: {needs}, "
             f"the cluster has {has} in all; start fewer --scorers, add nodes, or give a longer "
             f"--scorer-wait"
         )
     geometry, cpus = plan.config.tokenizer.geometry, count * wanted.get("CPU", 0)
-    return PooledScorer(geometry, actors, shared, patience=run.patience, cpus=cpus)
+    return PooledScorer(geometry, actors, shared, timeout=run.scorer_timeout, cpus=cpus)
 
 
-def _start(ray: Any, actors: list[Any], shared: list[Any], patience: float) -> int:
+def _start(ray: Any, actors: list[Any], shared: list[Any], timeout: float) -> int:
     """How many actors have built their network in time; one that dies meanwhile is asked again.
 
     Raises what building raises.
     """
-    deadline = time.monotonic() + patience
+    deadline = time.monotonic() + timeout
     waiting = {actor.start.remote(shared): actor for actor in actors}
     while waiting and (left := deadline - time.monotonic()) > 0:
         done, _ = ray.wait(list(waiting), num_returns=1, timeout=left)

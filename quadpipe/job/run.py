@@ -19,7 +19,7 @@ from quadpipe.job.config import JobConfig
 from quadpipe.job.engines import Engine, in_process, on_ray
 from quadpipe.job.merge import merge, read_markers, withdraw
 from quadpipe.job.plan import Plan, Planner, ShardId
-from quadpipe.job.shard import Report, Site
+from quadpipe.job.shard import ShardReport, Site
 from quadpipe.scorers import Scorer
 from quadpipe.scorers.precomputed import Precomputed
 from quadpipe.shards.format import LOGS, MANIFEST, WITHDRAWN
@@ -58,7 +58,7 @@ class Progress:
     def planned(self, preview: Preview) -> None:
         """Work is about to begin: an engine is started, the plan stored."""
 
-    def shard_done(self, report: Report) -> None:
+    def shard_done(self, report: ShardReport) -> None:
         """One more shard is on disk."""
 
     def close(self) -> None:
@@ -203,7 +203,7 @@ class Job:
         with closing(make(iter(pending))) as outcomes:
             for shard, outcome in outcomes:
                 log.outcome(shard, outcome)
-                if isinstance(outcome, Report):
+                if isinstance(outcome, ShardReport):
                     progress.shard_done(outcome)
                 elif isinstance(outcome, OutputError):
                     raise outcome  # the next shard would meet the same
@@ -327,7 +327,7 @@ class _RunLog:
             self._write()
 
     def outcome(self, shard: Any, outcome: Any) -> None:
-        if isinstance(outcome, Report):
+        if isinstance(outcome, ShardReport):
             rate = round(outcome.inputs / max(outcome.seconds, 1e-9), 1)
             self._add(
                 event="shard",

@@ -34,7 +34,7 @@ Identity = tuple[str, int | None]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Report:
+class ShardReport:
     """What the driver hears of a finished shard; its results are in its marker."""
 
     shard: ShardId
@@ -80,7 +80,7 @@ def make_shard(
     shard: ShardId,
     scorer: Scorer | None = None,
     decoder: type[Decoder] = Decoder,
-) -> Report:
+) -> ShardReport:
     """Write the tars of all views of one shard, then its done-marker.
 
     scorer: a stand-in for the plan's scorer, which by default runs here. Raises SourceError when
@@ -130,7 +130,7 @@ def make_shard(
         ],
     )
     _write(site.out, shard, marker)
-    return Report(
+    return ShardReport(
         shard=shard,
         inputs=len(inputs),
         rejected=len(rejects),

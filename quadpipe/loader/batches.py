@@ -98,7 +98,7 @@ class Loader:
         self.name = split
         stored = self.dataset.manifest.tokenizer.tokens
         self.tokens = stored if tokens is None else tokens
-        self.dataset.manifest.geometry.splits(self.tokens)
+        self.dataset.manifest.geometry.num_splits(self.tokens)
         if self.tokens > stored:
             raise ConfigError(
                 f"{self.dataset.folder} holds {stored} tokens, not {tokens}; use at most {stored}, "

@@ -36,7 +36,7 @@ def webdataset(
     check_on_error(on_error)
     opened = dataset if isinstance(dataset, Dataset) else Dataset(dataset)
     budget = opened.manifest.tokenizer.tokens if tokens is None else tokens
-    opened.manifest.geometry.splits(budget)
+    opened.manifest.geometry.num_splits(budget)
     names = [shard.name for shard in opened.shards(split) if shard.view == view]
     stages = [
         (wds.ResampledShards if resampled else wds.SimpleShardList)(names),

@@ -101,7 +101,7 @@ class SampleReader:
 
         manifest, geometry = dataset.manifest, dataset.manifest.geometry
         stored, side = manifest.tokenizer.tokens, geometry.patch_size
-        nodes, self._stored_splits = geometry.nodes(stored), geometry.splits(stored)
+        nodes, self._stored_splits = geometry.num_nodes(stored), geometry.num_splits(stored)
         self._is_raw = manifest.make_codec().name == "raw"
         self._headers = (
             np.frombuffer(npy_header("|u1", (nodes, side, side, 3)), np.uint8),
@@ -216,7 +216,9 @@ class SampleReader:
         geometry = self._dataset.manifest.geometry
         flat = np.zeros((1, geometry.splittable), np.float32)
         nodes = grow(flat, geometry, budget).nodes[0]
-        boxes: np.ndarray = nodes[leaf_indices(nodes, geometry.roots, geometry.splits(budget)), :3]
+        boxes: np.ndarray = nodes[
+            leaf_indices(nodes, geometry.roots, geometry.num_splits(budget)), :3
+        ]
         return boxes
 
     def _gather_usual(self, addresses: np.ndarray, lengths: np.ndarray, rows: Rows) -> np.ndarray:

@@ -248,7 +248,7 @@ def _cached(folder: ReadableFolder, cache: Cache) -> ReadableFolder:
 
 def _mosaic(members: Mapping[str, Content], manifest: Manifest) -> Mosaic:
     geometry, tokens = manifest.geometry, manifest.tokenizer.tokens
-    splits, count = geometry.splits(tokens), geometry.nodes(tokens)
+    splits, count = geometry.num_splits(tokens), geometry.num_nodes(tokens)
     codec = manifest.make_codec()
     with _naming("nodes.npy"):
         nodes = npy_array(members["nodes.npy"], "<i4", (count, 4))

@@ -75,7 +75,7 @@ def _first_samples(dataset: Dataset, split: str) -> Iterator[Sample]:
     """The samples that lie as a whole in the first bytes of the shards of a split."""
     geometry, tokens = dataset.manifest.geometry, dataset.manifest.tokenizer.tokens
     per_node = 3 * geometry.patch_size**2 + _BYTES_PER_NODE
-    largest_sample = geometry.nodes(tokens) * per_node + _BYTES_PER_SAMPLE
+    largest_sample = geometry.num_nodes(tokens) * per_node + _BYTES_PER_SAMPLE
     left = BYTES_LOOKED_AT
     for shard in dataset.shards(split):
         if left <= 0:

@@ -15,7 +15,7 @@ import numpy as np
 
 from quadpipe import faults
 from quadpipe.errors import RejectError, SourceError
-from quadpipe.patience import patiently
+from quadpipe.retries import retry
 from quadpipe.sources.names import path_to_text, text_to_path
 from quadpipe.sources.rows import PathList
 
@@ -159,7 +159,7 @@ def read_input(root: Path, entry: Input, path_list: PathList | None = None) -> b
     SourceError when they persist, RejectError on a file that is too large to be an image.
     """
     try:
-        return patiently(lambda: _read(root, entry, path_list), final=())
+        return retry(lambda: _read(root, entry, path_list), final=())
     except OSError as error:
         where = f"{entry.path} in {root}"
         if entry.row is not None:

@@ -149,7 +149,7 @@ def test_a_cache_on_a_full_disk_is_said(published, tmp_path, monkeypatch):
     "the training ends and can be resumed: what cannot be reached is not taken for damaged",
 )
 def test_an_outage_is_no_damage(published, proxy, whole, monkeypatch):
-    monkeypatch.setattr("quadpipe.patience.PAUSES", (0.01,))
+    monkeypatch.setattr("quadpipe.retries.PAUSES", (0.01,))
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
     fsspec.get_filesystem_class("s3").clear_instance_cache()
     dataset = quadpipe.Dataset(published)

@@ -169,7 +169,7 @@ def test_errors_of_the_server_that_pass_leave_no_trace(
 def test_errors_of_the_server_that_stay_end_the_run(
     image_folder, url, tmp_path, proxy, undisturbed, account, monkeypatch
 ):
-    monkeypatch.setattr("quadpipe.patience.PAUSES", (0.01,))
+    monkeypatch.setattr("quadpipe.retries.PAUSES", (0.01,))
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
     fsspec.get_filesystem_class("s3").clear_instance_cache()
     proxy.troubles.append(Trouble("refuse", "PUT", "markers/train/0000/000001", 10**6))

@@ -56,7 +56,7 @@ def images(tmp_path, jpeg) -> Path:
 def pauses(monkeypatch) -> list[float]:
     """The pauses before reading again, which are not waited for."""
     waited: list[float] = []
-    monkeypatch.setattr("quadpipe.patience.time", SimpleNamespace(sleep=waited.append))
+    monkeypatch.setattr("quadpipe.retries.time", SimpleNamespace(sleep=waited.append))
     return waited
 
 

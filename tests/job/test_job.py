@@ -273,7 +273,7 @@ def test_a_shard_of_rejects_has_a_marker_and_no_tar(images, tmp_path):
 def test_a_shard_that_cannot_be_read_is_named_and_the_others_are_kept(
     images, tmp_path, monkeypatch, files_of
 ):
-    monkeypatch.setattr("quadpipe.patience.time.sleep", lambda seconds: None)
+    monkeypatch.setattr("quadpipe.retries.time.sleep", lambda seconds: None)
     tokenize(images, tmp_path / "whole")
     vanished = images / "flower" / "00.jpg"
     data = vanished.read_bytes()

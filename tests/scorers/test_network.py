@@ -47,7 +47,7 @@ def test_feature_is_that_of_the_papers_code(shufflenet):
         np.testing.assert_allclose(found, wanted, rtol=1e-3)
     trees = grow(join_maps(maps, GEOMETRY, len(images)), GEOMETRY, 100)
     for nodes, wanted in zip(trees.nodes, leaves, strict=True):
-        boxes = nodes[leaf_indices(nodes, GEOMETRY.roots, GEOMETRY.splits(100)), :3]
+        boxes = nodes[leaf_indices(nodes, GEOMETRY.roots, GEOMETRY.num_splits(100)), :3]
         order = np.lexsort((boxes[:, 0], boxes[:, 1], boxes[:, 2]))
         np.testing.assert_array_equal(boxes[order], wanted)
 

@@ -38,7 +38,7 @@ def test_pixel_blur_is_that_of_the_papers_code(name):
         assert (abs(found - expected) <= 1e-3 * expected + 1e-4).all()
     trees = grow(join_maps(maps, shape, len(golden["images"])), shape, tokens)
     for nodes, leaves in zip(trees.nodes, golden["leaves"], strict=True):
-        boxes = nodes[leaf_indices(nodes, shape.roots, shape.splits(tokens)), :3]
+        boxes = nodes[leaf_indices(nodes, shape.roots, shape.num_splits(tokens)), :3]
         order = np.lexsort((boxes[:, 0], boxes[:, 1], boxes[:, 2]))
         np.testing.assert_array_equal(boxes[order], leaves)
 

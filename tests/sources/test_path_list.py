@@ -132,7 +132,7 @@ def test_any_row_of_a_long_list_can_be_read(tmp_path):
 
 
 def test_a_file_outside_that_cannot_be_read_is_named_by_its_row(tmp_path, monkeypatch):
-    monkeypatch.setattr("quadpipe.patience.PAUSES", ())
+    monkeypatch.setattr("quadpipe.retries.PAUSES", ())
     write(tmp_path, "else/x.jpg")
     path = write(tmp_path, "data/list.csv", data=b"../else/x.jpg\n") / "data" / "list.csv"
     entry = list_inputs(path).splits["train"][0]

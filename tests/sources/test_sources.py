@@ -218,7 +218,7 @@ def test_sources_of_no_known_kind_are_refused(tmp_path):
 
 def test_reading_is_tried_again_and_then_fails_with_the_path(tmp_path, monkeypatch):
     pauses = []
-    monkeypatch.setattr("quadpipe.patience.time.sleep", pauses.append)
+    monkeypatch.setattr("quadpipe.retries.time.sleep", pauses.append)
     with pytest.raises(SourceError, match=r"cannot read gone\.jpg .*No such file"):
         read_input(tmp_path, Input("gone.jpg", None))
     assert pauses == sorted(pauses)
@@ -239,7 +239,7 @@ def test_reading_recovers_from_errors_that_pass(tmp_path, monkeypatch):
     def come_back(pause: float) -> None:
         write(tmp_path, "late.jpg", data=b"here")
 
-    monkeypatch.setattr("quadpipe.patience.time.sleep", come_back)
+    monkeypatch.setattr("quadpipe.retries.time.sleep", come_back)
     assert read_input(tmp_path, Input("late.jpg", None)) == b"here"
 
 

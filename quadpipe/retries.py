@@ -1,4 +1,4 @@
-"""Trying again what may pass: a busy server, a connection that breaks, a disk that blinks."""
+"""Retries with back-off: a busy server, a broken connection, a disk that fails for a moment."""
 
 import time
 from collections.abc import Callable
@@ -9,9 +9,9 @@ from quadpipe.errors import QuadpipeError
 T = TypeVar("T")
 
 PAUSES = (0.1, 0.5, 2.0, 5.0)
-"""Seconds between tries."""
+"""Seconds between attempts."""
 
-# What another try would not change.
+# Errors that another attempt would not change.
 _FINAL = (
     FileNotFoundError,
     IsADirectoryError,
@@ -22,20 +22,22 @@ _FINAL = (
 )
 
 
-def patiently(
+def retry(
     operation: Callable[[], T],
     *,
-    passing: type[Exception] = OSError,
+    on: type[Exception] = OSError,
     final: tuple[type[Exception], ...] = _FINAL,
 ) -> T:
-    """Its result; errors of the kind `passing`, but for `final` ones and those meant for users, are
-    tried again with back-off, then raised."""
+    """The result of `operation`, which is called again after an error of the kind `on`.
+
+    Errors in `final` and QuadpipeErrors are raised at once, others after the last attempt.
+    """
     at_once: tuple[type[Exception], ...] = (QuadpipeError, *final)
     for pause in PAUSES:
         try:
             return operation()
         except at_once:
             raise
-        except passing:
+        except on:
             time.sleep(pause)
     return operation()
