@@ -19,9 +19,10 @@ from quadpipe.errors import ConfigError
 class Option:
     """What `option` declares beside a name, a type and a default.
 
-    choices: the allowed values. low, high: the smallest and largest value. above, below: bounds that
-    are not allowed themselves. They hold for each number of a tuple, and not for None. formerly: the
-    name that the option had in an earlier version; it still works on the command line and in files.
+    choices: the allowed values. low, high: the smallest and largest value. above, below: bounds
+    that are not allowed themselves. They hold for each number of a tuple, and not for None.
+    formerly: the name of the option in an earlier version; it still works on the command line and
+    in files.
     """
 
     help: str
