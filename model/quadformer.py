@@ -72,7 +72,7 @@ class QuadformerConfig:
         IMAGENET_MEAN, "Mean of the pixels per channel, in 0..1."
     )
     std: tuple[float, float, float] = option(
-        IMAGENET_STD, "Standard deviation of the pixels per channel, in 0..1."
+        IMAGENET_STD, "Standard deviation of the pixels per channel, in 0..1.", above=0
     )
 
     def __post_init__(self) -> None:
@@ -81,8 +81,8 @@ class QuadformerConfig:
             raise ConfigError(
                 f"width {self.width} is not a multiple of 4 and of {self.heads} heads"
             )
-        if min(self.grid) < 1 or self.grid[0] * self.grid[1] > 2**20 or min(self.std) <= 0:
-            raise ConfigError(f"grid {self.grid} or std {self.std} cannot be used")
+        if min(self.grid) < 1 or self.grid[0] * self.grid[1] > 2**20:
+            raise ConfigError(f"grid {self.grid} has a side below 1, or more than 2^20 patches")
         if self.fc_norm and self.pool != "area":
             raise ConfigError(f"fc_norm is for pool area, not {self.pool}; leave it out")
 

@@ -19,9 +19,10 @@ from quadpipe.errors import ConfigError
 class Option:
     """What `option` declares beside a name, a type and a default.
 
-    choices: the allowed values. low, high: the smallest and largest one. above, below: bounds that
-    are not allowed themselves. None is always allowed where the type allows it. formerly: the name
-    that the option had in an earlier version; on the command line and in files it still works.
+    choices: the allowed values. low, high: the smallest and largest value. above, below: bounds
+    that are not allowed themselves. They hold for each number of a tuple, and not for None.
+    formerly: the name of the option in an earlier version; it still works on the command line and
+    in files.
     """
 
     help: str
@@ -38,14 +39,15 @@ class Option:
             return
         if self.choices and value not in self.choices:
             raise ConfigError(f"{name} {value!r} is not one of {', '.join(self.choices)}")
-        if isinstance(value, int | float) and not (
-            (self.low is None or value >= self.low)
-            and (self.above is None or value > self.above)
-            and (self.high is None or value <= self.high)
-            and (self.below is None or value < self.below)
-        ):
-            shown = f"{value:g}" if isinstance(value, float) else value
-            raise ConfigError(f"{name} {shown} is {self._bounds()}")
+        for number in value if isinstance(value, tuple) else (value,):
+            if isinstance(number, int | float) and not (
+                (self.low is None or number >= self.low)
+                and (self.above is None or number > self.above)
+                and (self.high is None or number <= self.high)
+                and (self.below is None or number < self.below)
+            ):
+                shown = f"{number:g}" if isinstance(number, float) else number
+                raise ConfigError(f"{name} {shown} is {self._bounds()}")
 
     def _bounds(self) -> str:
         """What is wrong with a value outside them."""

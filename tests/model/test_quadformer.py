@@ -324,7 +324,7 @@ def test_a_hostile_pickle_is_refused_and_does_not_run(tmp_path, monkeypatch):
         ({"heads": 0}, "heads 0 is not from 1 to 1,024"),
         ({"width": 3 * 2**40}, "is not from 4 to 16,384"),
         ({"max_scale": -5}, "max_scale -5 is not from 0"),
-        ({"std": (1.0, 0.0, 1.0)}, "cannot be used"),
+        ({"std": (1.0, 0.0, 1.0)}, "std 0 is not above 0"),
         ({"heads": 5}, "width 48 is not a multiple of 4 and of 5 heads"),
         ({"positions": "magic"}, "positions 'magic' is not one of sinusoidal, learned"),
         ({"pool": "max"}, "pool 'max' is not one of cls, area"),
