@@ -1,9 +1,10 @@
-# make demo    tokenize real photographs and draw what came out
+# make demo    tokenize real photographs, draw them, train a small model and use it
 # make test    run the tests
+# make check   lint, and the tests that are quick and start no process
 # make lint    check style, and types on the installed wheel
-# make bench   measure everything and write docs/performance.md; PEERS=python adds other loaders
-# make soak    MINUTES=5 of each: kills at random, damaged images, damaged shards; and the rarer tests
-# make reliability    run the tests of faults and write their table into docs/reliability.md
+# make bench   run the benchmarks and write docs/performance.md; PEERS=python adds other loaders
+# make soak    MINUTES=5 of each: random kills, damaged images, damaged shards; and the rarer tests
+# make reliability    run the fault tests and write their table into docs/reliability.md
 # All of them create .venv on first use. PYTHON=python3.12 chooses another interpreter.
 
 PYTHON ?= python3
@@ -16,7 +17,7 @@ SIMD := $(filter Linux-x86_64,$(shell uname -s)-$(shell uname -m))
 AVX2 := $(shell grep -qm1 avx2 /proc/cpuinfo 2>/dev/null && echo -mavx2)
 
 .DELETE_ON_ERROR:
-.PHONY: demo test lint bench soak reliability clean
+.PHONY: check demo test lint bench soak reliability clean
 
 $(VENV)/created:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "quadpipe needs Python 3.11 or later; give make PYTHON=python3.11")'
@@ -49,6 +50,9 @@ demo: $(VENV)/installed $(VENV)/photographs
 # Most tests wait for processes they have started: two at a time, each file in one go.
 test: $(VENV)/installed
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+check: lint
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m 'not slow and not soak' --no-processes
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .

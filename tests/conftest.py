@@ -1,7 +1,8 @@
 """Real photographs that scikit-learn ships, and image folders made from them."""
 
 import io
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -75,8 +76,33 @@ def files_of() -> Callable[[Path], dict[str, bytes]]:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
+        "--no-processes", action="store_true", help="Skip tests as soon as they start a process."
+    )
+    parser.addoption(
         "--reliability", type=Path, help="Write the table of faults and outcomes into this page."
     )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--no-processes"):
+        sys.addaudithook(_skip_where_a_process_starts)
+
+
+def _skip_where_a_process_starts(event: str, arguments: object) -> None:
+    if _tests_running and event in ("subprocess.Popen", "os.fork", "os.posix_spawn"):
+        pytest.skip("starts a process")
+
+
+_tests_running: list[pytest.Item] = []
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[object]:
+    _tests_running.append(item)
+    try:
+        return (yield)
+    finally:
+        _tests_running.pop()
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
