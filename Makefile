@@ -59,6 +59,7 @@ lint: $(VENV)/installed
 	$(BIN)/ruff format --check .
 	rm -rf $(VENV)/types build && $(PIP) install --no-deps --target $(VENV)/types .
 	MYPYPATH=$(VENV)/types $(BIN)/mypy -p quadpipe
+	MYPYPATH=$(VENV)/types $(BIN)/mypy benchmarks
 
 bench: $(VENV)/installed
 	$(BIN)/python benchmarks/report.py $(if $(PEERS),--peers $(PEERS))

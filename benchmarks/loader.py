@@ -22,6 +22,8 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable
+from functools import cache
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -113,26 +115,27 @@ def print_table(rates: dict[str, list[float]], quarter: int) -> None:
         (f"quadpipe against {n}", middle["quadpipe"] / middle[n], 5) for n in PEERS if n in middle
     ]
     print()
-    for name, ratio, bar in bars:
-        print(f"{name}: {ratio:.2f} times, {bar} wanted: {'met' if ratio >= bar else 'NOT met'}")
+    for what, times, bar in bars:
+        print(f"{what}: {times:.2f} times, {bar} wanted: {'met' if times >= bar else 'NOT met'}")
 
 
 def read_quadpipe(location: str, tokens: int) -> float:
-    """Seconds of an epoch; the loader lives on between epochs, as in training."""
+    """Seconds of an epoch; the loader is kept between epochs, as in training."""
     loader = _loader(location, tokens)
-    _loader.epoch = getattr(_loader, "epoch", 0) + 1
     started = time.perf_counter()
-    count = sum(len(batch.label) for batch in loader.epoch(_loader.epoch))
-    assert count == loader.samples
+    read = sum(len(batch.label) for batch in loader.epoch(next(_epochs)))
+    assert read == loader.samples
     return time.perf_counter() - started
 
 
-def _loader(location: str, tokens: int, known: dict[Any, Any] = {}) -> Any:  # noqa: B006
+_epochs = count()
+
+
+@cache
+def _loader(location: str, tokens: int) -> Any:
     from quadpipe.loader import Loader
 
-    if (location, tokens) not in known:
-        known[location, tokens] = Loader(location, batch_size=BATCH, tokens=tokens)
-    return known[location, tokens]
+    return Loader(location, batch_size=BATCH, tokens=tokens)
 
 
 def read_webdataset(shards: Path) -> float:
@@ -244,9 +247,9 @@ def serve_peer(name: str, data: Path) -> None:
     epoch = {"streaming": open_streaming, "litdata": open_litdata}[name](arrays, folder)
     for _ in sys.stdin:
         started = time.perf_counter()
-        count = sum(len(batch["label"]) for batch in epoch())
+        read = sum(len(batch["label"]) for batch in epoch())
         seconds = time.perf_counter() - started
-        assert count == len(arrays[2]), count
+        assert read == len(arrays[2]), read
         print(json.dumps({"seconds": seconds}), flush=True)
 
 

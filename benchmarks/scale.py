@@ -22,8 +22,12 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from common import describe_machine
+
+if TYPE_CHECKING:
+    from quadpipe.job import Job
 
 BYTES = 512 * 200
 
@@ -95,7 +99,7 @@ def timed(step: Callable[[Path], None], folder: Path) -> tuple[float, int]:
     return time.perf_counter() - started, peak
 
 
-def make_job(folder: Path) -> object:
+def make_job(folder: Path) -> "Job":
     from quadpipe.job import Job, JobConfig
 
     config = JobConfig.from_options(samples_per_shard=1, in_process=True)

@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from common import describe_machine, spread
 from PIL import Image
@@ -143,7 +144,7 @@ class Clock(Progress):
         return images / (self.marks[-1][0] - self.marks[0][0])
 
 
-def tokenize(images: Path, out: Path, **options: object) -> float:
+def tokenize(images: Path, out: Path, **options: Any) -> float:
     clock = Clock()
     quadpipe.tokenize(images, out, samples_per_shard=100, progress=clock, **options)
     for path in sorted(out.rglob("*"), reverse=True):

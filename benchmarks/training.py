@@ -55,7 +55,7 @@ def measure(shards: Path, runs: int) -> None:
         started, count = time.perf_counter(), 0
         for batch in batches:
             logits, _ = model(batch.tokens, batch.boxes)
-            F.cross_entropy(logits, batch.label).backward()
+            torch.autograd.backward(F.cross_entropy(logits, batch.label))
             optimizer.step()
             optimizer.zero_grad()
             count += len(batch.label)
