@@ -9,7 +9,7 @@ from typing import TypeVar
 import torch
 import torch.distributed as dist
 
-from quadpipe.errors import ConfigError, QuadpipeError
+from quadpipe.errors import ConfigError, QuadpipeError, first_line
 
 T = TypeVar("T")
 _TORCHRUN = "start the processes with torchrun, or unset the variable to train in one"
@@ -96,9 +96,8 @@ def join_world(device: torch.device) -> Iterator[World]:
     try:
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     except (ValueError, RuntimeError) as error:
-        first = "".join(str(error).strip().splitlines()[:1])
         raise ConfigError(
-            f"WORLD_SIZE is set, but the processes cannot meet ({first}); {_TORCHRUN}"
+            f"WORLD_SIZE is set, but the processes cannot meet ({first_line(error)}); {_TORCHRUN}"
         ) from error
     try:
         yield World(dist.get_rank(), dist.get_world_size())

@@ -11,7 +11,7 @@ from quadpipe.errors import ConfigError, ShardError
 from quadpipe.loader import Loader
 from quadpipe.model.distributed import World
 from quadpipe.model.quadformer import Quadformer, QuadformerConfig
-from quadpipe.model.run_folder import DATASET_PARTS, RunConfig
+from quadpipe.model.run_manifest import DATASET_PARTS, RunManifest
 from quadpipe.shards.manifest import Manifest
 
 _NOT_SEEN = ("tokenizer.tokens", "tokenizer.seed")
@@ -105,13 +105,13 @@ def check_fits(
         )
 
 
-def find_differences(config: RunConfig, manifest: Manifest) -> list[str]:
+def find_differences(config: RunManifest, manifest: Manifest) -> list[str]:
     """How a dataset that fits a run was made differently from the run's own: "x was .., now ..".
 
     The stored budget and the seed are left out: they do not change what an image looks like.
     """
     found = config.differences(
-        RunConfig.of(config.train, manifest),
+        RunManifest.of(config.train, manifest),
         *DATASET_PARTS,
     )
     return [text for name, text in found.items() if name not in _NOT_SEEN]

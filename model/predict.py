@@ -7,7 +7,8 @@ import torch
 
 from quadpipe.errors import ConfigError, RejectError, SourceError
 from quadpipe.model.quadformer import Quadformer
-from quadpipe.model.run_folder import RunConfig, RunFolder
+from quadpipe.model.run_folder import RunFolder
+from quadpipe.model.run_manifest import RunManifest
 from quadpipe.mosaic import Mosaic
 from quadpipe.render import Exhibit
 from quadpipe.scorers import scorer_type
@@ -40,7 +41,7 @@ class Predictor:
         backbone: str | None = None,
         scorer_weights: Path | None = None,
     ) -> None:
-        config: RunConfig = run.config()
+        config: RunManifest = run.config()
         scorer = scorer_type(config.tokenizer.scorer)
         if config.label_aware or scorer.hint:
             needs = "labels" if config.label_aware else f"{scorer.hint} of each image"

@@ -13,8 +13,9 @@ from torch import Tensor
 
 from quadpipe.errors import ConfigError
 from quadpipe.model.quadformer import Quadformer
-from quadpipe.model.run_folder import BEST, LAST, RunConfig, RunFolder
-from quadpipe.weights import parse_weights, read_weights_file
+from quadpipe.model.run_folder import BEST, LAST, RunFolder
+from quadpipe.model.run_manifest import RunManifest
+from quadpipe.weights import listing, parse_weights, read_weights_file, state_dict_problems
 
 _PREFIXES = ("module.", "_orig_mod.", "model.", "backbone.", "encoder.", "visual.trunk.")
 
@@ -62,25 +63,17 @@ def load_pretrained(model: Quadformer, path: Path, classes: list[str] | None = N
         expected_fresh |= {"head.weight", "head.bias"}
     fresh = sorted(wanted.keys() - weights.keys())
     unused = sorted(weights.keys() - wanted.keys())
-    shapes = [
-        f"{name} {list(weights[name].shape)}, expected {list(wanted[name].shape)}"
-        for name in sorted(wanted.keys() & weights.keys())
-        if weights[name].shape != wanted[name].shape
-    ]
-    problems = [
-        *(f"missing {name}" for name in fresh if name not in expected_fresh),
-        *(f"unexpected {name}" for name in unused if name not in expected_unused),
-        *shapes,
-    ]
+    problems = state_dict_problems(
+        weights, wanted, may_miss=expected_fresh, may_be_unused=expected_unused
+    )
     if problems:
-        more = f" and {len(problems) - 8} more" if len(problems) > 8 else ""
         norm = ""
         if "fc_norm.weight" in unused:
             norm = ", with --pool area --fc-norm (their last norm comes after pooling)"
         elif "fc_norm.weight" in fresh:
             norm = ", without --fc-norm (their last norm comes before pooling)"
         raise ConfigError(
-            f"{path} does not fit the model: {'; '.join(problems[:8])}{more}; give weights of a "
+            f"{path} does not fit the model: {listing(problems, 8)}; give weights of a "
             f"plain timm ViT of width {model.config.width} and depth {model.config.depth}, or "
             f"another --model{norm}"
         )
@@ -88,7 +81,7 @@ def load_pretrained(model: Quadformer, path: Path, classes: list[str] | None = N
     return Loaded(fresh=fresh, unused=unused, changed=changed)
 
 
-def _read(path: Path) -> tuple[dict[str, Tensor], RunConfig | None]:
+def _read(path: Path) -> tuple[dict[str, Tensor], RunManifest | None]:
     """The weights at `path`, and the run that they are of where that is known."""
     of_run = path.name in (BEST, LAST) and RunFolder(path.parent).started
     if not (path.is_dir() or of_run):

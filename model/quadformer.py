@@ -19,6 +19,7 @@ from torch.utils.checkpoint import checkpoint
 
 from quadpipe.errors import ConfigError
 from quadpipe.fields import check_fields, option
+from quadpipe.images import IMAGENET_MEAN, IMAGENET_STD
 
 PRESETS: dict[str, dict[str, Any]] = {
     "nano": {"width": 96, "depth": 4, "heads": 3},
@@ -29,8 +30,6 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 POSITIONS = ("sinusoidal", "learned")
 POOLS = ("cls", "area")
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 _PERIOD = 10_000.0
 
 

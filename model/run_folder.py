@@ -13,139 +13,24 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import IO, Any, cast
 
 import torch
 from torch import Tensor
 
-from quadpipe import __version__
-from quadpipe.errors import ConfigError, OutputError, ShardError
-from quadpipe.fields import check_fields, known_fields
+from quadpipe.errors import ConfigError, OutputError, ShardError, first_line
 from quadpipe.files import LocalFolder
-from quadpipe.model.config import TrainConfig
 from quadpipe.model.distributed import rank_variable
-from quadpipe.model.quadformer import Quadformer, QuadformerConfig
-from quadpipe.shards.format import Codec, json_bytes
-from quadpipe.shards.manifest import Manifest
-from quadpipe.tokenizer import TokenizerConfig
-from quadpipe.weights import load_torch
+from quadpipe.model.quadformer import Quadformer
+from quadpipe.model.run_manifest import RunManifest
+from quadpipe.shards.format import json_bytes
+from quadpipe.weights import listing, load_torch, state_dict_problems
 
 CONFIG, METRICS = "config.json", "metrics.jsonl"
 LAST, BEST = "last.safetensors", "best.safetensors"
 LOCK = ".quadpipe/lock"
-DATASET_PARTS = ("tokenizer", "scorer_sha256", "label_aware", "codec", "imaging_library")
-"""Parts of a `RunConfig` that say how the shards were made."""
-
 _EMA = "ema."
-_PARTS: dict[str, Any] = {
-    "train": TrainConfig,
-    "model": QuadformerConfig,
-    "tokenizer": TokenizerConfig,
-}
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunConfig:
-    """What a run is: enough to resume it, to evaluate it and to predict with it.
-
-    shard_lists: their sha256 by split, which name the very shards. scorer_sha256: of the weights
-    of the scorer's network. codec, imaging_library: as in the manifest, None where an older version
-    did not keep them. quadpipe: the version that began the run. ignored: fields of the file that
-    this version does not know.
-    """
-
-    train: TrainConfig
-    model: QuadformerConfig
-    tokenizer: TokenizerConfig
-    classes: list[str]
-    label_aware: bool
-    shard_lists: dict[str, str]
-    scorer_sha256: str | None = None
-    codec: dict[str, Any] | None = None
-    imaging_library: dict[str, Any] | None = None
-    quadpipe: str | None = None
-    ignored: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        check_fields(self)
-        geometry = self.tokenizer.geometry
-        if len(self.classes) != self.model.classes:
-            raise ConfigError(f"{len(self.classes)} classes for a head of {self.model.classes}")
-        if geometry.patch_size != self.model.patch_size or geometry.grid(0) != self.model.grid:
-            raise ConfigError("the tokenizer's patches are not the model's")
-        if not isinstance(self.imaging_library, dict | None):
-            raise ConfigError("imaging_library is not an object")
-        self.make_codec()
-
-    @classmethod
-    def of(cls, config: TrainConfig, manifest: Manifest) -> "RunConfig":
-        return cls(
-            train=config,
-            model=config.quadformer(manifest),
-            tokenizer=manifest.tokenizer,
-            classes=list(manifest.classes or ()),
-            label_aware=bool(manifest.scorer["label_aware"]),
-            shard_lists={n: split.shard_list_sha256 for n, split in manifest.splits.items()},
-            scorer_sha256=manifest.scorer.get("weights_sha256"),
-            codec=manifest.codec,
-            imaging_library=manifest.imaging_library,
-            quadpipe=__version__,
-        )
-
-    def make_codec(self) -> Codec | None:
-        """How the tokens of the shards were written, None where the run does not say."""
-        if self.codec is None:
-            return None
-        return Codec(**known_fields(Codec, self.codec), patch_size=self.tokenizer.patch_size)
-
-    def says_ignored(self) -> str:
-        """One line on the ignored fields, empty where there are none."""
-        if not self.ignored:
-            return ""
-        return (
-            f"was written by quadpipe {self.quadpipe!r}; {__version__} ignores its "
-            f"{', '.join(map(repr, self.ignored))}"
-        )
-
-    def to_json(self) -> dict[str, Any]:
-        document = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "ignored"}
-        return document | {name: getattr(self, name).as_json() for name in _PARTS}
-
-    @classmethod
-    def from_json(cls, document: dict[str, Any]) -> "RunConfig":
-        """Fields that a later version added are ignored, but for the model's.
-
-        Those may change what the weights compute: ConfigError names the version to install.
-        """
-        entries = known_fields(cls, document)
-        ignored = [name for name in document if name not in entries]
-        for part, kind in _PARTS.items():
-            known = known_fields(kind, document[part])
-            unknown = [f"{part}.{name}" for name in document[part] if name not in known]
-            if part == "model" and unknown:
-                raise ConfigError(
-                    f"{unknown[0]!r} decides what the model computes, and quadpipe {__version__} "
-                    f"does not know it; install the version that wrote it, "
-                    f"{document.get('quadpipe')!r}"
-                )
-            ignored += unknown
-            entries[part] = kind(**known)
-        return cls(**entries | {"ignored": ignored})
-
-    def differences(self, other: "RunConfig", *parts: str) -> dict[str, str]:
-        """What is not the same in these parts of two runs, by name: "was .., now ..".
-
-        What one of the runs does not say is left out.
-        """
-        said = [part for part in parts if None not in (getattr(self, part), getattr(other, part))]
-        before, now = (_flat(config.to_json(), said) for config in (self, other))
-        return {
-            name: f"{name} was {before.get(name)}, now {now.get(name)}"
-            for name in sorted(before.keys() | now.keys())
-            if before.get(name) != now.get(name)
-        }
 
 
 class RunFolder:
@@ -182,18 +67,18 @@ class RunFolder:
                 f"--resume to go on with the run in it"
             )
 
-    def start(self, config: RunConfig) -> None:
+    def start(self, config: RunManifest) -> None:
         """Write the configuration of a run that begins."""
         self.folder.write(CONFIG, json_bytes(config.to_json(), indent=2))
 
-    def config(self) -> RunConfig:
+    def config(self) -> RunManifest:
         """ShardError when the folder holds no run, or one that cannot be used."""
         if not self.started:
             raise ShardError(
                 f"{self.folder} holds no training run: it has no {CONFIG}; give the --out of one"
             )
         try:
-            return RunConfig.from_json(json.loads(self.folder.read(CONFIG)))
+            return RunManifest.from_json(json.loads(self.folder.read(CONFIG)))
         except (
             ArithmeticError,
             ValueError,
@@ -268,7 +153,7 @@ class RunFolder:
                 yield file
         except (SafetensorError, OSError) as error:
             raise ShardError(
-                f"{path} is damaged: {_first_line(error)}; copy the run again, or begin another"
+                f"{path} is damaged: {first_line(error)}; copy the run again, or begin another"
             ) from error
 
     def state(self, metadata: dict[str, str]) -> dict[str, Any]:
@@ -279,7 +164,7 @@ class RunFolder:
             state = load_torch(path.read_bytes())
         except Exception as error:  # whatever the file's bytes make the parsers raise
             raise ShardError(
-                f"{path} cannot be loaded: {_first_line(error)}; copy the run again, or train again"
+                f"{path} cannot be loaded: {first_line(error)}; copy the run again, or train again"
             ) from error
         if not isinstance(state, dict):
             raise ShardError(f"{path} cannot be loaded: it holds no state")
@@ -293,15 +178,10 @@ class RunFolder:
         given = average or weights
         with torch.device("meta"):  # the configuration may claim more than there is memory
             wanted = Quadformer(config).state_dict()
-        differing = sorted(
-            key
-            for key in given.keys() | wanted.keys()
-            if key not in given or key not in wanted or given[key].shape != wanted[key].shape
-        )
-        if differing:
+        if problems := state_dict_problems(given, wanted):
             raise ShardError(
-                f"{self.folder.where(name)} does not fit {CONFIG}: {differing[0]} is missing, not "
-                f"known, or of another shape; copy the run again"
+                f"{self.folder.where(name)} does not fit {CONFIG}: {listing(problems)}; copy the "
+                f"run again"
             )
         model = Quadformer(config)
         model.load_state_dict(given)
@@ -327,23 +207,6 @@ class RunFolder:
         self.folder.write(METRICS, b"".join(kept))
 
 
-def _flat(document: dict[str, Any], parts: list[str]) -> dict[str, Any]:
-    """The values of some parts, named "part.field" where a part is an object."""
-    flat: dict[str, Any] = {}
-    for part in parts:
-        value = document[part]
-        if isinstance(value, dict):
-            flat |= {f"{part}.{name}": inner for name, inner in value.items()}
-        else:
-            flat[part] = value
-    return flat
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[0]
-
-
 def pick_device(name: str) -> torch.device:
     """`auto`: this process's GPU where there is one; ConfigError when `cuda` is not there."""
     if name == "cuda" and not torch.cuda.is_available():
@@ -359,6 +222,6 @@ def pick_device(name: str) -> torch.device:
     return torch.device("cuda", number)
 
 
-def load_run(location: str | os.PathLike[str]) -> tuple[RunFolder, RunConfig]:
+def load_run(location: str | os.PathLike[str]) -> tuple[RunFolder, RunManifest]:
     run = RunFolder(Path(location))
     return run, run.config()

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812  its usual name
 from torch import Tensor, nn
 
-from quadpipe.errors import ConfigError, QuadpipeError, ShardError
+from quadpipe.errors import ConfigError, QuadpipeError, ShardError, first_line
 from quadpipe.files import Cache
 from quadpipe.loader import Batch, Loader
 from quadpipe.model.config import TrainConfig
@@ -35,12 +35,11 @@ from quadpipe.model.progress import Interval, TrainProgress
 from quadpipe.model.quadformer import Quadformer
 from quadpipe.model.run_folder import (
     BEST,
-    DATASET_PARTS,
     LAST,
-    RunConfig,
     RunFolder,
     pick_device,
 )
+from quadpipe.model.run_manifest import DATASET_PARTS, RunManifest
 from quadpipe.seeds import random_bits
 from quadpipe.shards.reader import Dataset
 
@@ -114,7 +113,7 @@ class Trainer:
             raise ConfigError(f"{dataset.folder} has no labels, so there is nothing to learn")
         self.loader = self._loader("train", shuffle=True)
         self.validation = self._loader("val", shuffle=False) if self._has_samples("val") else None
-        self.run_config = RunConfig.of(config, manifest)
+        self.run_config = RunManifest.of(config, manifest)
         torch.manual_seed(config.seed)
         self.model = Quadformer(self.run_config.model).to(device)
         self.optimizer = make_optimizer(self.model, config)
@@ -387,8 +386,9 @@ class Trainer:
             if self.average:
                 self.average.load(average or weights)
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
-            first = "".join(str(error).strip().splitlines()[:1])
-            raise ShardError(f"the checkpoint in {self.run} does not fit: {first}") from error
+            raise ShardError(
+                f"the checkpoint in {self.run} does not fit: {first_line(error)}"
+            ) from error
         whole = self.consumed % self.config.batch_size == 0 or self.consumed == self.samples
         inside = 0 <= self.epoch <= self.config.epochs and 0 <= self.consumed <= self.samples
         if not (whole and inside):

@@ -113,7 +113,7 @@ def test_a_state_of_endless_views_is_refused(shards, run):
     [
         ("model", {"width": 16_384, "heads": 16, "depth": 1000}, "does not fit config.json: "),
         ("model", {"depth": 1000}, "does not fit config.json: "),
-        ("model", {"positions": "learned"}, "does not fit config.json: pos_embed"),
+        ("model", {"positions": "learned"}, "does not fit config.json: missing pos_embed"),
         ("model", {"mlp_ratio": 1e12}, "mlp_ratio 1e.12 is not above 0 and at most 64"),
         ("model", {"mlp_ratio": float("inf")}, "mlp_ratio must be a finite number, not inf"),
         ("model", {"mlp_ratio": float("nan")}, "mlp_ratio must be a finite number, not nan"),
@@ -203,7 +203,7 @@ def test_a_configuration_out_of_all_bounds_is_refused(part, name, value, run):
 @pytest.mark.parametrize("kind", HOSTILE)
 def test_weights_to_begin_with_that_would_run_code_are_refused(kind, shards, tmp_path):
     (tmp_path / "vit.pth").write_bytes(HOSTILE[kind])
-    with pytest.raises(ShardError, match=r"vit\.pth holds no plain weights"):
+    with pytest.raises(ShardError, match=r"vit\.pth does not hold plain weights"):
         train(shards, tmp_path / "new", **OPTIONS, init=tmp_path / "vit.pth")
     assert not (tmp_path / "new").exists()
 
@@ -219,7 +219,7 @@ def test_weights_to_begin_with_take_no_memory_that_they_only_claim(shards, train
 @pytest.mark.parametrize("kind", HOSTILE)
 def test_a_scorers_weights_that_would_run_code_are_refused(kind, image_folder, tmp_path):
     (tmp_path / "scorer.pth").write_bytes(HOSTILE[kind])
-    with pytest.raises(ShardError, match=r"scorer\.pth holds no plain weights"):
+    with pytest.raises(ShardError, match=r"scorer\.pth does not hold plain weights"):
         quadpipe.tokenize(
             image_folder, tmp_path / "out", scorer="feature", in_process=True,
             scorer_weights=tmp_path / "scorer.pth",
