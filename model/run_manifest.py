@@ -24,12 +24,12 @@ _PARTS: dict[str, Any] = {
 
 @dataclass(frozen=True, kw_only=True)
 class RunManifest:
-    """What a run is: enough to resume it, to evaluate it and to predict with it.
+    """Everything needed to resume a run, to evaluate it and to predict with it.
 
-    shard_lists: their sha256 by split, which name the very shards. scorer_sha256: of the weights
-    of the scorer's network. codec, imaging_library: as in the manifest, None where an older version
-    did not keep them. quadpipe: the version that began the run. ignored: fields of the file that
-    this version does not know.
+    shard_lists: sha256 of the list of shards by split. scorer_sha256: of the weights of the
+    scorer's network. codec, imaging_library: as in the dataset's manifest, None in runs of older
+    versions. quadpipe: the version that started the run. ignored: fields of the file that this
+    version does not know.
     """
 
     train: TrainConfig
@@ -71,13 +71,13 @@ class RunManifest:
         )
 
     def make_codec(self) -> Codec | None:
-        """How the tokens of the shards were written, None where the run does not say."""
+        """The codec of the shards' tokens; None if the run does not name it."""
         if self.codec is None:
             return None
         return Codec(**known_fields(Codec, self.codec), patch_size=self.tokenizer.patch_size)
 
     def says_ignored(self) -> str:
-        """One line on the ignored fields, empty where there are none."""
+        """A warning about the ignored fields, empty if there are none."""
         if not self.ignored:
             return ""
         return (
@@ -91,7 +91,7 @@ class RunManifest:
 
     @classmethod
     def from_json(cls, document: dict[str, Any]) -> "RunManifest":
-        """Fields that a later version added are ignored, but for the model's.
+        """Fields that a later version added are ignored, except the model's.
 
         Those may change what the weights compute: ConfigError names the version to install.
         """
@@ -111,12 +111,12 @@ class RunManifest:
         return cls(**entries | {"ignored": ignored})
 
     def differences(self, other: "RunManifest", *parts: str) -> dict[str, str]:
-        """What is not the same in these parts of two runs, by name: "was .., now ..".
+        """Differences between two runs in these parts, by name: "was .., now ..".
 
-        What one of the runs does not say is left out.
+        Parts that one of the runs does not have are left out.
         """
-        said = [part for part in parts if None not in (getattr(self, part), getattr(other, part))]
-        before, now = (_flat(config.to_json(), said) for config in (self, other))
+        known = [part for part in parts if None not in (getattr(self, part), getattr(other, part))]
+        before, now = (_flat(config.to_json(), known) for config in (self, other))
         return {
             name: f"{name} was {before.get(name)}, now {now.get(name)}"
             for name in sorted(before.keys() | now.keys())

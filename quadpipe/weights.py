@@ -1,4 +1,4 @@
-"""Weights of networks from files: plain tensors, never code."""
+"""Weights files: plain tensors, never code."""
 
 import io
 import pickle
@@ -17,7 +17,7 @@ _WRAPPERS = ("state_dict", "model", "state_dict_ema", "teacher", "student")
 
 
 def read_weights_file(path: Path) -> bytes:
-    """The bytes of a weights file; ConfigError when it cannot be read."""
+    """The bytes of a weights file; ConfigError if it cannot be read."""
     try:
         return path.read_bytes()
     except OSError as error:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from pickles import MARKER, Hostile, hostile
 from PIL import Image
+from runs import with_torch_state
 from safetensors.torch import load_file, save_file
 
 import quadpipe
@@ -76,7 +77,7 @@ def uses(shards, run) -> dict[str, Callable[[], object]]:
 
 @pytest.mark.parametrize("kind", HOSTILE)
 def test_a_state_that_would_run_code_is_refused(kind, shards, run):
-    next(run.glob("state-*.pt")).write_bytes(HOSTILE[kind])
+    with_torch_state(run).write_bytes(HOSTILE[kind])
     with pytest.raises(ShardError, match=r"state-\d+\.pt cannot be loaded: it is dam") as caught:
         train(shards, run, **OPTIONS, resume=True)
     assert "\n" not in str(caught.value)
@@ -94,18 +95,29 @@ def test_a_state_that_would_run_code_is_refused(kind, shards, run):
     ],
 )
 def test_a_state_that_claims_or_is_nonsense_is_refused(pickled, shards, run):
-    next(run.glob("state-*.pt")).write_bytes(b"\x80\x02" + pickled)
+    with_torch_state(run).write_bytes(b"\x80\x02" + pickled)
     with pytest.raises(ShardError, match=r"state-\d+\.pt cannot be loaded: ."):
         train(shards, run, **OPTIONS, resume=True)
 
 
 def test_a_state_of_endless_views_is_refused(shards, run):
-    path = next(run.glob("state-*.pt"))
+    path = with_torch_state(run)
     state = torch.load(path, weights_only=True)
     state["optimizer"]["state"][0]["exp_avg"] = torch.zeros(1).expand(2**40)
     torch.save(state, path)
     with pytest.raises(ShardError, match=r"a tensor of \[1099511627776\] has 4 bytes"):
         train(shards, run, **OPTIONS, resume=True)
+
+
+@pytest.mark.parametrize(
+    "counters", ["[" * 10**6, "9" * 10**6, "[]", "null", "", '{"step": 1e400}']
+)
+def test_counters_that_are_nonsense_are_refused(counters, shards, run):
+    path = next(run.glob("state-*"))
+    save_file(load_file(path), path, {"counters": counters})
+    with pytest.raises(ShardError, match=r"state-\d+\.safetensors cannot be loaded: .") as caught:
+        train(shards, run, **OPTIONS, resume=True)
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -156,7 +168,10 @@ def test_weights_that_claim_what_is_not_there_are_refused(tensor, name, uses, ru
         uses[name]()
 
 
-@pytest.mark.parametrize("name", ["../other/state-0000000003.pt", "/etc/passwd", "..", "a/../../b"])
+@pytest.mark.parametrize(
+    "name",
+    ["../other/state-0000000003.pt", "../other/state-0000000003.safetensors", "/etc/passwd", ".."],
+)
 def test_a_checkpoint_does_not_lead_out_of_its_run(name, shards, run):
     shutil.copytree(run, run.parent / "other")
     weights = load_file(run / "last.safetensors")
