@@ -35,7 +35,7 @@ def shards(photographs, tmp_path_factory) -> Path:
 
 @pytest.fixture
 def said(capsys) -> Callable[..., str]:
-    """Runs a command here; what it says beside its output."""
+    """Runs a command in this process and returns its standard error."""
 
     def run(*arguments: object) -> str:
         commands.main([str(argument) for argument in arguments], standalone_mode=False)

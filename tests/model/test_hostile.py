@@ -133,7 +133,7 @@ def test_counters_that_are_nonsense_are_refused(counters, shards, run):
         ("train", {"lr": 10**400}, "lr must be a number of a usual size"),
     ],
 )
-def test_a_model_that_its_weights_do_not_have_is_not_built(part, change, message, run):
+def test_a_model_that_does_not_fit_its_weights_is_not_built(part, change, message, run):
     config = json.loads((run / "config.json").read_text())
     config[part] |= change
     (run / "config.json").write_text(json.dumps(config))
@@ -160,7 +160,7 @@ def test_a_pickle_in_the_place_of_weights_is_refused(kind, name, uses, run):
         None,
     ],
 )
-def test_weights_that_claim_what_is_not_there_are_refused(tensor, name, uses, run):
+def test_weights_that_claim_missing_bytes_are_refused(tensor, name, uses, run):
     header = json.dumps({"a": tensor}).encode() if tensor else b"{}"
     length = len(header) if tensor else 2**42
     (run / name).write_bytes(struct.pack("<Q", length) + header + bytes(16))
@@ -185,7 +185,7 @@ def test_a_checkpoint_does_not_lead_out_of_its_run(name, shards, run):
     [b"[" * 10**6, b'{"train":' * 10**5, b"\xff\xfe" * 9, b"[]", b"null", b"", b"9" * 10**6],
     ids=["brackets", "objects", "no text", "a list", "null", "empty", "digits"],
 )
-def test_a_configuration_that_is_none_is_refused(data, run):
+def test_an_invalid_configuration_file_is_refused(data, run):
     (run / "config.json").write_bytes(data)
     with pytest.raises(ShardError, match=r"config\.json cannot be used: ") as caught:
         RunFolder(run).config()
@@ -207,7 +207,7 @@ def test_a_configuration_that_is_none_is_refused(data, run):
         ("train", "device", ["cpu"]),
     ],
 )
-def test_a_configuration_out_of_all_bounds_is_refused(part, name, value, run):
+def test_configuration_values_out_of_bounds_are_refused(part, name, value, run):
     config = json.loads((run / "config.json").read_text())
     config[part][name] = value
     (run / "config.json").write_text(json.dumps(config))
@@ -216,14 +216,14 @@ def test_a_configuration_out_of_all_bounds_is_refused(part, name, value, run):
 
 
 @pytest.mark.parametrize("kind", HOSTILE)
-def test_weights_to_begin_with_that_would_run_code_are_refused(kind, shards, tmp_path):
+def test_initial_weights_that_would_run_code_are_refused(kind, shards, tmp_path):
     (tmp_path / "vit.pth").write_bytes(HOSTILE[kind])
     with pytest.raises(ShardError, match=r"vit\.pth does not hold plain weights"):
         train(shards, tmp_path / "new", **OPTIONS, init=tmp_path / "vit.pth")
     assert not (tmp_path / "new").exists()
 
 
-def test_weights_to_begin_with_take_no_memory_that_they_only_claim(shards, trained, tmp_path):
+def test_initial_weights_do_not_take_the_memory_that_they_claim(shards, trained, tmp_path):
     weights = Quadformer(RunFolder(trained).config().model).state_dict()
     weights["patch_embed.proj.weight"] = torch.zeros(1).expand(2**40)
     torch.save(weights, tmp_path / "vit.pth")

@@ -77,7 +77,7 @@ def undisturbed(damaged, tmp_path_factory) -> Path:
     return run
 
 
-def test_training_ends_unless_it_is_told_to_skip(damaged, undisturbed, tmp_path):
+def test_training_stops_at_damage_unless_on_error_is_skip(damaged, undisturbed, tmp_path):
     with pytest.raises(ShardError, match=r"train-00000[12]\.tar"):
         train(damaged, tmp_path / "run", **OPTIONS | {"on_error": "raise"})
     rows = rows_of(undisturbed)
@@ -90,7 +90,7 @@ def test_training_ends_unless_it_is_told_to_skip(damaged, undisturbed, tmp_path)
     assert [(row["samples"], row["skipped"]) for row in scores] == [(3, 1), (3, 1)]
 
 
-def test_a_run_that_stopped_at_damage_goes_on_with_skip_and_says_so(damaged, tmp_path):
+def test_a_run_that_stopped_at_damage_continues_with_skip_and_a_warning(damaged, tmp_path):
     with pytest.raises(ShardError):
         train(damaged, tmp_path / "run", **OPTIONS | {"on_error": "raise"})
 
@@ -144,7 +144,7 @@ def test_a_step_is_that_of_the_batch_without_the_skipped_samples(damaged, tmp_pa
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5)
 
 
-def test_a_batch_of_which_nothing_is_left_changes_no_weight_average_or_momentum(damaged, tmp_path):
+def test_a_batch_of_skipped_samples_changes_no_weight_average_or_momentum(damaged, tmp_path):
     trainer = make_trainer(damaged, tmp_path / "run", warmup_epochs=0.0, ema_decay=0.9)
     batch = next(iter(trainer.loader.epoch(0)))
     nothing = replace(batch, weight=torch.zeros_like(batch.weight), skipped=len(batch.keys))
@@ -160,7 +160,7 @@ def test_a_batch_of_which_nothing_is_left_changes_no_weight_average_or_momentum(
         assert all(torch.equal(value, momentum[number][name]) for name, value in state.items())
 
 
-def test_an_interval_of_which_nothing_is_left_has_no_loss(whole, tmp_path):
+def test_an_interval_of_skipped_samples_has_no_loss(whole, tmp_path):
     dataset = Path(shutil.copytree(whole, tmp_path / "shards"))
     for tar in dataset.glob("train-*.tar"):
         tar.unlink()
@@ -171,7 +171,7 @@ def test_an_interval_of_which_nothing_is_left_has_no_loss(whole, tmp_path):
     ]
 
 
-def test_means_are_taken_over_the_samples_that_were_seen(damaged, tmp_path):
+def test_means_are_taken_over_the_samples_that_were_not_skipped(damaged, tmp_path):
     short, long = tmp_path / "short", tmp_path / "long"
     train(damaged, short, **OPTIONS | {"lr": 1e-9, "flip": 0.0, "epochs": 1})
     train(damaged, long, **OPTIONS | {"lr": 1e-9, "flip": 0.0, "epochs": 1, "log_interval": 100})
@@ -226,7 +226,7 @@ def test_two_processes_skip_to_the_losses_of_one(damaged, undisturbed, tmp_path)
             np.testing.assert_allclose(*values, rtol=1e-4)
 
 
-def test_evaluation_counts_what_it_has_seen(damaged, undisturbed):
+def test_evaluation_counts_scored_and_skipped_samples(damaged, undisturbed):
     model = RunFolder(undisturbed).model(torch.device("cpu"))
     loader = Loader(damaged, "val", batch_size=3, shuffle=False, on_error="skip")
     score = evaluate(model, loader, torch.device("cpu"))
@@ -246,7 +246,7 @@ def test_evaluation_counts_what_it_has_seen(damaged, undisturbed):
     assert score.loss == pytest.approx(np.mean(losses), rel=1e-4)
 
 
-def test_an_evaluation_of_nothing_is_an_error(whole, tmp_path):
+def test_evaluation_of_skipped_samples_only_is_an_error(whole, tmp_path):
     dataset = Path(shutil.copytree(whole, tmp_path / "shards"))
     (dataset / "val-000000.tar").unlink()
     loader = Loader(dataset, "val", batch_size=3, on_error="skip")
@@ -255,7 +255,7 @@ def test_an_evaluation_of_nothing_is_an_error(whole, tmp_path):
         evaluate(model, loader, torch.device("cpu"))
 
 
-def test_eval_says_how_many_it_skipped(damaged, undisturbed):
+def test_eval_reports_skipped_samples(damaged, undisturbed):
     given = [sys.executable, "-m", "quadpipe.cli", "eval", str(undisturbed), str(damaged),
              "--workers", "0"]  # fmt: skip
     done = subprocess.run(given, capture_output=True, text=True)

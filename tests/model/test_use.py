@@ -60,8 +60,8 @@ def test_eval_reports_how_the_dataset_was_made_differently(undisturbed, made_oth
         image_size=128, tokens=100, resize="squash", crop_pct=1.0, resample="area", codec="jpg",
         quality=40, scorer="laplacian", max_patch_size=16, seed=5,
     )  # fmt: skip
-    told = said("eval", undisturbed, other, "--tokens", 64)
-    (line,) = (line for line in told.splitlines() if line.startswith("note "))
+    errors = said("eval", undisturbed, other, "--tokens", 64)
+    (line,) = (line for line in errors.splitlines() if line.startswith("note "))
     for text in (
         "codec.name was raw, now jpg",
         "codec.quality was None, now 40",
