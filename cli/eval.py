@@ -1,4 +1,4 @@
-"""`quadpipe eval`: accuracy at several budgets."""
+"""`quadpipe eval`: accuracy at one or more budgets."""
 
 import json
 
@@ -19,16 +19,18 @@ from quadpipe.shards.skipped import ON_ERROR
 @click.argument("dataset", type=click.Path())
 @click.option("--split", default="val", show_default=True, help="The split to score.")
 @click.option(
-    "--tokens", "budgets", type=int, multiple=True, help="Budget; may be given several times."
+    "--tokens", "budgets", type=int, multiple=True, help="Tokens per image; may be repeated."
 )
-@click.option("--batch-size", type=int, default=256, show_default=True, help="Images a step.")
-@click.option("--workers", type=int, default=2, show_default=True, help="Threads that read ahead.")
+@click.option("--batch-size", type=int, default=256, show_default=True, help="Images per step.")
+@click.option(
+    "--workers", type=int, default=2, show_default=True, help="Threads that read batches ahead."
+)
 @click.option(
     "--on-error",
     default="raise",
     show_default=True,
     type=click.Choice(ON_ERROR),
-    help="At a damaged sample: raise, or skip and count it.",
+    help="Damaged samples: stop with an error, or skip and count them.",
 )
 @click.option("--device", default="auto", type=click.Choice(["auto", "cpu", "cuda"]))
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
@@ -45,7 +47,7 @@ def command(
     as_json: bool,
     cache: Cache | None,
 ) -> None:
-    """Score the model of a RUN on a DATASET, at one or more budgets."""
+    """Evaluate the model of a RUN on a DATASET, at one or more budgets."""
     folder, config = load_run(run)
     where = pick_device(device)
     model = folder.model(where)

@@ -1,4 +1,4 @@
-"""`quadpipe predict`: the classes of images."""
+"""`quadpipe predict`: classify images."""
 
 import json
 from pathlib import Path
@@ -14,11 +14,15 @@ from quadpipe.model.run_folder import load_run, pick_device
 @click.command("predict")
 @click.argument("run", type=click.Path())
 @click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--tokens", type=int, help="Budget; by default the one of the training.")
-@click.option("--top", type=click.IntRange(1), default=5, show_default=True, help="Classes named.")
-@click.option("--show", type=click.Path(path_type=Path), help="Draw what the model saw, a .png.")
+@click.option("--tokens", type=int, help="Tokens per image; by default as in training.")
+@click.option(
+    "--top", type=click.IntRange(1), default=5, show_default=True, help="Classes per image."
+)
+@click.option(
+    "--show", type=click.Path(path_type=Path), help="Draw the tokens of the images to this .png."
+)
 @click.option("--device", default="auto", type=click.Choice(["auto", "cpu", "cuda"]))
-@click.option("--backbone", help="The network of the shards' scorer, where it is your own.")
+@click.option("--backbone", help="Network of the shards' scorer, if it is your own.")
 @click.option(
     "--scorer-weights", type=click.Path(path_type=Path), help="Its weights, as for tokenize."
 )
@@ -34,7 +38,7 @@ def command(
     scorer_weights: Path | None,
     as_json: bool,
 ) -> None:
-    """Classify IMAGES with the model of a RUN, through the tokenizer it was trained with."""
+    """Classify IMAGES with the model of a RUN, tokenized as in training."""
     if show:
         check_png(show)
     folder, config = load_run(run)

@@ -17,16 +17,16 @@ from quadpipe.model.train import Trainer, train
 
 
 class _TerminalProgress(TrainProgress):
-    """One line an interval, on standard output."""
+    """One line per interval, on standard output."""
 
     def started(self, trainer: Trainer) -> None:
         config, model = trainer.config, trainer.model.config
         parameters = sum(parameter.numel() for parameter in trainer.model.parameters())
         lines = [
             f"model    {config.model}, {parameters:,} parameters, {model.classes:,} classes, "
-            f"{count_text(model.multiply_adds(trainer.loader.tokens))} multiply-adds an image at "
+            f"{count_text(model.multiply_adds(trainer.loader.tokens))} multiply-adds per image at "
             f"{trainer.loader.tokens} tokens",
-            f"data     {trainer.samples:,} samples an epoch, {trainer.loader.steps:,} steps of "
+            f"data     {trainer.samples:,} samples per epoch, {trainer.loader.steps:,} steps of "
             f"{config.batch_size}"
             + (f", {views} views in turn" if (views := trainer.loader.split.views) > 1 else ""),
             f"device   {trainer.device}, {trainer.world.size} "
@@ -72,9 +72,9 @@ def _skipped(samples: int) -> str:
 
 @click.command("train")
 @click.argument("dataset", type=click.Path())
-@click.option("--out", required=True, type=click.Path(), help="The folder of the run.")
-@click.option("--resume", is_flag=True, help="Go on with the run in --out where it stopped.")
-@click.option("--init", type=click.Path(), help="Weights to start from: of a timm ViT, or a run.")
+@click.option("--out", required=True, type=click.Path(), help="Folder of the run.")
+@click.option("--resume", is_flag=True, help="Continue the run in --out.")
+@click.option("--init", type=click.Path(), help="Initial weights: a timm ViT or a run.")
 @cache_options
 @options_of(TrainConfig)
 def command(
@@ -82,7 +82,7 @@ def command(
 ) -> None:
     """Train a Quadformer on a DATASET: a folder or any fsspec URL.
 
-    On several GPUs, or several processes of a CPU:
+    On several GPUs, or in several processes on a CPU:
 
     torchrun --nproc-per-node K -m quadpipe.cli train DATASET --out RUN
     """
@@ -95,7 +95,7 @@ def command(
         say(f"quadpipe: {error}")
         code = error.exit_code
     if "WORLD_SIZE" in os.environ:
-        # All is written. One run in a dozen, a thread of gloo outlives its group, and Python's own
-        # way out then ends in an abort, which torchrun takes for a failure.
+        # All files are written. Sometimes a thread of gloo outlives its group, and a normal exit
+        # then ends in an abort, which torchrun takes for a failure.
         sys.stdout.flush()
         os._exit(code)

@@ -1,8 +1,9 @@
-"""How a model is trained: every option of `quadpipe train` but its shards."""
+"""Configuration of training: the options of `quadpipe train`."""
 
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+from quadpipe.errors import ConfigError
 from quadpipe.fields import check_fields, option, same_option
 from quadpipe.loader.augment import Augmentation
 from quadpipe.loader.samples import VERIFY
@@ -28,7 +29,7 @@ _OF_THE_MODEL = (
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """Raises ConfigError when it cannot work. A batch is that of all processes together."""
+    """Options of a run; raises ConfigError if they cannot work."""
 
     model: str = option("tiny", "Size of the model.", choices=tuple(PRESETS))
     tokens: int | None = option(
@@ -102,12 +103,14 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         check_fields(self)
+        if min(self.std) <= 0:
+            raise ConfigError(f"std {self.std} is not above 0")
 
     def make_augmentation(self) -> Augmentation:
         return Augmentation(**{f.name: getattr(self, f.name) for f in fields(Augmentation)})
 
     def quadformer(self, manifest: Manifest) -> QuadformerConfig:
-        """The shape of the model for a dataset with labels."""
+        """Configuration of the model for a dataset with labels."""
         geometry = manifest.geometry
         return QuadformerConfig(
             classes=len(manifest.classes or ()),
@@ -119,5 +122,5 @@ class TrainConfig:
         )
 
     def as_json(self) -> dict[str, Any]:
-        """As JSON can hold it; `TrainConfig(**config.as_json())` is equal."""
+        """The fields as JSON; `TrainConfig(**config.as_json())` is equal."""
         return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}

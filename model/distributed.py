@@ -1,4 +1,4 @@
-"""The processes of a training run: one alone, or those that torchrun started."""
+"""The processes of a training run: one, or those that torchrun started."""
 
 import os
 from collections.abc import Iterator
@@ -9,26 +9,26 @@ from typing import TypeVar
 import torch
 import torch.distributed as dist
 
-from quadpipe.errors import ConfigError, QuadpipeError
+from quadpipe.errors import ConfigError, QuadpipeError, first_line
 
 T = TypeVar("T")
 _TORCHRUN = "start the processes with torchrun, or unset the variable to train in one"
 
 
 class ProcessGroupError(QuadpipeError):
-    """The other processes of a training run are gone."""
+    """Another process of the training run has failed or ended."""
 
 
 @dataclass(frozen=True)
 class World:
-    """rank: number of this process. size: how many there are."""
+    """rank: index of this process. size: number of processes."""
 
     rank: int = 0
     size: int = 1
 
     @property
     def is_rank_zero(self) -> bool:
-        """Whether this process is the one that writes."""
+        """Whether this process writes files and prints."""
         return self.rank == 0
 
     def total(self, *values: float) -> list[float]:
@@ -43,12 +43,12 @@ class World:
         return [float(value) for value in tensor]
 
     def wait(self) -> None:
-        """Until all processes are here."""
+        """Block until all processes get here."""
         self.total(0.0)
 
     @contextmanager
     def together(self) -> Iterator[None]:
-        """A block that ends all processes when it fails in one, which alone says why."""
+        """A block that ends all processes when it fails in one; that one reports the cause."""
         try:
             yield
         except BaseException:
@@ -59,7 +59,7 @@ class World:
             raise ProcessGroupError("another process of the run has failed; see its message")
 
     def in_step(self, items: Iterator[T]) -> Iterator[T]:
-        """The items, of which each process has the same number, taken `together`."""
+        """The items, taken `together`; each process must have the same number of them."""
         while True:
             with self.together():
                 item = next(items, None)
@@ -72,7 +72,7 @@ _group: dist.ProcessGroup | None = None
 
 
 def _control_group() -> dist.ProcessGroup | None:
-    """Small numbers go over gloo, so that a GPU does not wait for them."""
+    """A gloo group for small numbers, so that the GPU does not wait for them."""
     global _group
     if _group is None and dist.get_backend() != "gloo":
         _group = dist.new_group(backend="gloo")
@@ -81,9 +81,9 @@ def _control_group() -> dist.ProcessGroup | None:
 
 @contextmanager
 def join_world(device: torch.device) -> Iterator[World]:
-    """The world of torchrun's environment variables, left when the block ends.
+    """Join the processes that torchrun's environment variables name, until the block ends.
 
-    Raises ConfigError when they cannot be used, ProcessGroupError when another process is lost.
+    Raises ConfigError if the variables are invalid, ProcessGroupError if another process ends.
     """
     size = rank_variable("WORLD_SIZE", 1, lowest=1)
     if size == 1:
@@ -96,9 +96,8 @@ def join_world(device: torch.device) -> Iterator[World]:
     try:
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     except (ValueError, RuntimeError) as error:
-        first = "".join(str(error).strip().splitlines()[:1])
         raise ConfigError(
-            f"WORLD_SIZE is set, but the processes cannot meet ({first}); {_TORCHRUN}"
+            f"WORLD_SIZE is set, but the processes cannot meet ({first_line(error)}); {_TORCHRUN}"
         ) from error
     try:
         yield World(dist.get_rank(), dist.get_world_size())
@@ -114,7 +113,7 @@ def join_world(device: torch.device) -> Iterator[World]:
 
 
 def rank_variable(name: str, default: int, lowest: int = 0) -> int:
-    """One of torchrun's environment variables; ConfigError when it is not such a number."""
+    """An environment variable of torchrun; ConfigError if it is not an integer >= `lowest`."""
     text = os.environ.get(name, str(default))
     if not (text.isascii() and text.isdecimal() and int(text) >= lowest):
         raise ConfigError(

@@ -1,4 +1,4 @@
-"""Accuracy of a model at a budget."""
+"""Evaluation: accuracy of a model at a budget."""
 
 import time
 from dataclasses import asdict, dataclass
@@ -11,7 +11,7 @@ from quadpipe.errors import ConfigError, ShardError
 from quadpipe.loader import Loader
 from quadpipe.model.distributed import World
 from quadpipe.model.quadformer import Quadformer, QuadformerConfig
-from quadpipe.model.run_folder import DATASET_PARTS, RunConfig
+from quadpipe.model.run_manifest import DATASET_PARTS, RunManifest
 from quadpipe.shards.manifest import Manifest
 
 _NOT_SEEN = ("tokenizer.tokens", "tokenizer.seed")
@@ -19,8 +19,8 @@ _NOT_SEEN = ("tokenizer.tokens", "tokenizer.seed")
 
 @dataclass(frozen=True, kw_only=True)
 class EvalResult:
-    """Of one split at one budget. samples: those that were scored; skipped: damaged ones, which
-    were not. top1, top5: shares of the scored samples. loss: their mean cross entropy."""
+    """Result on one split at one budget. samples: scored samples. skipped: damaged samples, not
+    scored. top1, top5: shares of the scored samples. loss: their mean cross entropy."""
 
     split: str
     tokens: int
@@ -40,9 +40,9 @@ class EvalResult:
 def evaluate(
     model: Quadformer, loader: Loader, device: torch.device, world: World | None = None
 ) -> EvalResult:
-    """Score the loader's split; with a world, each process its slice of every batch.
+    """Score the loader's split; with a world, each process scores its slice of every batch.
 
-    Raises ShardError when all samples were skipped.
+    Raises ShardError if all samples were skipped.
     """
     world = world or World()
     started = time.perf_counter()
@@ -64,7 +64,7 @@ def evaluate(
     if not seen:
         raise ShardError(
             f"all {int(skipped)} samples of {loader.name} in {loader.dataset.folder} are damaged, "
-            f"so there is nothing to score; see quadpipe verify, and fetch them again"
+            f"so there is nothing to score; run quadpipe verify, and fetch the dataset again"
         )
     seconds = time.perf_counter() - started
     return EvalResult(
@@ -86,7 +86,9 @@ def check_fits(
     """Raise ConfigError unless a dataset has a model's geometry and classes."""
     geometry = manifest.geometry
     if manifest.classes is None:
-        raise ConfigError(f"{where} has no labels; a classifier needs some: tokenize with classes")
+        raise ConfigError(
+            f"{where} has no labels; a classifier needs them: tokenize a folder of class folders"
+        )
     if geometry.patch_size != config.patch_size or geometry.max_scale > config.max_scale:
         raise ConfigError(
             f"{where} has patches of {geometry.patch_size} to {geometry.max_patch_size} pixels, "
@@ -105,13 +107,13 @@ def check_fits(
         )
 
 
-def find_differences(config: RunConfig, manifest: Manifest) -> list[str]:
-    """How a dataset that fits a run was made differently from the run's own: "x was .., now ..".
+def find_differences(config: RunManifest, manifest: Manifest) -> list[str]:
+    """Differences between how a dataset and the dataset of a run were made: "x was .., now ..".
 
-    The stored budget and the seed are left out: they do not change what an image looks like.
+    The stored budget and the seed are left out: they do not change the tokens of an image.
     """
     found = config.differences(
-        RunConfig.of(config.train, manifest),
+        RunManifest.of(config.train, manifest),
         *DATASET_PARTS,
     )
     return [text for name, text in found.items() if name not in _NOT_SEEN]

@@ -1,4 +1,4 @@
-"""What moves the weights: parameter groups, learning rate, moving average."""
+"""Optimization: parameter groups, learning rate, moving average of the weights."""
 
 import math
 
@@ -12,7 +12,7 @@ _NO_DECAY = ("cls_token", "pos_embed", "scale_embed")
 
 
 def make_optimizer(model: Quadformer, config: TrainConfig) -> torch.optim.AdamW:
-    """AdamW without decay on biases, norms and positions; `lr_scale` of a group is its layer's."""
+    """AdamW without decay on biases, norms and embeddings; `lr_scale` of a group is its layer's."""
     groups: dict[tuple[float, float], list[Tensor]] = {}
     depth = len(model.blocks) + 1
     for name, parameter in model.named_parameters():
@@ -36,7 +36,7 @@ def _layer(name: str, depth: int) -> int:
 
 
 def learning_rate(config: TrainConfig, seen: int, samples: int) -> float:
-    """Of the step that ends at `seen` samples, `samples` an epoch: linear warm-up, then cosine."""
+    """Linear warm-up, then cosine. seen: samples up to the end of the step. samples: per epoch."""
     warmup, total = config.warmup_epochs * samples, config.epochs * samples
     if seen < warmup:
         return config.lr * seen / warmup
@@ -51,14 +51,14 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
 
 class MovingAverage:
     """Exponential moving average of a model's weights, with its own warm-up: at step t the decay is
-    at most (1 + t) / (10 + t), so that early weights are forgotten."""
+    at most (1 + t) / (10 + t), so that the initial weights are forgotten."""
 
     def __init__(self, model: nn.Module, decay: float) -> None:
         self.decay = decay
         self.weights = {k: v.detach().clone() for k, v in model.state_dict().items()}
 
     def load(self, weights: dict[str, Tensor]) -> None:
-        """Go on from other weights; KeyError when one is missing."""
+        """Replace the averaged weights; KeyError if one is missing."""
         for name, value in self.weights.items():
             value.copy_(weights[name])
 

@@ -1,4 +1,4 @@
-"""The classes of an image, through the tokenizer that the run's dataset was made with."""
+"""Prediction: classes of an image, tokenized as the run's dataset was."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -7,7 +7,8 @@ import torch
 
 from quadpipe.errors import ConfigError, RejectError, SourceError
 from quadpipe.model.quadformer import Quadformer
-from quadpipe.model.run_folder import RunConfig, RunFolder
+from quadpipe.model.run_folder import RunFolder
+from quadpipe.model.run_manifest import RunManifest
 from quadpipe.mosaic import Mosaic
 from quadpipe.render import Exhibit
 from quadpipe.scorers import scorer_type
@@ -16,7 +17,7 @@ from quadpipe.tokenizer import Tokenizer
 
 @dataclass(frozen=True, kw_only=True)
 class Prediction:
-    """classes: the most likely ones with their probabilities. exhibit: what the model saw."""
+    """classes: the most likely ones with their probabilities. exhibit: the tokens, to be drawn."""
 
     path: Path
     classes: list[tuple[str, float]]
@@ -26,9 +27,9 @@ class Prediction:
 class Predictor:
     """A trained model with its tokenizer.
 
-    backbone, scorer_weights: the network of the run's scorer, where the user names it; a
-    `module:callable` is never taken from the run. Raises ConfigError when the scorer needs more
-    than pixels, or its network is not the one that the shards were made with.
+    backbone, scorer_weights: the network of the run's scorer, if the user names it; a
+    `module:callable` is never taken from the run. Raises ConfigError if the scorer needs more than
+    pixels, or its network is not the one that the shards were made with.
     """
 
     def __init__(
@@ -40,13 +41,13 @@ class Predictor:
         backbone: str | None = None,
         scorer_weights: Path | None = None,
     ) -> None:
-        config: RunConfig = run.config()
+        config: RunManifest = run.config()
         scorer = scorer_type(config.tokenizer.scorer)
         if config.label_aware or scorer.hint:
             needs = "labels" if config.label_aware else f"{scorer.hint} of each image"
             raise ConfigError(
                 f"{run} was trained on shards whose scorer, {scorer.name}, looks at {needs}, which "
-                f"images to be classified do not have; train on shards of another scorer"
+                f"new images do not have; train on shards of another scorer"
             )
         trained = config.train.tokens or config.tokenizer.tokens
         self.tokens = trained if tokens is None else tokens
@@ -62,13 +63,13 @@ class Predictor:
 
     @torch.inference_mode()
     def __call__(self, path: Path, *, top: int = 5) -> Prediction:
-        """The `top` classes of an image file; SourceError when it cannot be read."""
+        """The `top` classes of an image file; SourceError if it cannot be decoded."""
         try:
             image = self._tokenizer.prepare_file(path.read_bytes())
         except OSError as error:
             raise SourceError(f"cannot read {path}: {error.strerror}") from error
         except RejectError as error:
-            raise SourceError(f"{path} is no image we can use: {error}") from error
+            raise SourceError(f"{path} cannot be used as an image: {error}") from error
         mosaic = self._as_stored(self._tokenizer.tokenize(image[None])[0])
         leaves = mosaic.leaves()
         tokens = torch.from_numpy(leaves.tokens)[None].to(self._device)
@@ -85,7 +86,7 @@ class Predictor:
         )
 
     def _as_stored(self, mosaic: Mosaic) -> Mosaic:
-        """The mosaic with the tokens that training saw: JPEG changes them."""
+        """The mosaic after the codec of the shards: JPEG changes tokens."""
         if self._codec is None:
             return mosaic
         encoded = self._codec.encode(mosaic.tokens)

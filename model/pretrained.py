@@ -1,4 +1,4 @@
-"""Weights to start from: of timm's Vision Transformers, or of another run.
+"""Initial weights: of timm's Vision Transformers, or of another run.
 
 Letters: C classes; D width; P patch size; G rows x columns of patches.
 """
@@ -13,17 +13,18 @@ from torch import Tensor
 
 from quadpipe.errors import ConfigError
 from quadpipe.model.quadformer import Quadformer
-from quadpipe.model.run_folder import BEST, LAST, RunConfig, RunFolder
-from quadpipe.weights import parse_weights, read_weights_file
+from quadpipe.model.run_folder import BEST, LAST, RunFolder
+from quadpipe.model.run_manifest import RunManifest
+from quadpipe.weights import listing, parse_weights, read_weights_file, state_dict_problems
 
 _PREFIXES = ("module.", "_orig_mod.", "model.", "backbone.", "encoder.", "visual.trunk.")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Loaded:
-    """What was done with a checkpoint: names of parameters.
+    """How weights were loaded, by names of parameters.
 
-    fresh: kept as initialized. unused: in the checkpoint only. changed: adapted, and how.
+    fresh: kept as initialized. unused: in the file only. changed: adapted, and how.
     """
 
     fresh: list[str]
@@ -35,11 +36,11 @@ def load_pretrained(model: Quadformer, path: Path, classes: list[str] | None = N
     """Copy the weights of a timm ViT, or of a run, into `model`.
 
     path: a file of weights, or a run's folder or checkpoint. classes: the names of the model's.
-    The patch embedding is reshaped to a linear map, positions are resampled to the model's grid
-    (bicubic, antialiased), the head is taken over by the names of its classes, or by their number
-    where the names are not known, and left out when they differ. Raises ConfigError when
-    the file cannot be read, a needed parameter is missing, has another shape, or one is left over
-    that is not expected; ShardError when the file holds anything but weights.
+    The patch embedding is reshaped to a linear map. Positions are resampled to the model's grid
+    (bicubic, antialiased). The head is matched by the names of its classes, or by their number if
+    the names are not known, and left out if they differ. Raises ConfigError if the file cannot be
+    read, or a parameter is missing, has another shape or is not expected; ShardError if the file
+    does not hold plain weights.
     """
     weights, run = _read(path)
     wanted = model.state_dict()
@@ -62,25 +63,17 @@ def load_pretrained(model: Quadformer, path: Path, classes: list[str] | None = N
         expected_fresh |= {"head.weight", "head.bias"}
     fresh = sorted(wanted.keys() - weights.keys())
     unused = sorted(weights.keys() - wanted.keys())
-    shapes = [
-        f"{name} {list(weights[name].shape)}, expected {list(wanted[name].shape)}"
-        for name in sorted(wanted.keys() & weights.keys())
-        if weights[name].shape != wanted[name].shape
-    ]
-    problems = [
-        *(f"missing {name}" for name in fresh if name not in expected_fresh),
-        *(f"unexpected {name}" for name in unused if name not in expected_unused),
-        *shapes,
-    ]
+    problems = state_dict_problems(
+        weights, wanted, may_miss=expected_fresh, may_be_unused=expected_unused
+    )
     if problems:
-        more = f" and {len(problems) - 8} more" if len(problems) > 8 else ""
         norm = ""
         if "fc_norm.weight" in unused:
-            norm = ", with --pool area --fc-norm (their last norm comes after pooling)"
+            norm = ", with --pool area --fc-norm (its last norm comes after pooling)"
         elif "fc_norm.weight" in fresh:
-            norm = ", without --fc-norm (their last norm comes before pooling)"
+            norm = ", without --fc-norm (its last norm comes before pooling)"
         raise ConfigError(
-            f"{path} does not fit the model: {'; '.join(problems[:8])}{more}; give weights of a "
+            f"{path} does not fit the model: {listing(problems, 8)}; give weights of a "
             f"plain timm ViT of width {model.config.width} and depth {model.config.depth}, or "
             f"another --model{norm}"
         )
@@ -88,8 +81,8 @@ def load_pretrained(model: Quadformer, path: Path, classes: list[str] | None = N
     return Loaded(fresh=fresh, unused=unused, changed=changed)
 
 
-def _read(path: Path) -> tuple[dict[str, Tensor], RunConfig | None]:
-    """The weights at `path`, and the run that they are of where that is known."""
+def _read(path: Path) -> tuple[dict[str, Tensor], RunManifest | None]:
+    """The weights at `path`, and the manifest of their run if it is known."""
     of_run = path.name in (BEST, LAST) and RunFolder(path.parent).started
     if not (path.is_dir() or of_run):
         return _without_prefix(parse_weights(read_weights_file(path), str(path))), None
@@ -124,8 +117,8 @@ def _split_positions(
     """Learned positions of CLS `[1, 1, D]` and of the patches `[1, D, rows, columns]`.
 
     timm's `pos_embed` is `[1, 1 + G, D]`, or `[1, G, D]` with `no_embed_class`: nothing is added to
-    CLS then, as with a position of zeros. grid: where it is known; otherwise the positions are
-    those of a square, or else of the model's grid. None where there are none, or not so many.
+    CLS then, as with a position of zeros. grid: of the positions, if it is known; otherwise a
+    square is tried, then the model's grid. None if there are no positions, or none of these fits.
     """
     positions, cls_token = weights.get("pos_embed"), weights.get("cls_token")
     width = model.config.width
@@ -167,7 +160,7 @@ def _take_head(
     theirs: list[str] | None,
     changed: dict[str, str],
 ) -> None:
-    """Put the rows of the head `[C, D]` in the order of our classes, or leave the head out."""
+    """Sort the rows of the head `[C, D]` into the order of our classes, or leave the head out."""
     head, classes = weights.get("head.weight"), len(wanted["head.weight"])
     if head is None or head.dim() != 2:
         return
@@ -177,7 +170,7 @@ def _take_head(
         for part in parts:
             weights[part] = weights[part][[theirs.index(name) for name in ours]]
         if ours != theirs:
-            changed["head"] = "taken over by the names of its classes"
+            changed["head"] = "matched by the names of its classes"
     elif named or len(head) != classes:
         why = "other classes" if named else f"{len(head)} classes, the model has {classes}"
         changed["head"] = f"left out: {why}"
@@ -185,6 +178,6 @@ def _take_head(
             weights.pop(part, None)
     else:
         changed["head"] = (
-            f"taken over with its {classes} classes, whose names the file does not say: they were "
+            f"loaded with its {classes} classes; the file does not hold their names, so they were "
             f"not compared"
         )

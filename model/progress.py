@@ -1,4 +1,4 @@
-"""What is said of a training run while it goes on."""
+"""Progress of a training run."""
 
 import time
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ from quadpipe.model.evaluate import EvalResult
 @dataclass(frozen=True, kw_only=True)
 class StepReport:
     """An interval of training. loss, accuracy: means over the samples that were not skipped, None
-    where there were none. waiting: share of the time spent waiting for data."""
+    if all were. waiting: share of the time spent waiting for data."""
 
     epoch: int
     step: int
@@ -31,39 +31,39 @@ class StepReport:
 
 
 class TrainProgress:
-    """Told how training goes on; this one says nothing."""
+    """Progress callbacks; the base class ignores them."""
 
     def started(self, trainer: Any) -> None:
-        """All is checked and loaded; trainer: the `train.Trainer`."""
+        """Options are checked and weights loaded; trainer: the `train.Trainer`."""
 
     def warn(self, message: str) -> None:
-        """Something a person should know."""
+        """A warning for the user."""
 
     def interval(self, report: StepReport) -> None:
-        """Some steps are done."""
+        """An interval is finished."""
 
     def evaluated(self, epoch: int, score: EvalResult) -> None:
-        """An epoch is done and scored."""
+        """An epoch is finished and evaluated."""
 
     def finished(self, trainer: Any) -> None:
-        """All epochs are done and saved."""
+        """All epochs are finished and saved."""
 
 
 class Interval:
-    """What happened since the last line of progress; a part of the checkpoint."""
+    """Sums since the last progress report; a part of the checkpoint."""
 
     def __init__(self, device: torch.device, world: World) -> None:
         self._device, self._world = device, world
         self.clear()
 
     def clear(self) -> None:
-        """A new interval begins."""
+        """Start a new interval."""
         self.steps = self.samples = self.skipped = 0
         self._loss = self._correct = torch.zeros((), device=self._device)
         self.restart_clock()
 
     def restart_clock(self) -> None:
-        """Rates count from here."""
+        """Measure rates from now on."""
         self._waited, self._timed = 0.0, 0
         self._started = time.perf_counter()
 
@@ -79,7 +79,7 @@ class Interval:
         }
 
     def restore(self, state: dict[str, float]) -> None:
-        """Go on from `state`; one process holds the sums."""
+        """Continue from `state`; the first process holds the sums."""
         self.steps, self.samples = int(state["steps"]), int(state["samples"])
         self.skipped = int(state.get("skipped", 0))
         share = 1.0 if self._world.is_rank_zero else 0.0
@@ -87,7 +87,7 @@ class Interval:
         self._correct = self._correct + state["correct"] * share
 
     def timed(self, batches: Iterator[Batch]) -> Iterator[Batch]:
-        """The batches; notes how long each was waited for."""
+        """The batches; adds up the time spent waiting for them."""
         while True:
             before = time.perf_counter()
             batch = next(batches, None)
@@ -97,7 +97,7 @@ class Interval:
             yield batch
 
     def add(self, loss: Tensor, correct: Tensor, samples: int, skipped: int) -> None:
-        """One more step: sums of this process; samples of all, and how many were skipped."""
+        """Add a step. loss, correct: of this process. samples, skipped: of the global batch."""
         self.steps += 1
         self.samples += samples
         self.skipped += skipped
@@ -106,7 +106,7 @@ class Interval:
         self._correct = self._correct + correct
 
     def report(self, *, epoch: int, step: int, steps: int, lr: float, left: int) -> StepReport:
-        """The interval as a line; `left` samples are to come."""
+        """The report of the interval; left: samples until the end of the run."""
         sums = self.state()
         seconds = time.perf_counter() - self._started
         rate = self._timed / seconds

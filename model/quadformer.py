@@ -2,7 +2,7 @@
 
 A pre-norm ViT (Dosovitskiy et al., arXiv 2010.11929) as timm builds it, with one linear embedding
 for the tokens of all scales, since each has the same number of pixels, and positions from the
-patches' centres (Ronen et al., arXiv 2304.00287).
+patches' centers (Ronen et al., arXiv 2304.00287).
 
 Letters: B batch; N tokens; P patch size; D width; C classes; S largest scale; G rows and columns of
 scale-0 patches.
@@ -19,6 +19,7 @@ from torch.utils.checkpoint import checkpoint
 
 from quadpipe.errors import ConfigError
 from quadpipe.fields import check_fields, option
+from quadpipe.images import IMAGENET_MEAN, IMAGENET_STD
 
 PRESETS: dict[str, dict[str, Any]] = {
     "nano": {"width": 96, "depth": 4, "heads": 3},
@@ -29,14 +30,12 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 POSITIONS = ("sinusoidal", "learned")
 POOLS = ("cls", "area")
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 _PERIOD = 10_000.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class QuadformerConfig:
-    """Shape of a model; raises ConfigError when it cannot be built.
+    """Configuration of a model; raises ConfigError if it cannot be built.
 
     grid: rows and columns of scale-0 patches; needed for learned positions. The names are timm's
     where timm has them.
@@ -87,11 +86,11 @@ class QuadformerConfig:
             raise ConfigError(f"fc_norm is for pool area, not {self.pool}; leave it out")
 
     def as_json(self) -> dict[str, Any]:
-        """As JSON can hold it; `QuadformerConfig(**config.as_json())` is equal."""
+        """The fields as JSON; `QuadformerConfig(**config.as_json())` is equal."""
         return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
 
     def multiply_adds(self, tokens: int) -> int:
-        """Multiply-adds of one image at a budget: matrix products only, CLS token included."""
+        """Multiply-adds per image at a budget: matrix products only, CLS token included."""
         n, d = tokens + 1, self.width
         projections = n * d * (4 * d + 2 * int(d * self.mlp_ratio))
         attention = 2 * n * n * d
@@ -99,8 +98,8 @@ class QuadformerConfig:
         return embedding + self.depth * (projections + attention) + d * self.classes
 
 
-def patch_centres(boxes: Tensor) -> Tensor:
-    """Centres (x, y) of integer boxes `[.., 3]`, float32 `[.., 2]` in units of P."""
+def patch_centers(boxes: Tensor) -> Tensor:
+    """Centers (x, y) of integer boxes `[.., 3]`, float32 `[.., 2]` in units of P."""
     return boxes[..., :2].float() + torch.exp2(boxes[..., 2:].float()) / 2
 
 
@@ -117,9 +116,9 @@ def sinusoidal(positions: Tensor, width: int) -> Tensor:
     return torch.cat([angles.sin(), angles.cos()], dim=-1)
 
 
-def sinusoidal_2d(centres: Tensor, width: int) -> Tensor:
-    """`[.., width]` of centres `[.., 2]`: x in the first half, y in the second."""
-    return torch.cat([sinusoidal(centres[..., axis], width // 2) for axis in (0, 1)], dim=-1)
+def sinusoidal_2d(centers: Tensor, width: int) -> Tensor:
+    """`[.., width]` of centers `[.., 2]`: x in the first half, y in the second."""
+    return torch.cat([sinusoidal(centers[..., axis], width // 2) for axis in (0, 1)], dim=-1)
 
 
 class PatchEmbedding(nn.Module):
@@ -136,8 +135,8 @@ class PatchEmbedding(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """`[B, N, P, P, 3]`, uint8 or float in 0..255 -> `[B, N, D]`."""
-        normalised = (tokens.float() - self.mean) / self.std
-        embedded: Tensor = self.proj(normalised.flatten(2))  # from [B, N, P * P * 3]
+        normalized = (tokens.float() - self.mean) / self.std
+        embedded: Tensor = self.proj(normalized.flatten(2))  # from [B, N, P * P * 3]
         return embedded
 
 
@@ -218,10 +217,10 @@ class Quadformer(nn.Module):
                 nn.init.trunc_normal_(getattr(self, name), std=0.02)
 
     def forward(self, tokens: Tensor, boxes: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Logits `[B, C]`, and the named steps on the way to them.
+        """Logits `[B, C]`, and named intermediates.
 
         tokens: `[B, N, P, P, 3]`, uint8 or float in 0..255, RGB. boxes: integers `[B, N, 3]`, x, y,
-        scale. The steps are `embedded` `[B, 1 + N, D]`, and after the last norm `tokens`
+        scale. The intermediates are `embedded` `[B, 1 + N, D]`, and after the last norm `tokens`
         `[B, N, D]`, `cls` `[B, D]` and `pooled` `[B, D]`; with `fc_norm` only `pooled` is normed.
         """
         out: dict[str, Tensor] = {}
@@ -246,13 +245,13 @@ class Quadformer(nn.Module):
 
     def _positions(self, boxes: Tensor) -> Tensor:
         """`[B, N, D]`."""
-        centres = patch_centres(boxes)
+        centers = patch_centers(boxes)
         if self.config.positions == "sinusoidal":
-            return sinusoidal_2d(centres, self.config.width)
+            return sinusoidal_2d(centers, self.config.width)
         rows, columns = self.config.grid
         grid = self.pos_embed[:, 1:].reshape(1, rows, columns, -1).permute(0, 3, 1, 2)
-        extent = centres.new_tensor([columns, rows])
-        where = centres.flatten(0, 1)[None, None] / extent * 2 - 1  # [1, 1, B * N, 2] in -1..1
+        extent = centers.new_tensor([columns, rows])
+        where = centers.flatten(0, 1)[None, None] / extent * 2 - 1  # [1, 1, B * N, 2] in -1..1
         sampled = F.grid_sample(
             grid.float(), where, mode="bilinear", padding_mode="border", align_corners=False
         )

@@ -59,3 +59,9 @@ class RejectError(QuadpipeError):
 
     def __str__(self) -> str:
         return f"{self.reason}: {self.message}"
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, or the name of its type if it has no message."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0]

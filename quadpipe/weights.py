@@ -1,13 +1,13 @@
-"""Weights of networks from files: plain tensors, never code."""
+"""Weights files: plain tensors, never code."""
 
 import io
 import pickle
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from quadpipe.errors import ConfigError, ShardError
+from quadpipe.errors import ConfigError, ShardError, first_line
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -17,7 +17,7 @@ _WRAPPERS = ("state_dict", "model", "state_dict_ema", "teacher", "student")
 
 
 def read_weights_file(path: Path) -> bytes:
-    """The bytes of a weights file; ConfigError when it cannot be read."""
+    """The bytes of a weights file; ConfigError if it cannot be read."""
     try:
         return path.read_bytes()
     except OSError as error:
@@ -27,10 +27,10 @@ def read_weights_file(path: Path) -> bytes:
 
 
 def load_torch(data: bytes) -> Any:
-    """What a torch file holds, without running code or taking more memory than the file does.
+    """The contents of a torch file, loaded without running code and within the memory of its size.
 
-    Raises ValueError where it claims more or holds other objects, and whatever torch raises on
-    damaged files.
+    Raises ValueError if it claims more memory or holds other objects, and whatever torch raises
+    on damaged files.
     """
     import torch
 
@@ -76,9 +76,9 @@ def _tensors(document: Any) -> "Iterator[Tensor]":
 
 
 def parse_weights(data: bytes, where: str) -> "dict[str, Tensor]":
-    """The tensors of a safetensors or weights-only torch file; ShardError when it holds others.
+    """The tensors of a safetensors or torch file; ShardError if it holds other objects.
 
-    A file that wraps them as training programs do is unwrapped.
+    The wrappers of common training programs (`state_dict`, `model`, ..) are removed.
     """
     import torch
 
@@ -89,10 +89,9 @@ def parse_weights(data: bytes, where: str) -> "dict[str, Tensor]":
             return dict(load(data))
         document = load_torch(data)
     except Exception as error:  # whatever the file's bytes make the parsers raise
-        first = str(error).strip().splitlines()[:1]
         raise ShardError(
-            f"{where} holds no plain weights ({type(error).__name__}: "
-            f"{first[0] if first else ''}); give a file of tensors only, safetensors or torch's"
+            f"{where} does not hold plain weights ({type(error).__name__}: {first_line(error)}); "
+            f"give a safetensors or torch file of tensors only"
         ) from error
     for _ in range(_DEEPEST_WRAPPER):  # a dict may hold itself
         if isinstance(document, Mapping):
@@ -107,5 +106,32 @@ def parse_weights(data: bytes, where: str) -> "dict[str, Tensor]":
         if tensor.layout != torch.strided or tensor.is_meta or tensor.is_quantized
     ]
     if odd:
-        raise ShardError(f"{where} holds {odd[0]}, which is no plain tensor; save dense weights")
+        raise ShardError(f"{where} holds {odd[0]}, which is not a plain tensor; save dense weights")
     return tensors
+
+
+def state_dict_problems(
+    weights: "Mapping[str, Tensor]",
+    wanted: "Mapping[str, Tensor]",
+    *,
+    may_miss: Collection[str] = (),
+    may_be_unused: Collection[str] = (),
+) -> list[str]:
+    """How `weights` differ from the state dict `wanted` in names and shapes; empty if they fit."""
+    missing = wanted.keys() - weights.keys() - set(may_miss)
+    unexpected = weights.keys() - wanted.keys() - set(may_be_unused)
+    return [
+        *(f"missing {name}" for name in sorted(missing)),
+        *(f"unexpected {name}" for name in sorted(unexpected)),
+        *(
+            f"{name} {list(weights[name].shape)}, expected {list(wanted[name].shape)}"
+            for name in sorted(wanted.keys() & weights.keys())
+            if weights[name].shape != wanted[name].shape
+        ),
+    ]
+
+
+def listing(problems: list[str], at_most: int = 4) -> str:
+    """The first problems in one line, and the number of the others."""
+    more = f" and {len(problems) - at_most} more" if len(problems) > at_most else ""
+    return "; ".join(problems[:at_most]) + more

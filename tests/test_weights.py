@@ -105,7 +105,7 @@ PICKLES = {
 )
 @pytest.mark.parametrize("kind", PICKLES)
 def test_a_pickle_that_would_run_code_is_refused_and_does_not(kind):
-    with pytest.raises(ShardError, match="x.pth holds no plain weights") as caught:
+    with pytest.raises(ShardError, match="x.pth does not hold plain weights") as caught:
         parse_weights(PICKLES[kind](), "x.pth")
     assert "\n" not in str(caught.value)
     assert "weights_only" not in str(caught.value)  # torch advises to load it with False
@@ -140,7 +140,7 @@ def test_a_torch_file_takes_no_memory_that_it_only_claims(kind, request):
     make, message = CLAIMS[kind]
     data = make()
     request.getfixturevalue("little_memory")
-    with pytest.raises(ShardError, match=f"x.pth holds no plain weights .*{message}") as caught:
+    with pytest.raises(ShardError, match=f"x.pth does not hold .*{message}") as caught:
         parse_weights(data, "x.pth")
     assert "\n" not in str(caught.value)
 
@@ -167,7 +167,7 @@ HEADERS = {
 
 @pytest.mark.parametrize("kind", HEADERS)
 def test_safetensors_that_lie_are_refused(kind, little_memory):
-    with pytest.raises(ShardError, match="x.safetensors holds no plain weights") as caught:
+    with pytest.raises(ShardError, match="x.safetensors does not hold plain weights") as caught:
         parse_weights(HEADERS[kind], "x.safetensors")
     assert "\n" not in str(caught.value)
 

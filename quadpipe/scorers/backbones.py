@@ -12,10 +12,9 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from quadpipe.errors import ConfigError
+from quadpipe.images import IMAGENET_MEAN, IMAGENET_STD
 from quadpipe.scorers.shufflenet import ShuffleNet
-from quadpipe.weights import parse_weights
-
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+from quadpipe.weights import listing, parse_weights, state_dict_problems
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,23 +181,14 @@ def imagenet_classes() -> tuple[str, ...]:
 
 def _load(module: nn.Module, weights: Mapping[str, Tensor], where: str, kind: str) -> None:
     wanted = module.state_dict()
-    problems = [f"missing {name}" for name in sorted(wanted.keys() - weights.keys())]
-    problems += [f"unexpected {name}" for name in sorted(weights.keys() - wanted.keys())]
-    problems += [
-        f"{name} {list(weights[name].shape)}, expected {list(wanted[name].shape)}"
-        for name in sorted(wanted.keys() & weights.keys())
-        if weights[name].shape != wanted[name].shape
-    ]
+    problems = state_dict_problems(weights, wanted)
     problems += [
         f"{name} holds numbers that are not finite or not real"
         for name in sorted(wanted.keys() & weights.keys())
         if weights[name].is_complex() or not weights[name].isfinite().all()
     ]
     if problems:
-        more = f" and {len(problems) - 4} more" if len(problems) > 4 else ""
-        raise ConfigError(
-            f"{where} does not fit: {'; '.join(problems[:4])}{more}; give the weights of {kind}"
-        )
+        raise ConfigError(f"{where} does not fit: {listing(problems)}; give the weights of {kind}")
     module.load_state_dict(weights)
 
 

@@ -8,9 +8,8 @@ import numpy as np
 
 from quadpipe.errors import ConfigError
 from quadpipe.geometry import Geometry
+from quadpipe.images import IMAGENET_STD
 from quadpipe.scorers.base import Scorer
-
-IMAGENET_STD = (0.229, 0.224, 0.225)
 
 # The squares of one column of a patch are summed in float64, exactly.
 LARGEST_SUM = 2**53

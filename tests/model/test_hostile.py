@@ -10,6 +10,7 @@ import pytest
 import torch
 from pickles import MARKER, Hostile, hostile
 from PIL import Image
+from runs import with_torch_state
 from safetensors.torch import load_file, save_file
 
 import quadpipe
@@ -76,7 +77,7 @@ def uses(shards, run) -> dict[str, Callable[[], object]]:
 
 @pytest.mark.parametrize("kind", HOSTILE)
 def test_a_state_that_would_run_code_is_refused(kind, shards, run):
-    next(run.glob("state-*.pt")).write_bytes(HOSTILE[kind])
+    with_torch_state(run).write_bytes(HOSTILE[kind])
     with pytest.raises(ShardError, match=r"state-\d+\.pt cannot be loaded: it is dam") as caught:
         train(shards, run, **OPTIONS, resume=True)
     assert "\n" not in str(caught.value)
@@ -94,13 +95,13 @@ def test_a_state_that_would_run_code_is_refused(kind, shards, run):
     ],
 )
 def test_a_state_that_claims_or_is_nonsense_is_refused(pickled, shards, run):
-    next(run.glob("state-*.pt")).write_bytes(b"\x80\x02" + pickled)
+    with_torch_state(run).write_bytes(b"\x80\x02" + pickled)
     with pytest.raises(ShardError, match=r"state-\d+\.pt cannot be loaded: ."):
         train(shards, run, **OPTIONS, resume=True)
 
 
 def test_a_state_of_endless_views_is_refused(shards, run):
-    path = next(run.glob("state-*.pt"))
+    path = with_torch_state(run)
     state = torch.load(path, weights_only=True)
     state["optimizer"]["state"][0]["exp_avg"] = torch.zeros(1).expand(2**40)
     torch.save(state, path)
@@ -109,11 +110,22 @@ def test_a_state_of_endless_views_is_refused(shards, run):
 
 
 @pytest.mark.parametrize(
+    "counters", ["[" * 10**6, "9" * 10**6, "[]", "null", "", '{"step": 1e400}']
+)
+def test_counters_that_are_nonsense_are_refused(counters, shards, run):
+    path = next(run.glob("state-*"))
+    save_file(load_file(path), path, {"counters": counters})
+    with pytest.raises(ShardError, match=r"state-\d+\.safetensors cannot be loaded: .") as caught:
+        train(shards, run, **OPTIONS, resume=True)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
     ("part", "change", "message"),
     [
         ("model", {"width": 16_384, "heads": 16, "depth": 1000}, "does not fit config.json: "),
         ("model", {"depth": 1000}, "does not fit config.json: "),
-        ("model", {"positions": "learned"}, "does not fit config.json: pos_embed"),
+        ("model", {"positions": "learned"}, "does not fit config.json: missing pos_embed"),
         ("model", {"mlp_ratio": 1e12}, "mlp_ratio 1e.12 is not above 0 and at most 64"),
         ("model", {"mlp_ratio": float("inf")}, "mlp_ratio must be a finite number, not inf"),
         ("model", {"mlp_ratio": float("nan")}, "mlp_ratio must be a finite number, not nan"),
@@ -121,7 +133,7 @@ def test_a_state_of_endless_views_is_refused(shards, run):
         ("train", {"lr": 10**400}, "lr must be a number of a usual size"),
     ],
 )
-def test_a_model_that_its_weights_do_not_have_is_not_built(part, change, message, run):
+def test_a_model_that_does_not_fit_its_weights_is_not_built(part, change, message, run):
     config = json.loads((run / "config.json").read_text())
     config[part] |= change
     (run / "config.json").write_text(json.dumps(config))
@@ -148,7 +160,7 @@ def test_a_pickle_in_the_place_of_weights_is_refused(kind, name, uses, run):
         None,
     ],
 )
-def test_weights_that_claim_what_is_not_there_are_refused(tensor, name, uses, run):
+def test_weights_that_claim_missing_bytes_are_refused(tensor, name, uses, run):
     header = json.dumps({"a": tensor}).encode() if tensor else b"{}"
     length = len(header) if tensor else 2**42
     (run / name).write_bytes(struct.pack("<Q", length) + header + bytes(16))
@@ -156,7 +168,10 @@ def test_weights_that_claim_what_is_not_there_are_refused(tensor, name, uses, ru
         uses[name]()
 
 
-@pytest.mark.parametrize("name", ["../other/state-0000000003.pt", "/etc/passwd", "..", "a/../../b"])
+@pytest.mark.parametrize(
+    "name",
+    ["../other/state-0000000003.pt", "../other/state-0000000003.safetensors", "/etc/passwd", ".."],
+)
 def test_a_checkpoint_does_not_lead_out_of_its_run(name, shards, run):
     shutil.copytree(run, run.parent / "other")
     weights = load_file(run / "last.safetensors")
@@ -170,7 +185,7 @@ def test_a_checkpoint_does_not_lead_out_of_its_run(name, shards, run):
     [b"[" * 10**6, b'{"train":' * 10**5, b"\xff\xfe" * 9, b"[]", b"null", b"", b"9" * 10**6],
     ids=["brackets", "objects", "no text", "a list", "null", "empty", "digits"],
 )
-def test_a_configuration_that_is_none_is_refused(data, run):
+def test_an_invalid_configuration_file_is_refused(data, run):
     (run / "config.json").write_bytes(data)
     with pytest.raises(ShardError, match=r"config\.json cannot be used: ") as caught:
         RunFolder(run).config()
@@ -192,7 +207,7 @@ def test_a_configuration_that_is_none_is_refused(data, run):
         ("train", "device", ["cpu"]),
     ],
 )
-def test_a_configuration_out_of_all_bounds_is_refused(part, name, value, run):
+def test_configuration_values_out_of_bounds_are_refused(part, name, value, run):
     config = json.loads((run / "config.json").read_text())
     config[part][name] = value
     (run / "config.json").write_text(json.dumps(config))
@@ -201,14 +216,14 @@ def test_a_configuration_out_of_all_bounds_is_refused(part, name, value, run):
 
 
 @pytest.mark.parametrize("kind", HOSTILE)
-def test_weights_to_begin_with_that_would_run_code_are_refused(kind, shards, tmp_path):
+def test_initial_weights_that_would_run_code_are_refused(kind, shards, tmp_path):
     (tmp_path / "vit.pth").write_bytes(HOSTILE[kind])
-    with pytest.raises(ShardError, match=r"vit\.pth holds no plain weights"):
+    with pytest.raises(ShardError, match=r"vit\.pth does not hold plain weights"):
         train(shards, tmp_path / "new", **OPTIONS, init=tmp_path / "vit.pth")
     assert not (tmp_path / "new").exists()
 
 
-def test_weights_to_begin_with_take_no_memory_that_they_only_claim(shards, trained, tmp_path):
+def test_initial_weights_do_not_take_the_memory_that_they_claim(shards, trained, tmp_path):
     weights = Quadformer(RunFolder(trained).config().model).state_dict()
     weights["patch_embed.proj.weight"] = torch.zeros(1).expand(2**40)
     torch.save(weights, tmp_path / "vit.pth")
@@ -219,7 +234,7 @@ def test_weights_to_begin_with_take_no_memory_that_they_only_claim(shards, train
 @pytest.mark.parametrize("kind", HOSTILE)
 def test_a_scorers_weights_that_would_run_code_are_refused(kind, image_folder, tmp_path):
     (tmp_path / "scorer.pth").write_bytes(HOSTILE[kind])
-    with pytest.raises(ShardError, match=r"scorer\.pth holds no plain weights"):
+    with pytest.raises(ShardError, match=r"scorer\.pth does not hold plain weights"):
         quadpipe.tokenize(
             image_folder, tmp_path / "out", scorer="feature", in_process=True,
             scorer_weights=tmp_path / "scorer.pth",

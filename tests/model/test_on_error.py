@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812  its usual name
+from runs import stop_after
 
 import quadpipe
 from forging import make_dataset
@@ -21,11 +22,11 @@ from quadpipe.loader import Batch, Loader
 from quadpipe.model import TrainConfig, train
 from quadpipe.model.distributed import World
 from quadpipe.model.evaluate import evaluate
-from quadpipe.model.optimize import MovingAverage
 from quadpipe.model.progress import TrainProgress
 from quadpipe.model.quadformer import Quadformer
 from quadpipe.model.run_folder import RunFolder
-from quadpipe.model.train import InterruptedTrainingError, Trainer
+from quadpipe.model.signals import InterruptedTrainingError
+from quadpipe.model.train import Trainer
 
 OPTIONS = {
     "model": "nano",
@@ -76,7 +77,7 @@ def undisturbed(damaged, tmp_path_factory) -> Path:
     return run
 
 
-def test_training_ends_unless_it_is_told_to_skip(damaged, undisturbed, tmp_path):
+def test_training_stops_at_damage_unless_on_error_is_skip(damaged, undisturbed, tmp_path):
     with pytest.raises(ShardError, match=r"train-00000[12]\.tar"):
         train(damaged, tmp_path / "run", **OPTIONS | {"on_error": "raise"})
     rows = rows_of(undisturbed)
@@ -89,7 +90,7 @@ def test_training_ends_unless_it_is_told_to_skip(damaged, undisturbed, tmp_path)
     assert [(row["samples"], row["skipped"]) for row in scores] == [(3, 1), (3, 1)]
 
 
-def test_a_run_that_stopped_at_damage_goes_on_with_skip_and_says_so(damaged, tmp_path):
+def test_a_run_that_stopped_at_damage_continues_with_skip_and_a_warning(damaged, tmp_path):
     with pytest.raises(ShardError):
         train(damaged, tmp_path / "run", **OPTIONS | {"on_error": "raise"})
 
@@ -126,7 +127,7 @@ def test_a_step_is_that_of_the_batch_without_the_skipped_samples(damaged, tmp_pa
     gradients: list[list[torch.Tensor]] = [[], []]
     for trainer, kept in zip(trainers, gradients, strict=True):
         # Adam does not tell a gradient from its double, so they are looked at themselves.
-        trainer.optimizer.register_step_pre_hook(
+        trainer.update.optimizer.register_step_pre_hook(
             lambda *_, model=trainer.model, kept=kept: kept.extend(
                 parameter.grad.clone() for parameter in model.parameters()
             )
@@ -135,7 +136,7 @@ def test_a_step_is_that_of_the_batch_without_the_skipped_samples(damaged, tmp_pa
     small = without_blanks(batch)
     results = []
     for trainer, given in zip(trainers, (batch, small), strict=True):
-        loss, correct, skipped = trainer._train_step(trainer.model, given)
+        loss, correct, skipped = trainer.train_on(given)
         assert skipped == given.skipped
         results.append((float(loss), int(correct)))
     assert results[0] == (pytest.approx(results[1][0], rel=1e-5), results[1][1])
@@ -143,24 +144,23 @@ def test_a_step_is_that_of_the_batch_without_the_skipped_samples(damaged, tmp_pa
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5)
 
 
-def test_a_batch_of_which_nothing_is_left_changes_no_weight_average_or_momentum(damaged, tmp_path):
+def test_a_batch_of_skipped_samples_changes_no_weight_average_or_momentum(damaged, tmp_path):
     trainer = make_trainer(damaged, tmp_path / "run", warmup_epochs=0.0, ema_decay=0.9)
-    trainer.average = MovingAverage(trainer.model, 0.9)
     batch = next(iter(trainer.loader.epoch(0)))
     nothing = replace(batch, weight=torch.zeros_like(batch.weight), skipped=len(batch.keys))
-    trainer._train_step(trainer.model, batch)  # the optimizer has momentum from here on
-    kept = (trainer.model.state_dict(), trainer.average.weights)
+    trainer.train_on(batch)  # the optimizer has momentum from here on
+    kept = (trainer.model.state_dict(), trainer.update.average.weights)
     before = [{name: value.clone() for name, value in weights.items()} for weights in kept]
-    momentum = copy.deepcopy(trainer.optimizer.state_dict()["state"])
-    loss, correct, skipped = trainer._train_step(trainer.model, nothing)
+    momentum = copy.deepcopy(trainer.update.optimizer.state_dict()["state"])
+    loss, correct, skipped = trainer.train_on(nothing)
     assert (float(loss), int(correct), skipped, trainer.step) == (0, 0, 5, 2)
     for weights, those in zip(kept, before, strict=True):
         assert all(torch.equal(value, those[name]) for name, value in weights.items())
-    for number, state in trainer.optimizer.state_dict()["state"].items():
+    for number, state in trainer.update.optimizer.state_dict()["state"].items():
         assert all(torch.equal(value, momentum[number][name]) for name, value in state.items())
 
 
-def test_an_interval_of_which_nothing_is_left_has_no_loss(whole, tmp_path):
+def test_an_interval_of_skipped_samples_has_no_loss(whole, tmp_path):
     dataset = Path(shutil.copytree(whole, tmp_path / "shards"))
     for tar in dataset.glob("train-*.tar"):
         tar.unlink()
@@ -171,7 +171,7 @@ def test_an_interval_of_which_nothing_is_left_has_no_loss(whole, tmp_path):
     ]
 
 
-def test_means_are_taken_over_the_samples_that_were_seen(damaged, tmp_path):
+def test_means_are_taken_over_the_samples_that_were_not_skipped(damaged, tmp_path):
     short, long = tmp_path / "short", tmp_path / "long"
     train(damaged, short, **OPTIONS | {"lr": 1e-9, "flip": 0.0, "epochs": 1})
     train(damaged, long, **OPTIONS | {"lr": 1e-9, "flip": 0.0, "epochs": 1, "log_interval": 100})
@@ -189,15 +189,8 @@ def test_means_are_taken_over_the_samples_that_were_seen(damaged, tmp_path):
 def test_resuming_in_the_middle_is_exact(damaged, tmp_path, monkeypatch, stop_at):
     options = OPTIONS | {"log_interval": 3}
     train(damaged, tmp_path / "whole", **options)
-    real, calls = Trainer._train_step, []
-
-    def stopping(self, *arguments):
-        calls.append(1)
-        self._stop = len(calls) == stop_at
-        return real(self, *arguments)
-
     with monkeypatch.context() as patched:
-        patched.setattr(Trainer, "_train_step", stopping)
+        stop_after(patched, stop_at)
         with pytest.raises(InterruptedTrainingError, match=f"stopped at step {stop_at} and saved"):
             train(damaged, tmp_path / "run", **options)
     train(damaged, tmp_path / "run", **options, resume=True)
@@ -233,7 +226,7 @@ def test_two_processes_skip_to_the_losses_of_one(damaged, undisturbed, tmp_path)
             np.testing.assert_allclose(*values, rtol=1e-4)
 
 
-def test_evaluation_counts_what_it_has_seen(damaged, undisturbed):
+def test_evaluation_counts_scored_and_skipped_samples(damaged, undisturbed):
     model = RunFolder(undisturbed).model(torch.device("cpu"))
     loader = Loader(damaged, "val", batch_size=3, shuffle=False, on_error="skip")
     score = evaluate(model, loader, torch.device("cpu"))
@@ -253,7 +246,7 @@ def test_evaluation_counts_what_it_has_seen(damaged, undisturbed):
     assert score.loss == pytest.approx(np.mean(losses), rel=1e-4)
 
 
-def test_an_evaluation_of_nothing_is_an_error(whole, tmp_path):
+def test_evaluation_of_skipped_samples_only_is_an_error(whole, tmp_path):
     dataset = Path(shutil.copytree(whole, tmp_path / "shards"))
     (dataset / "val-000000.tar").unlink()
     loader = Loader(dataset, "val", batch_size=3, on_error="skip")
@@ -262,7 +255,7 @@ def test_an_evaluation_of_nothing_is_an_error(whole, tmp_path):
         evaluate(model, loader, torch.device("cpu"))
 
 
-def test_eval_says_how_many_it_skipped(damaged, undisturbed):
+def test_eval_reports_skipped_samples(damaged, undisturbed):
     given = [sys.executable, "-m", "quadpipe.cli", "eval", str(undisturbed), str(damaged),
              "--workers", "0"]  # fmt: skip
     done = subprocess.run(given, capture_output=True, text=True)

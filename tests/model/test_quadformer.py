@@ -16,7 +16,7 @@ from quadpipe.model.quadformer import (
     PRESETS,
     Quadformer,
     QuadformerConfig,
-    patch_centres,
+    patch_centers,
     sinusoidal,
     sinusoidal_2d,
 )
@@ -54,9 +54,9 @@ def test_positions_are_those_of_the_papers_code():
     assert torch.allclose(found, arrays["sinusoidal_2d_384"], atol=1e-5)
 
 
-def test_centres_are_in_units_of_the_smallest_patch():
+def test_centers_are_in_units_of_the_smallest_patch():
     boxes = torch.tensor([[0, 0, 0], [2, 4, 1], [8, 0, 2]], dtype=torch.int16)
-    assert patch_centres(boxes).tolist() == [[0.5, 0.5], [3, 5], [10, 2]]
+    assert patch_centers(boxes).tolist() == [[0.5, 0.5], [3, 5], [10, 2]]
 
 
 def test_logits_and_named_steps_have_their_shapes(leaves):
@@ -156,7 +156,7 @@ def timm_state() -> dict[str, torch.Tensor]:
     return vit.random_state(width=48, depth=3, side=16, cells=256, classes=7)
 
 
-def normalised(square: np.ndarray) -> torch.Tensor:
+def normalized(square: np.ndarray) -> torch.Tensor:
     pixels = torch.from_numpy(square).permute(0, 3, 1, 2) / 255
     return (pixels - torch.tensor(SMALL.mean).view(3, 1, 1)) / torch.tensor(SMALL.std).view(3, 1, 1)
 
@@ -169,10 +169,10 @@ def test_timm_weights_give_timms_logits(grid, square, timm_state, tmp_path):
     assert loaded.unused == []
     assert loaded.changed == {
         "patch_embed.proj.weight": "reshaped from a 16 x 16 convolution",
-        "head": "taken over with its 7 classes, whose names the file does not say: they were not "
+        "head": "loaded with its 7 classes; the file does not hold their names, so they were not "
         "compared",
     }
-    expected = vit.logits(timm_state, normalised(square), heads=3)
+    expected = vit.logits(timm_state, normalized(square), heads=3)
     assert torch.allclose(model(*grid)[0], expected, atol=1e-4)
 
 
@@ -202,7 +202,7 @@ def test_variants_of_timms_vit_give_timms_logits(
     save_file(state, tmp_path / "vit.safetensors")
     model = Quadformer(replace(PLAIN, **options)).eval()
     assert load_pretrained(model, tmp_path / "vit.safetensors").fresh == []
-    expected = vit.logits(state, normalised(square), heads=3, global_pool=pool)
+    expected = vit.logits(state, normalized(square), heads=3, global_pool=pool)
     assert torch.allclose(model(*grid)[0], expected, atol=1e-4)
 
 
@@ -308,7 +308,7 @@ def test_a_hostile_pickle_is_refused_and_does_not_run(tmp_path, monkeypatch):
     (tmp_path / "c.safetensors").write_bytes(b"\xff" * 64)
     (tmp_path / "d.pt").write_bytes(b"")
     for name in ("a.pth", "b.pt", "c.safetensors", "d.pt"):
-        with pytest.raises(ShardError, match="holds no plain weights"):
+        with pytest.raises(ShardError, match="does not hold plain weights"):
             load_pretrained(Quadformer(PLAIN), tmp_path / name)
     assert not (tmp_path / "evil").exists()
     torch.save([torch.zeros(1)], tmp_path / "list.pth")

@@ -17,7 +17,7 @@ def gelu(x: Tensor) -> Tensor:
 def logits(
     state: dict[str, Tensor], images: Tensor, heads: int, global_pool: str = "token"
 ) -> Tensor:
-    """images: float `[B, 3, H, W]`, normalised. Returns `[B, C]`.
+    """images: float `[B, 3, H, W]`, normalized. Returns `[B, C]`.
 
     The state shows whether the model has `no_embed_class` (no position for CLS) and `fc_norm` (the
     last norm comes after pooling), which timm gives to models of global_pool "avg".

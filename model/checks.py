@@ -1,0 +1,82 @@
+"""Checks before training: the warm-up, the dataset, and the options of a resumed run."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from quadpipe.errors import ConfigError
+from quadpipe.model.config import TrainConfig
+from quadpipe.model.evaluate import check_fits
+from quadpipe.model.run_manifest import DATASET_PARTS, RunManifest
+from quadpipe.shards.manifest import Manifest
+
+Warn = Callable[[str], None]
+
+# Options that may change when a run is resumed: without an effect on the result, or with one.
+_WITHOUT_EFFECT = {
+    "workers",
+    "device",
+    "log_interval",
+    "checkpoint_interval",
+    "tensorboard",
+    "compile",
+}
+_WITH_EFFECT = {"lr", "min_lr", "warmup_epochs", "clip_grad", "amp", "on_error", "verify"}
+
+# A longer warm-up is shortened to this part of a run: one tenth.
+_RUN_BY_WARMUP = 10
+
+
+def shorten_warmup(config: TrainConfig, stored: RunManifest | None, warn: Warn) -> TrainConfig:
+    """Limit the warm-up to a tenth of the run, so that short runs learn too.
+
+    stored: of the run that is resumed. Older versions did not shorten the warm-up, and their runs
+    keep it.
+    """
+    given, longest = config.warmup_epochs, config.epochs / _RUN_BY_WARMUP
+    if given <= longest or (stored and stored.train.warmup_epochs == given):
+        return config
+    warn(f"the warm-up of {given:g} epochs is shortened to {longest:g}, a tenth of the run")
+    return replace(config, warmup_epochs=longest)
+
+
+def check_same_run(
+    stored: RunManifest, given: RunManifest, manifest: Manifest, run: str, dataset: str, warn: Warn
+) -> None:
+    """Raise ConfigError if options or shards that decide the result are not those of the run."""
+    check_fits(stored.model, manifest, stored.classes, dataset)
+    differences: list[str] = []
+    changes: list[str] = []
+    found = stored.differences(given, "train", *DATASET_PARTS, "shard_lists")
+    for name, text in found.items():
+        part, _, option = name.partition(".")
+        if part == "train" and option in _WITHOUT_EFFECT:
+            continue
+        # The checksums of the shards are compared, so another imaging library is harmless.
+        changeable = part == "imaging_library" or (part == "train" and option in _WITH_EFFECT)
+        (changes if changeable else differences).append(text)
+    if stored.ignored:
+        warn(f"{run} {stored.says_ignored()}")
+    if changes:
+        warn(f"resumed with other options: {'; '.join(changes)}")
+    if differences:
+        raise ConfigError(
+            f"{run} was started differently: {'; '.join(differences[:8])}; resume with the same "
+            f"options and dataset, or start another run"
+        )
+
+
+def warn_of_dataset(manifest: Manifest, *, validated: bool, warn: Warn) -> None:
+    """Warn of what makes an accuracy on this dataset meaningless."""
+    if manifest.classes is not None and len(manifest.classes) == 1:
+        warn(
+            f"the dataset has one class, {manifest.classes[0]!r}, so there is nothing to learn; if "
+            f"that folder holds the folders of the real classes, tokenize it instead of the folder "
+            f"around it"
+        )
+    if manifest.scorer["label_aware"]:
+        warn(
+            "the scorer of these shards used the labels: accuracies mean nothing for images "
+            "without labels"
+        )
+    if not validated:
+        warn("no split val: no accuracy on unseen images, and no best checkpoint")

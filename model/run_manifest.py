@@ -1,0 +1,136 @@
+"""The manifest of a training run, as `config.json` holds it."""
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+from quadpipe import __version__
+from quadpipe.errors import ConfigError
+from quadpipe.fields import check_fields, known_fields
+from quadpipe.model.config import TrainConfig
+from quadpipe.model.quadformer import QuadformerConfig
+from quadpipe.shards.format import Codec
+from quadpipe.shards.manifest import Manifest
+from quadpipe.tokenizer import TokenizerConfig
+
+DATASET_PARTS = ("tokenizer", "scorer_sha256", "label_aware", "codec", "imaging_library")
+"""Fields of a `RunManifest` that describe how the shards were made."""
+
+_PARTS: dict[str, Any] = {
+    "train": TrainConfig,
+    "model": QuadformerConfig,
+    "tokenizer": TokenizerConfig,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunManifest:
+    """Everything needed to resume a run, to evaluate it and to predict with it.
+
+    shard_lists: sha256 of the list of shards by split. scorer_sha256: of the weights of the
+    scorer's network. codec, imaging_library: as in the dataset's manifest, None in runs of older
+    versions. quadpipe: the version that started the run. ignored: fields of the file that this
+    version does not know.
+    """
+
+    train: TrainConfig
+    model: QuadformerConfig
+    tokenizer: TokenizerConfig
+    classes: list[str]
+    label_aware: bool
+    shard_lists: dict[str, str]
+    scorer_sha256: str | None = None
+    codec: dict[str, Any] | None = None
+    imaging_library: dict[str, Any] | None = None
+    quadpipe: str | None = None
+    ignored: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        geometry = self.tokenizer.geometry
+        if len(self.classes) != self.model.classes:
+            raise ConfigError(f"{len(self.classes)} classes for a head of {self.model.classes}")
+        if geometry.patch_size != self.model.patch_size or geometry.grid(0) != self.model.grid:
+            raise ConfigError("the tokenizer's patches are not the model's")
+        if not isinstance(self.imaging_library, dict | None):
+            raise ConfigError("imaging_library is not an object")
+        self.make_codec()
+
+    @classmethod
+    def of(cls, config: TrainConfig, manifest: Manifest) -> "RunManifest":
+        return cls(
+            train=config,
+            model=config.quadformer(manifest),
+            tokenizer=manifest.tokenizer,
+            classes=list(manifest.classes or ()),
+            label_aware=bool(manifest.scorer["label_aware"]),
+            shard_lists={n: split.shard_list_sha256 for n, split in manifest.splits.items()},
+            scorer_sha256=manifest.scorer.get("weights_sha256"),
+            codec=manifest.codec,
+            imaging_library=manifest.imaging_library,
+            quadpipe=__version__,
+        )
+
+    def make_codec(self) -> Codec | None:
+        """The codec of the shards' tokens; None if the run does not name it."""
+        if self.codec is None:
+            return None
+        return Codec(**known_fields(Codec, self.codec), patch_size=self.tokenizer.patch_size)
+
+    def says_ignored(self) -> str:
+        """A warning about the ignored fields, empty if there are none."""
+        if not self.ignored:
+            return ""
+        return (
+            f"was written by quadpipe {self.quadpipe!r}; {__version__} ignores its "
+            f"{', '.join(map(repr, self.ignored))}"
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        document = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "ignored"}
+        return document | {name: getattr(self, name).as_json() for name in _PARTS}
+
+    @classmethod
+    def from_json(cls, document: dict[str, Any]) -> "RunManifest":
+        """Fields that a later version added are ignored, except the model's.
+
+        Those may change what the weights compute: ConfigError names the version to install.
+        """
+        entries = known_fields(cls, document)
+        ignored = [name for name in document if name not in entries]
+        for part, kind in _PARTS.items():
+            known = known_fields(kind, document[part])
+            unknown = [f"{part}.{name}" for name in document[part] if name not in known]
+            if part == "model" and unknown:
+                raise ConfigError(
+                    f"{unknown[0]!r} decides what the model computes, and quadpipe {__version__} "
+                    f"does not know it; install the version that wrote it, "
+                    f"{document.get('quadpipe')!r}"
+                )
+            ignored += unknown
+            entries[part] = kind(**known)
+        return cls(**entries | {"ignored": ignored})
+
+    def differences(self, other: "RunManifest", *parts: str) -> dict[str, str]:
+        """Differences between two runs in these parts, by name: "was .., now ..".
+
+        Parts that one of the runs does not have are left out.
+        """
+        known = [part for part in parts if None not in (getattr(self, part), getattr(other, part))]
+        before, now = (_flat(config.to_json(), known) for config in (self, other))
+        return {
+            name: f"{name} was {before.get(name)}, now {now.get(name)}"
+            for name in sorted(before.keys() | now.keys())
+            if before.get(name) != now.get(name)
+        }
+
+
+def _flat(document: dict[str, Any], parts: list[str]) -> dict[str, Any]:
+    """The values of some parts, named "part.field" where a part is an object."""
+    flat: dict[str, Any] = {}
+    for part in parts:
+        value = document[part]
+        if isinstance(value, dict):
+            flat |= {f"{part}.{name}": inner for name, inner in value.items()}
+        else:
+            flat[part] = value
+    return flat

@@ -1,0 +1,78 @@
+"""Shards and runs that the tests of the model share."""
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from runs import (
+    SMALL,
+)
+
+import quadpipe
+from quadpipe.cli import commands
+from quadpipe.model import train
+
+
+@pytest.fixture(scope="session")
+def shards(photographs, tmp_path_factory) -> Path:
+    """70 crops of two photographs of 64 pixels, to tell which photograph; 59 to train on."""
+    root = tmp_path_factory.mktemp("train")
+    chance = random.Random(0)
+    for number in range(70):
+        photograph = photographs[number % 2]
+        y, x = chance.randrange(427 - 96), chance.randrange(640 - 96)
+        folder = root / "images" / ("temple", "flower")[number % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(photograph[y : y + 96, x : x + 96]).save(folder / f"{number}.png")
+    quadpipe.tokenize(
+        root / "images", root / "shards", image_size=64, patch_size=8, max_patch_size=32, tokens=40,
+        val_share=0.16, samples_per_shard=16, views=2, in_process=True,
+    )  # fmt: skip
+    return root / "shards"
+
+
+@pytest.fixture
+def said(capsys) -> Callable[..., str]:
+    """Runs a command in this process and returns its standard error."""
+
+    def run(*arguments: object) -> str:
+        commands.main([str(argument) for argument in arguments], standalone_mode=False)
+        return capsys.readouterr().err
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def undisturbed(shards, tmp_path_factory) -> Path:
+    run = tmp_path_factory.mktemp("undisturbed") / "run"
+    train(shards, run, **SMALL)
+    return run
+
+
+@pytest.fixture(scope="session")
+def made_otherwise(shards, tmp_path_factory) -> Callable[..., Path]:
+    """The images of `shards` tokenized with other options."""
+
+    def make(**options: object) -> Path:
+        out = tmp_path_factory.mktemp("otherwise") / "shards"
+        given = {"image_size": 64, "patch_size": 8, "max_patch_size": 32, "tokens": 40}
+        given |= {"val_share": 0.16, "in_process": True, "limit": 16} | options
+        quadpipe.tokenize(shards.parent / "images", out, **given)
+        return out
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def scored_by_a_network(shards, shufflenet_weights, tmp_path_factory) -> Path:
+    """A run on shards of scorer feature, with weights from a file."""
+    root = tmp_path_factory.mktemp("feature")
+    quadpipe.tokenize(
+        shards.parent / "images", root / "shards", image_size=64, patch_size=8, max_patch_size=32,
+        tokens=40, in_process=True, limit=16, scorer="feature", scorer_weights=shufflenet_weights,
+        scorer_distance="cosine",
+    )  # fmt: skip
+    train(root / "shards", root / "run", **SMALL | {"epochs": 1})
+    return root / "run"

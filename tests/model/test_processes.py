@@ -1,0 +1,95 @@
+"""Training in several processes."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from runs import (
+    SMALL,
+    losses,
+    torchrun,
+)
+
+from quadpipe.errors import ConfigError
+from quadpipe.model import train
+from quadpipe.model.run_folder import pick_device
+
+
+def test_a_damaged_sample_ends_every_process_with_one_line(shards, tmp_path):
+    damaged = Path(shutil.copytree(shards, tmp_path / "shards"))
+    marker = json.loads((damaged / ".quadpipe/markers/train/0000/000001.json").read_text())
+    tar = damaged / "train-000001.tar"
+    data = bytearray(tar.read_bytes())
+    data[marker["views"][0]["offsets"][3] + 520] ^= 0xFF
+    tar.write_bytes(bytes(data))
+    done = torchrun(damaged, tmp_path / "run")
+    assert done.returncode == 1
+    ours = sorted(line for line in done.stderr.splitlines() if line.startswith("quadpipe: "))
+    assert len(ours) == 2
+    assert "train-000001.tar: 00000000" in ours[0]
+    assert "another process of the run has failed; see its message" in ours[1]
+    assert "[rank" not in done.stderr  # torch's mark on tracebacks
+    assert "done" not in done.stdout
+
+
+def test_an_error_of_one_process_is_reported_once(shards, undisturbed):
+    done = torchrun(shards, undisturbed)
+    assert done.returncode == 1
+    assert done.stderr.count("is not empty") == 1
+    # torchrun reports failed processes with a traceback of its own; there is none of ours.
+    assert "train.py" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("variables", "message"),
+    [
+        (
+            {"WORLD_SIZE": "abc"},
+            "WORLD_SIZE 'abc' in the environment is not a whole number",
+        ),
+        ({"WORLD_SIZE": "0"}, "WORLD_SIZE '0' .* not a whole number of at least 1"),
+        ({"WORLD_SIZE": "2", "RANK": "-1"}, "RANK '-1' in the environment is not a whole number"),
+        ({"WORLD_SIZE": "2", "RANK": "2"}, "RANK 2 is not below WORLD_SIZE 2; start the processes"),
+        ({"WORLD_SIZE": "2", "RANK": "1"}, "the processes cannot meet .*MASTER_ADDR"),
+    ],
+)
+def test_invalid_variables_of_torchrun_are_refused(
+    shards, tmp_path, monkeypatch, variables, message
+):
+    monkeypatch.delenv("MASTER_ADDR", raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError, match=message):
+        train(shards, tmp_path / "run", **SMALL)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("rank", "message"),
+    [("2", "LOCAL_RANK 2 has no GPU: torch sees 2 here; start at most 2"), ("x", "LOCAL_RANK 'x'")],
+)
+def test_a_process_without_a_gpu_of_its_own_is_refused(monkeypatch, rank, message):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setenv("LOCAL_RANK", rank)
+    for name in ("cuda", "auto"):
+        with pytest.raises(ConfigError, match=message):
+            pick_device(name)
+    assert pick_device("cpu") == torch.device("cpu")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert pick_device("auto") == torch.device("cuda", 1)
+
+
+def test_two_processes_give_the_losses_of_one(shards, undisturbed, tmp_path):
+    done = torchrun(shards, tmp_path / "two", "--epochs", "2", "--token-dropout", "0.2")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("done; quadpipe eval") == 1
+    assert "FutureWarning" not in done.stderr
+    train(shards, tmp_path / "one", **SMALL | {"epochs": 2, "token_dropout": 0.2})
+    one, two = losses(tmp_path / "one"), losses(tmp_path / "two")
+    assert len(one) == 16
+    assert [step for step, _ in one] == [step for step, _ in two]
+    np.testing.assert_allclose([x for _, x in two], [x for _, x in one], rtol=1e-4)

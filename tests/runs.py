@@ -1,0 +1,109 @@
+"""Short training runs, and how tests start, stop and read them."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from quadpipe.loader import Batch
+from quadpipe.model.progress import TrainProgress
+from quadpipe.model.run_folder import RunFolder
+from quadpipe.model.step import StepResult
+from quadpipe.model.train import Trainer
+
+SMALL = {
+    "model": "nano",
+    "tokens": 16,
+    "epochs": 3,
+    "batch_size": 8,
+    "warmup_epochs": 0.3,
+    "workers": 0,
+    "log_interval": 1,
+    "device": "cpu",
+}
+
+
+def losses(run: Path) -> list[tuple[int, float]]:
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [(row["step"], row["loss"]) for row in rows if row["event"] == "train"]
+
+
+class Heard(TrainProgress):
+    def __init__(self) -> None:
+        self.warnings, self.scores = [], []
+
+    def warn(self, message):
+        self.warnings.append(message)
+
+    def evaluated(self, epoch, score):
+        self.scores.append(score)
+
+
+def command(shards: Path, run: Path, *options: str) -> list[str]:
+    given = [
+        word
+        for name, value in SMALL.items()
+        for word in (f"--{name.replace('_', '-')}", str(value))
+    ]
+    return [sys.executable, "-m", "quadpipe.cli", "train", str(shards), "--out", str(run), *given,
+            *options]  # fmt: skip
+
+
+def torchrun(
+    shards: Path, run: Path, *options: str, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """Training in two processes."""
+    given = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    return subprocess.run(
+        [*given, *command(shards, run, *options)[1:]],
+        capture_output=True, text=True, timeout=240,
+        env=os.environ | {"OMP_NUM_THREADS": "1"} | environment,
+    )  # fmt: skip
+
+
+def losses_so_far(run: Path) -> list[str]:
+    return [line for line in (run / "metrics.jsonl").read_text().splitlines() if '"train"' in line]
+
+
+def run_cli(*arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "quadpipe.cli", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+    )
+
+
+def stop_after(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
+    """Make training behave as if a signal arrived during this step."""
+    real = Trainer.train_on
+
+    def stopping(trainer: Trainer, batch: Batch) -> StepResult:
+        result = real(trainer, batch)
+        trainer.signals.received = trainer.step == step
+        return result
+
+    monkeypatch.setattr(Trainer, "train_on", stopping)
+
+
+def with_torch_state(run: Path) -> Path:
+    """Replace the state of a run by the torch file of older versions; its path."""
+    folder = RunFolder(run)
+    metadata = folder.weights("last.safetensors")[2]
+    state = vars(folder.state(metadata))
+    tensors: dict[int, dict[str, torch.Tensor]] = {}
+    for key, value in state.pop("optimizer").items():
+        number, _, name = key.partition(".")
+        tensors.setdefault(int(number), {})[name] = value
+    new = run / metadata["state"]
+    old = new.with_suffix(".pt")
+    torch.save(state | {"optimizer": {"state": tensors, "param_groups": []}}, old)
+    last = run / "last.safetensors"
+    save_file(load_file(last), last, metadata | {"state": old.name})
+    new.unlink()
+    return old
