@@ -36,7 +36,7 @@ from quadpipe.shards.format import marker_name
 from quadpipe.shards.marker import FinishedTar, Marker
 from quadpipe.shards.reader import Dataset
 from quadpipe.shards.writer import ShardWriter
-from quadpipe.sources import Input, Source
+from quadpipe.sources import Input, open_source
 from quadpipe.sources.names import text_to_path
 from quadpipe.tokenizer import Tokenizer
 
@@ -71,7 +71,7 @@ class Again:
             )
         check_machine(plan)
         network = config.same_network(plan.scorer.get("weights_sha256"), backbone, scorer_weights)
-        self._source = Source.at(Path(source))
+        self._source = open_source(source)
         self._maps = None if maps is None else Path(maps)
         self._tokenizer = Tokenizer(config, scorer=local_scorer(plan, network))
         scorer = self._tokenizer.scorer.as_json()

@@ -31,7 +31,7 @@ from quadpipe.shards.format import (
     listing_name,
 )
 from quadpipe.shards.manifest import Manifest
-from quadpipe.sources import ClassNames, Input, Inputs, list_inputs
+from quadpipe.sources import ClassNames, Input, Inputs, Source
 from quadpipe.tokenizer import TOKENIZER_VERSION, TokenizerConfig
 
 SHARDS_PER_CHUNK = 16
@@ -145,7 +145,7 @@ class Planner:
 
     def __init__(
         self,
-        source: Path,
+        source: Source,
         config: JobConfig,
         scorer: Scorer,
         *,
@@ -155,8 +155,8 @@ class Planner:
     ) -> None:
         dataset = config.dataset
         self._config = config
-        self.inputs = inputs = list_inputs(
-            source, split=dataset.split, labels=labels, use_labels=use_labels, classes=classes
+        self.inputs = inputs = source.list(
+            split=dataset.split, labels=labels, use_labels=use_labels, classes=classes
         )
         scorer.check_classes(inputs.classes)
         self._ordered = {

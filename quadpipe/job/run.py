@@ -25,7 +25,7 @@ from quadpipe.scorers.precomputed import Precomputed
 from quadpipe.shards.format import LOGS, MANIFEST, WITHDRAWN
 from quadpipe.shards.manifest import Manifest
 from quadpipe.shards.reader import Dataset
-from quadpipe.sources import ClassNames, Source, read_class_names
+from quadpipe.sources import ClassNames, open_source, read_class_names
 from quadpipe.sources.names import text_to_path
 
 # Rows of the log are kept together: on object stores each addition is a file of its own.
@@ -81,19 +81,18 @@ class Job:
         maps: str | os.PathLike[str] | None = None,
     ) -> None:
         self.config = config
-        self.source = Path(source)
         self.out = open_folder(out)
-        _check_apart(self.source, self.out)
+        _check_apart(os.fspath(source), self.out)
         network = config.tokenizer.find_network(scorer_weights)
         scorer = config.tokenizer.make_scorer(network)
         self._site = Site(
-            source=Source.at(self.source),
+            source=open_source(source),
             out=self.out,
             maps=_checked_maps(scorer, maps, config),
             network=network,
         )
         self._planner = Planner(
-            self.source,
+            self._site.source,
             config,
             scorer,
             labels=Path(labels) if labels else None,
@@ -294,13 +293,15 @@ def _checked_maps(
     return Path(maps).absolute()
 
 
-def _check_apart(source: Path, out: Folder) -> None:
-    """Raise ConfigError when the output lies in the input, where the next run would list it."""
-    if not isinstance(out, LocalFolder):
-        return
-    inside, around = os.path.realpath(out.root), os.path.realpath(source)
-    if os.path.isdir(source) and os.path.commonpath([inside, around]) == around:
-        raise ConfigError(f"--out {out} lies in --in {source}; choose a folder beside it")
+def _check_apart(source: str, out: Folder) -> None:
+    """Raise ConfigError when the output is inside the input, where the next run would list it."""
+    if isinstance(out, LocalFolder):
+        inside, around = os.path.realpath(out.root), os.path.realpath(source)
+        within = os.path.isdir(source) and os.path.commonpath([inside, around]) == around
+    else:
+        within = f"{out}/".startswith(f"{source.rstrip('/')}/")
+    if within:
+        raise ConfigError(f"--out {out} is inside --in {source}; choose a folder beside it")
 
 
 class _RunLog:

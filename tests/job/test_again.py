@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import quadpipe
-from quadpipe.errors import ConfigError, JobError, ShardError
+from quadpipe.errors import ConfigError, JobError, ShardError, SourceError
 from quadpipe.job.again import Again
 
 OPTIONS = {"samples_per_shard": 7, "score_batch": 3, "views": 2, "val_share": 0.2, "tokens": 40}
@@ -103,7 +103,9 @@ def test_an_input_that_is_gone_is_a_finding_that_is_not_waited_for(finished, ima
 
 def test_another_source_is_refused_at_once_before_anything_is_read(finished, images, tmp_path):
     (tmp_path / "empty").mkdir()
-    for wrong in (tmp_path / "empty", tmp_path / "nowhere", images / "zebra"):
+    with pytest.raises(SourceError, match="nowhere does not exist; give a folder"):
+        Again(quadpipe.Dataset(finished), tmp_path / "nowhere")
+    for wrong in (tmp_path / "empty", images / "zebra"):
         started = time.monotonic()
         message = r"none of the inputs that were drawn is in .*such as .*\.jpg; give --in what"
         with pytest.raises(ConfigError, match=message):

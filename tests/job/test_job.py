@@ -545,7 +545,7 @@ def test_larger_images_are_given_more_time(image_folder, tmp_path):
 
 
 def test_an_output_inside_the_input_is_refused(image_folder):
-    with pytest.raises(ConfigError, match="lies in --in .*; choose a folder beside it"):
+    with pytest.raises(ConfigError, match="is inside --in .*; choose a folder beside it"):
         tokenize(image_folder, image_folder / "shards")
     assert not (image_folder / "shards").exists()
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import quadpipe
-from quadpipe.errors import ConfigError, JobError, RejectError, ShardError, TooManyRejectsError
+from quadpipe.errors import ConfigError, JobError, RejectError, TooManyRejectsError
 from quadpipe.job import Job, JobConfig, decoding
 from quadpipe.job.again import Again
 from quadpipe.shards.gallery import exhibits
@@ -178,8 +178,8 @@ def test_a_listing_with_other_rows_is_refused(row, home, tmp_path):
     document = json.loads(plan.read_text())
     document["splits"]["train"]["listing"] = [hashlib.sha256(listing.read_bytes()).hexdigest()]
     plan.write_text(json.dumps(document))
-    with pytest.raises(ShardError, match=r"000000\.jsonl holds a row that is not an input"):
-        findings(dataset, path)
+    (line,) = findings(dataset, path)
+    assert "000000.jsonl holds a row that is not an input" in line
 
 
 def test_an_image_that_is_listed_twice_lies_in_one_split(tmp_path, jpeg):
