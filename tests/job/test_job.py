@@ -25,7 +25,7 @@ from quadpipe.errors import (
 from quadpipe.images.library import imaging_library
 from quadpipe.job import Job, JobConfig, Progress, decoding
 from quadpipe.job import shard as shard_module
-from quadpipe.job.again import Again
+from quadpipe.job.reproduce import Reproducer
 from quadpipe.shards.gallery import exhibits
 from quadpipe.shards.verify import verify
 
@@ -477,7 +477,7 @@ def test_a_plan_without_fields_of_a_later_version_is_resumed_with_their_defaults
     assert found.keys() == expected.keys()
     assert {name for name in found if found[name] != expected[name]} == {".quadpipe/plan.json"}
     assert list(verify(dataset)) == []
-    again = Again(dataset, image_folder)
+    again = Reproducer(dataset, image_folder)
     assert [line for _, lines in again.check(3) for line in lines] == []
 
 
@@ -512,7 +512,7 @@ def test_a_plan_with_fields_that_are_not_known_is_refused_and_names_them(
     ):
         tokenize(image_folder, tmp_path / "out", limit=4)
     with pytest.raises(ConfigError, match=message):
-        Again(dataset, image_folder)
+        Reproducer(dataset, image_folder)
 
 
 def test_the_limit_of_pixels_is_that_of_the_plan_wherever_images_are_decoded(

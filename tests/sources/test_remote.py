@@ -13,7 +13,7 @@ from source_files import list_inputs, make_tar, rows, write
 
 import quadpipe
 from quadpipe.errors import ConfigError, RejectError, SourceError
-from quadpipe.job.again import Again
+from quadpipe.job.reproduce import Reproducer
 from quadpipe.shards.gallery import exhibits
 from quadpipe.sources import Input, open_source
 
@@ -94,10 +94,10 @@ def test_a_dataset_from_a_url_has_the_same_bytes(image_folder, tmp_path, url, fi
         quadpipe.tokenize(source, tmp_path / out, max_rejected="1", **OPTIONS)
     assert files_of(tmp_path / "there") == files_of(tmp_path / "here")
     dataset = quadpipe.Dataset(tmp_path / "there")
-    assert [line for _, lines in Again(dataset, url).check(1000) for line in lines] == []
+    assert [line for _, lines in Reproducer(dataset, url).check(1000) for line in lines] == []
     assert exhibits(dataset, "train", 1, url)[0].image.shape == (64, 64, 3)
     fsspec.filesystem("memory").rm_file(f"{url}/flower/00.jpg")
-    (line,) = [line for _, lines in Again(dataset, url).check(1000) for line in lines]
+    (line,) = [line for _, lines in Reproducer(dataset, url).check(1000) for line in lines]
     assert line.startswith("cannot read flower/00.jpg in memory://")
 
 
