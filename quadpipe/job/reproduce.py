@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from quadpipe.errors import ConfigError, ShardError, SourceError
-from quadpipe.job.decoding import Decoder, IsolatedDecoder
+from quadpipe.job.decoding import Decoder
+from quadpipe.job.isolation import IsolatedDecoder
 from quadpipe.job.plan import ShardId, changed_fields, check_unchanged, read_inputs, read_plan
 from quadpipe.job.shard import check_machine, decided_rejects, local_scorer
 from quadpipe.job.steps import Steps, View

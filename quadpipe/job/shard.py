@@ -12,7 +12,8 @@ from pathlib import Path
 from quadpipe.errors import JobError, ShardError
 from quadpipe.files import Folder, ReadableFolder
 from quadpipe.images.library import describe, imaging_library
-from quadpipe.job.decoding import CRASHED, TIMED_OUT, Decoder
+from quadpipe.job.decoding import Decoder
+from quadpipe.job.isolation import CRASHED, TIMED_OUT
 from quadpipe.job.plan import Plan, ShardId, read_inputs
 from quadpipe.job.steps import Sample, Steps
 from quadpipe.scorers import Network, Scorer
@@ -59,8 +60,8 @@ def make_shard(
     """Write the tars of all views of one shard, then its done-marker.
 
     scorer: replaces the plan's scorer, which by default runs in this process. Raises SourceError
-    when an input cannot be read for a cause outside its bytes, OutputError when the output cannot be
-    written, JobError when this machine would write other bytes or no scorer answers, ShardError
+    when an input cannot be read for a cause outside its bytes, OutputError when the output cannot
+    be written, JobError when this machine would write other bytes or no scorer answers, ShardError
     when the stored listing is not the plan's.
     """
     started = time.monotonic()
