@@ -113,9 +113,9 @@ def plan(folder: Path) -> None:
 
 
 def list_images(folder: Path) -> None:
-    from quadpipe.sources import list_inputs
+    from quadpipe.sources import open_source
 
-    list_inputs(folder / "images")
+    open_source(folder / "images").list()
 
 
 def preview(folder: Path) -> None:

@@ -7,7 +7,7 @@ import click
 from tqdm import tqdm
 
 from quadpipe.cli.text import bytes_text, say
-from quadpipe.job.run import Preview, Progress
+from quadpipe.job.progress import Preview, Progress
 from quadpipe.job.shard import ShardReport
 
 _SECONDS_BETWEEN_LINES = 5.0

@@ -7,8 +7,9 @@ import click
 from quadpipe.cli.options import options_of
 from quadpipe.cli.progress import TerminalProgress, print_preview
 from quadpipe.cli.summary import print_summary
-from quadpipe.job.config import DatasetConfig, JobConfig, RunConfig
+from quadpipe.job.config import DatasetConfig, JobConfig
 from quadpipe.job.run import Job
+from quadpipe.job.run_config import RunConfig
 from quadpipe.tokenizer import TokenizerConfig
 
 

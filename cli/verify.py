@@ -9,7 +9,7 @@ from quadpipe.cli.options import cache_options
 from quadpipe.cli.text import say
 from quadpipe.errors import ConfigError
 from quadpipe.files import Cache
-from quadpipe.job.again import Again
+from quadpipe.job.reproduce import Reproducer
 from quadpipe.shards.reader import Dataset
 from quadpipe.shards.verify import verify
 
@@ -59,7 +59,7 @@ def command(
     if deep:
         if source is None:
             raise ConfigError("--deep needs --in, what the dataset was made from")
-        again = Again(opened, source, **options)
+        again = Reproducer(opened, source, **options)
     elif any(value is not None for value in (source, inputs, seed, *options.values())):
         raise ConfigError("--in, --inputs, --seed and what scorers need are for --deep; add it")
     # Draws the inputs now, so that a wrong --in is said before every byte is read.

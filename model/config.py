@@ -103,8 +103,6 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        if min(self.std) <= 0:
-            raise ConfigError(f"std {self.std} is not above 0")
 
     def make_augmentation(self) -> Augmentation:
         return Augmentation(**{f.name: getattr(self, f.name) for f in fields(Augmentation)})

@@ -4,8 +4,9 @@ import io
 import os
 import tarfile
 from pathlib import Path
+from typing import Any
 
-from quadpipe.sources import Inputs
+from quadpipe.sources import Inputs, open_source
 
 
 def write(root: Path, *names: str | bytes, data: bytes = b"x") -> Path:
@@ -15,6 +16,10 @@ def write(root: Path, *names: str | bytes, data: bytes = b"x") -> Path:
         with open(path, "wb") as file:
             file.write(data)
     return root
+
+
+def list_inputs(location: str | Path, **options: Any) -> Inputs:
+    return open_source(location).list(**options)
 
 
 def rows(inputs: Inputs, split: str = "train") -> list[tuple[str, int | None]]:

@@ -20,11 +20,12 @@ from itertools import chain, islice
 from typing import Any
 
 from quadpipe.errors import ConfigError, JobError, QuadpipeError
-from quadpipe.job.config import RunConfig
 from quadpipe.job.cpus import usable_cpus
-from quadpipe.job.decoding import Decoder, IsolatedDecoder, WatchedDecoder
+from quadpipe.job.decoding import Decoder
+from quadpipe.job.isolation import IsolatedDecoder, WatchedDecoder
 from quadpipe.job.plan import Plan, ShardId
 from quadpipe.job.pool import PooledScorer, cpus_of_scorers, start_pool
+from quadpipe.job.run_config import RunConfig
 from quadpipe.job.shard import ShardReport, Site, make_shard
 
 Outcome = tuple[ShardId, ShardReport | QuadpipeError]

@@ -118,9 +118,9 @@ def _merge_split(
     name = shard_list_name(split)
     with TemporaryFile() as index, out.staged(name) as file:
         for marker in _markers(out, planned.shards, split):
-            for row in marker.rejected:
-                reasons[row["reason"]] += 1
-                rejects.write(json_bytes({"split": split, **row}))
+            for reject in marker.rejected:
+                reasons[reject.reason] += 1
+                rejects.write(json_bytes({"split": split, **reject.as_json()}))
             counts["rejected"] += len(marker.rejected)
             for tar in marker.tars or ():
                 line = json_bytes(asdict(tar.info))

@@ -9,29 +9,16 @@ import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from quadpipe.errors import ConfigError, OutputError, ShardError
+from quadpipe.errors import ConfigError, ShardError
 from quadpipe.fields import check_fields, known_fields
-from quadpipe.files import Folder, ReadableFolder
+from quadpipe.files import ReadableFolder
 from quadpipe.images.crop import DECODE_MARGIN
-from quadpipe.images.library import imaging_library
 from quadpipe.job.config import DatasetConfig, JobConfig
-from quadpipe.scorers import Scorer
-from quadpipe.seeds import permutation
-from quadpipe.shards.format import (
-    FORMAT_VERSION,
-    LISTING,
-    MARKERS,
-    PLAN,
-    json_bytes,
-    listing_name,
-)
+from quadpipe.shards.format import FORMAT_VERSION, PLAN, json_bytes, listing_name
 from quadpipe.shards.manifest import Manifest
-from quadpipe.sources import ClassNames, Input, Inputs, list_inputs
+from quadpipe.sources import Input
 from quadpipe.tokenizer import TOKENIZER_VERSION, TokenizerConfig
 
 SHARDS_PER_CHUNK = 16
@@ -140,87 +127,6 @@ class Plan:
         )
 
 
-class Planner:
-    """Lists a source, puts its inputs in order, and stores or compares the plan."""
-
-    def __init__(
-        self,
-        source: Path,
-        config: JobConfig,
-        scorer: Scorer,
-        *,
-        labels: Path | None,
-        use_labels: bool,
-        classes: ClassNames | None,
-    ) -> None:
-        dataset = config.dataset
-        self._config = config
-        self.inputs = inputs = list_inputs(
-            source, split=dataset.split, labels=labels, use_labels=use_labels, classes=classes
-        )
-        scorer.check_classes(inputs.classes)
-        self._ordered = {
-            name: (inputs.splits[listed], order)
-            for name, (listed, order) in _orders(inputs, config).items()
-        }
-        size = dataset.samples_per_shard
-        self.plan = Plan(
-            config=config,
-            scorer=scorer.as_json() | {"device": scorer.device and config.run.scorer_device},
-            classes=inputs.classes,
-            splits={
-                name: PlannedSplit(
-                    inputs=len(order),
-                    views=dataset.views if name == "train" else 1,
-                    shards=-(-len(order) // size),
-                    listing=[hashlib.sha256(rows).hexdigest() for rows in self._chunks(name)],
-                )
-                for name, (_, order) in self._ordered.items()
-            },
-            imaging_library=imaging_library(),
-        )
-
-    def check(self, out: Folder) -> bool:
-        """Whether the plan is stored in `out` already.
-
-        Raises OutputError when the folder holds something else, ConfigError when it holds another
-        plan, naming what differs, and what `read_plan` raises.
-        """
-        if not out.exists(PLAN):
-            strangers = out.names() or []
-            if strangers:
-                raise OutputError(
-                    f"{out} is not empty ({strangers[0]}) and holds no quadpipe plan; choose a "
-                    f"new or empty folder for --out"
-                )
-            return False
-        stored = read_plan(out, advice=f"choose another --out, or remove {out}")
-        differences = list(_differences(stored.to_json(), self.plan.to_json()))
-        if differences:
-            raise ConfigError(
-                f"{out} was planned differently: {'; '.join(differences[:8])}; give the same "
-                f"options and inputs as before, or another --out"
-            )
-        return True
-
-    def store(self, out: Folder) -> None:
-        """Write the listing, then the plan; what an earlier try left without a plan goes."""
-        out.remove_folder(LISTING)
-        out.remove_folder(MARKERS)
-        for split in self._ordered:
-            for chunk, rows in enumerate(self._chunks(split)):
-                out.write(listing_name(split, chunk), rows)
-        out.write(PLAN, json_bytes(self.plan.to_json(), indent=2))
-
-    def _chunks(self, split: str) -> Iterator[bytes]:
-        """The rows of a split's inputs in plan order, some shards at a time."""
-        listing, order = self._ordered[split]
-        size = self._config.dataset.samples_per_shard * SHARDS_PER_CHUNK
-        for first in range(0, len(order), size):
-            rows = (listing[int(row)].as_row() for row in order[first : first + size])
-            yield b"".join(json_bytes(row) for row in rows)
-
-
 def read_inputs(out: ReadableFolder, plan: Plan, shard: ShardId) -> list[Input]:
     """The inputs of one shard from the stored listing; ShardError when it is not the plan's."""
     chunk, inside = divmod(shard.index, SHARDS_PER_CHUNK)
@@ -309,55 +215,3 @@ def _plan_of(document: dict[str, Any]) -> Plan:
         },
         imaging_library=dict(document["imaging_library"]),
     )
-
-
-def _orders(inputs: Inputs, config: JobConfig) -> dict[str, tuple[str, np.ndarray]]:
-    """For each split of the plan: the split it was found in, and its rows in plan order."""
-    dataset, seed = config.dataset, config.tokenizer.seed
-    if dataset.views > 1 and "train" not in inputs.splits:
-        raise ConfigError(
-            f"--views is for a split train, there is only {', '.join(inputs.splits)}; leave it out"
-        )
-    orders: dict[str, tuple[str, np.ndarray]] = {}
-    for name, listing in inputs.splits.items():
-        rows = np.arange(len(listing))
-        if not inputs.ordered:
-            rows = permutation(len(rows), "job/order", name, seed)
-        orders[name] = (name, rows)
-    if dataset.val_share:
-        if set(orders) != {"train"}:
-            raise ConfigError(
-                f"--val-share draws from training inputs, but there are splits "
-                f"{', '.join(orders)}; leave it out"
-            )
-        if inputs.read_twice:
-            raise ConfigError(
-                f"--val-share would draw images that training reads too: {inputs.read_twice:,} "
-                f"files are read more than once, through links in the source; remove the links"
-            )
-        rows = orders["train"][1]
-        count = round(len(rows) * dataset.val_share)
-        if not 0 < count < len(rows):
-            raise ConfigError(
-                f"--val-share {dataset.val_share:g} of {len(rows)} inputs leaves a split empty; "
-                f"choose another share"
-            )
-        drawn = np.zeros(len(rows), bool)
-        drawn[permutation(len(rows), "job/val", seed)[:count]] = True
-        orders = {"train": ("train", rows[~drawn]), "val": ("train", rows[drawn])}
-    return {name: (listed, rows[: dataset.limit]) for name, (listed, rows) in orders.items()}
-
-
-def _differences(stored: Any, wanted: Any, where: str = "") -> Iterator[str]:
-    """What differs between two JSON documents, for people."""
-    if isinstance(stored, dict) and isinstance(wanted, dict):
-        for key in sorted(stored.keys() | wanted.keys()):
-            name = f"{where}.{key}" if where else key
-            yield from _differences(stored.get(key), wanted.get(key), name)
-    elif stored != wanted:
-        if where.endswith(".listing"):
-            yield "the inputs (files were added, removed, renamed or relabelled)"
-        elif where == "classes":
-            yield f"classes were {len(stored or [])}, now {len(wanted or [])}, or have other names"
-        else:
-            yield f"{where} was {json.dumps(stored)}, now {json.dumps(wanted)}"

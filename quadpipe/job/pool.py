@@ -15,8 +15,8 @@ import numpy as np
 
 from quadpipe.errors import ConfigError, JobError, QuadpipeError
 from quadpipe.geometry import Geometry
-from quadpipe.job.config import RunConfig
 from quadpipe.job.plan import Plan
+from quadpipe.job.run_config import RunConfig
 from quadpipe.job.shard import local_scorer
 from quadpipe.scorers import Network, Scorer
 

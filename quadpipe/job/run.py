@@ -1,68 +1,29 @@
 """The driver: plan, work on what is not done, merge."""
 
-import json
 import os
-import socket
-import time
 import warnings
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from quadpipe import __version__
 from quadpipe.errors import ConfigError, JobError, OutputError, ShardError, SourceError
 from quadpipe.files import Folder, LocalFolder, open_folder
 from quadpipe.job.config import JobConfig
 from quadpipe.job.engines import Engine, in_process, on_ray
+from quadpipe.job.log import RunLog
 from quadpipe.job.merge import merge, read_markers, withdraw
-from quadpipe.job.plan import Plan, Planner, ShardId
+from quadpipe.job.plan import ShardId
+from quadpipe.job.planner import Planner
+from quadpipe.job.progress import Preview, Progress
 from quadpipe.job.shard import ShardReport, Site
 from quadpipe.scorers import Scorer
 from quadpipe.scorers.precomputed import Precomputed
 from quadpipe.shards.format import LOGS, MANIFEST, WITHDRAWN
 from quadpipe.shards.manifest import Manifest
 from quadpipe.shards.reader import Dataset
-from quadpipe.sources import ClassNames, Source, read_class_names
+from quadpipe.sources import ClassNames, open_source, read_class_names
 from quadpipe.sources.names import text_to_path
-
-# Rows of the log are kept together: on object stores each addition is a file of its own.
-_SECONDS_BETWEEN_LOGS = 10.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class Preview:
-    """What a job is about to do.
-
-    done: inputs whose shards are finished already. skipped: files passed over, by cause.
-    unused_classes: classes without an input. warnings: lines about what may be wrong with the
-    source. write_samples, write_bytes: what is still to be written, if nothing is rejected; the
-    bytes are an estimate. free_bytes: what the output has room for, None where nobody knows.
-    """
-
-    plan: Plan
-    done: int
-    skipped: dict[str, int]
-    unused_classes: int
-    warnings: list[str]
-    write_samples: int
-    write_bytes: int
-    free_bytes: int | None
-
-
-class Progress:
-    """Told how a job goes on; this one says nothing."""
-
-    def planned(self, preview: Preview) -> None:
-        """Work is about to begin: an engine is started, the plan stored."""
-
-    def shard_done(self, report: ShardReport) -> None:
-        """One more shard is on disk."""
-
-    def close(self) -> None:
-        """Work has ended, well or not."""
 
 
 class Job:
@@ -81,19 +42,18 @@ class Job:
         maps: str | os.PathLike[str] | None = None,
     ) -> None:
         self.config = config
-        self.source = Path(source)
         self.out = open_folder(out)
-        _check_apart(self.source, self.out)
+        _check_apart(os.fspath(source), self.out)
         network = config.tokenizer.find_network(scorer_weights)
         scorer = config.tokenizer.make_scorer(network)
         self._site = Site(
-            source=Source.at(self.source),
+            source=open_source(source),
             out=self.out,
             maps=_checked_maps(scorer, maps, config),
             network=network,
         )
         self._planner = Planner(
-            self.source,
+            self._site.source,
             config,
             scorer,
             labels=Path(labels) if labels else None,
@@ -120,7 +80,7 @@ class Job:
         progress = progress or Progress()
         self._planner.check(self.out)  # refuse before anything is touched
         self.out.check_writable()
-        with self.out.lock(f"{LOGS}/lock"), _RunLog(self.out).session() as log:
+        with self.out.lock(f"{LOGS}/lock"), RunLog(self.out).session() as log:
             self.out.clear_staging()
             stored = self._planner.check(self.out)
             pending = self._pending() if stored else list(self.plan.shards())
@@ -181,7 +141,7 @@ class Job:
         )
 
     def _work(
-        self, pending: list[ShardId], progress: Progress, log: "_RunLog", *, store: bool
+        self, pending: list[ShardId], progress: Progress, log: RunLog, *, store: bool
     ) -> None:
         """Start the engine, store the plan once it runs, make the shards."""
         if not pending:
@@ -195,9 +155,7 @@ class Job:
                 self._planner.store(self.out)
             self._make(make, pending, progress, log)
 
-    def _make(
-        self, make: Engine, pending: list[ShardId], progress: Progress, log: "_RunLog"
-    ) -> None:
+    def _make(self, make: Engine, pending: list[ShardId], progress: Progress, log: RunLog) -> None:
         """Make the shards; JobError names those that could not be made."""
         failed = []
         with closing(make(iter(pending))) as outcomes:
@@ -294,64 +252,12 @@ def _checked_maps(
     return Path(maps).absolute()
 
 
-def _check_apart(source: Path, out: Folder) -> None:
-    """Raise ConfigError when the output lies in the input, where the next run would list it."""
-    if not isinstance(out, LocalFolder):
-        return
-    inside, around = os.path.realpath(out.root), os.path.realpath(source)
-    if os.path.isdir(source) and os.path.commonpath([inside, around]) == around:
-        raise ConfigError(f"--out {out} lies in --in {source}; choose a folder beside it")
-
-
-class _RunLog:
-    """`.quadpipe/logs/`: clocks, hosts, rates; the one place that may differ between runs."""
-
-    def __init__(self, out: Folder) -> None:
-        stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
-        self._out, self._name = out, f"{LOGS}/{stamp}-{os.getpid()}.jsonl"
-        self._rows: list[bytes] = []
-        self._written = time.monotonic()
-
-    @contextmanager
-    def session(self) -> Iterator["_RunLog"]:
-        self._add(event="start", version=__version__, host=socket.gethostname())
-        ended = "failed"
-        try:
-            yield self
-            ended = "done"
-        except KeyboardInterrupt:
-            ended = "interrupted"
-            raise
-        finally:
-            self._add(event=ended)
-            self._write()
-
-    def outcome(self, shard: Any, outcome: Any) -> None:
-        if isinstance(outcome, ShardReport):
-            rate = round(outcome.inputs / max(outcome.seconds, 1e-9), 1)
-            self._add(
-                event="shard",
-                shard=str(shard),
-                inputs=outcome.inputs,
-                rejected=outcome.rejected,
-                seconds=round(outcome.seconds, 3),
-                inputs_per_second=rate,
-                host=outcome.host,
-                process=outcome.process,
-            )
-        else:
-            details = getattr(outcome, "__notes__", [])
-            self._add(event="shard failed", shard=str(shard), error=str(outcome), details=details)
-
-    def _add(self, **row: Any) -> None:
-        row["time"] = round(time.time(), 3)
-        self._rows.append(json.dumps(row).encode() + b"\n")
-        if time.monotonic() - self._written >= _SECONDS_BETWEEN_LOGS:
-            self._write()
-
-    def _write(self) -> None:
-        # A log that cannot be written must not stop the work, nor hide why it stopped.
-        with suppress(OutputError):
-            self._out.append(self._name, b"".join(self._rows))
-        self._rows.clear()
-        self._written = time.monotonic()
+def _check_apart(source: str, out: Folder) -> None:
+    """Raise ConfigError when the output is inside the input, where the next run would list it."""
+    if isinstance(out, LocalFolder):
+        inside, around = os.path.realpath(out.root), os.path.realpath(source)
+        within = os.path.isdir(source) and os.path.commonpath([inside, around]) == around
+    else:
+        within = f"{out}/".startswith(f"{source.rstrip('/')}/")
+    if within:
+        raise ConfigError(f"--out {out} is inside --in {source}; choose a folder beside it")

@@ -15,8 +15,10 @@ from quadpipe.errors import ConfigError, RejectError
 from quadpipe.geometry import Geometry
 from quadpipe.scorers.base import Scorer
 from quadpipe.scorers.pooling import pool_to_patches
-from quadpipe.sources import Input, read_input
+from quadpipe.sources import Input
+from quadpipe.sources.folder import FolderSource
 from quadpipe.sources.names import path_to_text, text_to_path
+from quadpipe.sources.roots import LocalRoot
 
 _LARGEST_MAP = 1 << 24  # cells
 
@@ -120,7 +122,7 @@ def read_array(path: Path) -> np.ndarray:
 
 def _read_array(folder: Path, name: bytes) -> np.ndarray:
     """A NumPy file without pickles, which allocates nothing that its bytes do not hold."""
-    data = read_input(folder, Input(path_to_text(name), None))
+    data = FolderSource(LocalRoot(folder)).read(Input(path_to_text(name), None))
     file = io.BytesIO(data)
     try:
         version = np.lib.format.read_magic(file)

@@ -10,7 +10,7 @@ from quadpipe.images.crop import Box, decode_and_resample
 from quadpipe.images.decode import EncodedImage
 from quadpipe.render import Exhibit
 from quadpipe.shards.reader import Dataset, Sample
-from quadpipe.sources import Input, read_input, source_root
+from quadpipe.sources import Input, open_source
 from quadpipe.sources.names import text_to_path
 
 
@@ -39,7 +39,7 @@ def _original(dataset: Dataset, sample: Sample, source: Path) -> np.ndarray:
         raise ConfigError(f"{path!r} is no image file below {source}; leave out --in")
     if "row" in sample.info:
         raise ConfigError(f"{path!r} lies outside the folder of its list; leave out --in")
-    data = read_input(source_root(source), Input(path, sample.label))
+    data = open_source(source).read(Input(path, sample.label))
     try:
         image = EncodedImage(data, dataset.manifest.tokenizer.max_pixels)
         box = Box(*sample.info["box"])

@@ -6,13 +6,52 @@ from typing import Any
 
 import numpy as np
 
-from quadpipe.errors import ConfigError, ShardError
+from quadpipe.errors import ConfigError, RejectError, ShardError
 from quadpipe.fields import known_fields
 from quadpipe.files import ReadableFolder
 from quadpipe.shards.format import json_bytes, marker_name
 from quadpipe.shards.index import make_rows
 from quadpipe.shards.manifest import ShardInfo
 from quadpipe.shards.tar import END
+
+Identity = tuple[str, int | None]
+"""Path and row of an input, as `Input.identity`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reject:
+    """An input that is not a sample. row: its row in a table, for a file outside its folder."""
+
+    path: str
+    reason: str
+    message: str
+    row: int | None = None
+
+    def __str__(self) -> str:
+        return f"{self.reason}: {self.message}"
+
+    @property
+    def identity(self) -> Identity:
+        return self.path, self.row
+
+    @classmethod
+    def of(cls, identity: Identity, error: RejectError) -> "Reject":
+        path, row = identity
+        return cls(path=path, reason=error.reason, message=error.message, row=row)
+
+    def as_json(self) -> dict[str, Any]:
+        return {name: value for name, value in asdict(self).items() if value is not None}
+
+    @classmethod
+    def parse(cls, document: Any) -> "Reject":
+        """KeyError, TypeError or ValueError when a JSON value is not a reject."""
+        texts = [document[name] for name in ("path", "reason", "message")]
+        row = document.get("row")
+        known = all(isinstance(text, str) for text in texts)
+        if not known or ("row" in document and type(row) is not int):
+            raise ValueError(f"{document!r} is not a reject")
+        path, reason, message = texts
+        return cls(path=path, reason=reason, message=message, row=row)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,14 +67,12 @@ class FinishedTar:
 
 @dataclass(frozen=True, kw_only=True)
 class Marker:
-    """inputs: how many the shard has. rejected: `path`, `reason` and `message` of each input that
-    is not a sample, and its `row` where it has one in the list it is from. tars: one for each view,
-    none when all inputs were rejected; None while the shard is made again, when only the rejects
-    still count.
+    """inputs: number of inputs of the shard. tars: one per view, none when all inputs were
+    rejected; None while the shard is remade, when only the rejects still count.
     """
 
     inputs: int
-    rejected: list[dict[str, Any]]
+    rejected: list[Reject]
     tars: list[FinishedTar] | None
 
     def to_bytes(self, split: str, shard: int) -> bytes:
@@ -43,7 +80,7 @@ class Marker:
             "split": split,
             "shard": shard,
             "inputs": self.inputs,
-            "rejected": self.rejected,
+            "rejected": [reject.as_json() for reject in self.rejected],
             "views": None if self.tars is None else [_as_json(tar) for tar in self.tars],
         }
         return json_bytes(document)
@@ -66,7 +103,7 @@ class Marker:
             views = document.get("views")
             marker = cls(
                 inputs=document.get("inputs", 0),
-                rejected=[_reject(row) for row in document["rejected"]],
+                rejected=[Reject.parse(row) for row in document["rejected"]],
                 tars=None if views is None else [_finished_tar(view) for view in views],
             )
             samples = marker.inputs - len(marker.rejected)
@@ -92,17 +129,6 @@ def _as_json(tar: FinishedTar) -> dict[str, Any]:
         "checksums": columns["checksum"],
         "labels": columns["label"],
     }
-
-
-def _reject(row: Any) -> dict[str, Any]:
-    reject = {key: row[key] for key in ("path", "reason", "message")}
-    if not all(isinstance(value, str) for value in reject.values()):
-        raise ValueError(f"{row!r} is not a reject")
-    if "row" in row:
-        if type(row["row"]) is not int:
-            raise ValueError(f"{row!r} is not a reject")
-        reject["row"] = row["row"]
-    return reject
 
 
 def _finished_tar(view: Any) -> FinishedTar:

@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 from quadpipe.errors import ConfigError, SourceError
+from quadpipe.sources.base import Source
 from quadpipe.sources.labels import ClassNames, ClassTable, read_labels
 from quadpipe.sources.listing import Inputs, Listing
 from quadpipe.sources.names import (
@@ -15,58 +16,67 @@ from quadpipe.sources.names import (
     split_of_word,
     text_to_path,
 )
+from quadpipe.sources.roots import Root
 from quadpipe.sources.walk import Walk
 
 
-def list_folder(
-    root: Path,
-    *,
-    split: str | None = None,
-    labels: Path | None = None,
-    use_labels: bool = True,
-    classes: ClassNames | None = None,
-) -> Inputs:
-    """The images below `root`.
+class FolderSource(Source):
+    """The images below a folder.
 
     Splits when the top folders that hold images are named train, val or test (or validation,
-    valid, training, testing; capitals do not matter); otherwise all images are of one `split`, by
-    default train. The class of an image is its first folder, or what `labels` says of its path or
-    file name; images that lie flat have none.
+    valid, training, testing; case does not matter); otherwise all images are of one `split`, by
+    default train. The class of an image is its first folder, or what `labels` gives for its path or
+    file name; images without a folder have none.
 
-    SourceError when some images have a class and some have not, or when some top folders are named
-    as splits, others hold images too, and no `split` is given.
+    Listing raises SourceError when only some images have a class, or when some top folders are
+    named as splits, others hold images too, and no `split` is given.
     """
-    walk = Walk(root)
-    roots = _split_folders(walk, split) or {split or "train": b""}
-    given = read_labels(labels) if labels else None
-    table = ClassTable(classes)
-    listings = {}
-    for name in SPLITS:
-        if name not in roots:
-            continue
-        prefix = roots[name]
-        listing = listings[name] = Listing()
-        for path in walk.files(prefix):
-            if not is_image_name(path):
-                _skip(walk, path)
+
+    takes_labels = True
+
+    @classmethod
+    def matches(cls, root: Root, file: bytes) -> bool:
+        return not file
+
+    def _list(
+        self,
+        *,
+        split: str | None,
+        labels: Path | None,
+        use_labels: bool,
+        classes: ClassNames | None,
+    ) -> Inputs:
+        walk = Walk(self.root)
+        roots = _split_folders(walk, split) or {split or "train": b""}
+        given = read_labels(labels) if labels else None
+        table = ClassTable(classes)
+        listings = {}
+        for name in SPLITS:
+            if name not in roots:
                 continue
-            label = _label(path, path[len(prefix) :], given) if use_labels else None
-            listing.append(path, None if label is None else table.id(label))
-            walk.note_read(path)
-    names = _settle(root, listings, table, labels)
-    warnings = table.warnings + walk.warnings
-    if names and labels is None:
-        splits = [name for name in names if split_of_word(text_to_path(name))]
-        if splits:
-            warnings.append(f"top folders named as splits are classes: {', '.join(splits[:3])}")
-    return Inputs(
-        splits=listings,
-        classes=names,
-        unused_classes=table.unused,
-        read_twice=walk.read_twice,
-        skipped=dict(walk.skipped),
-        warnings=warnings,
-    )
+            prefix = roots[name]
+            listing = listings[name] = Listing()
+            for path in walk.files(prefix):
+                if not is_image_name(path):
+                    _skip(walk, path)
+                    continue
+                label = _label(path, path[len(prefix) :], given) if use_labels else None
+                listing.append(path, None if label is None else table.id(label))
+                walk.note_read(path)
+        names = _settle(self.root, listings, table, labels)
+        warnings = table.warnings + walk.warnings
+        if names and labels is None:
+            splits = [name for name in names if split_of_word(text_to_path(name))]
+            if splits:
+                warnings.append(f"top folders named as splits are classes: {', '.join(splits[:3])}")
+        return Inputs(
+            splits=listings,
+            classes=names,
+            unused_classes=table.unused,
+            read_twice=walk.read_twice,
+            skipped=dict(walk.skipped),
+            warnings=warnings,
+        )
 
 
 def _skip(walk: Walk, path: bytes) -> None:
@@ -77,7 +87,7 @@ def _skip(walk: Walk, path: bytes) -> None:
     walk.skipped["a compressed archive" if compressed else "not an image's name"] += 1
 
 
-def _mixed(root: Path, tar: bytes) -> SourceError:
+def _mixed(root: Root, tar: bytes) -> SourceError:
     return SourceError(
         f"{root} holds images and tars ({path_to_text(tar)}); point --in at a folder that holds "
         f"one of the two"
@@ -87,12 +97,7 @@ def _mixed(root: Path, tar: bytes) -> SourceError:
 def _split_folders(walk: Walk, split: str | None) -> dict[str, bytes]:
     """Top folders by split, with a slash at the end; empty when all images are of one split."""
     root, top = walk.root, Walk(walk.root)
-    try:
-        entries = top.entries()
-    except OSError as error:
-        raise SourceError(
-            f"cannot list {root}: {error.strerror}; give a folder that can be read"
-        ) from error
+    entries = top.entries()
     named = {path: name for path in entries if (name := _split_of_folder(path))}
     if not named:
         return {}
@@ -132,7 +137,7 @@ def _split_of_folder(path: bytes) -> str | None:
     return split_of_word(path[:-1]) if path.endswith(b"/") else None
 
 
-def _holds_images(root: Path, path: bytes) -> bool:
+def _holds_images(root: Root, path: bytes) -> bool:
     """Whether a path of a folder is an image, or a folder with one; SourceError for tars."""
     for file in Walk(root).files(path) if path.endswith(b"/") else [path]:
         if is_tar_name(file):
@@ -158,7 +163,7 @@ def _label(path: bytes, inside: bytes, given: dict[bytes, bytes] | None) -> byte
 
 
 def _settle(
-    root: Path, listings: dict[str, Listing], table: ClassTable, labels: Path | None
+    root: Root, listings: dict[str, Listing], table: ClassTable, labels: Path | None
 ) -> list[str] | None:
     total = sum(len(listing) for listing in listings.values())
     without = sum(listing.unlabelled for listing in listings.values())

@@ -1,31 +1,23 @@
-"""The inputs of a split in little memory, and how one input is read.
+"""The inputs of a source in little memory.
 
 A list of a hundred million Python strings takes tens of gigabytes; one blob of bytes with offsets
 takes what the paths take.
 """
 
-import os
-import stat
 from array import array
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from quadpipe import faults
-from quadpipe.errors import RejectError, SourceError
-from quadpipe.retries import retry
-from quadpipe.sources.names import path_to_text, text_to_path
-from quadpipe.sources.rows import PathList
+from quadpipe.sources.names import path_to_text
 
-MAX_FILE_BYTES = 1 << 30
 _NO_LABEL = -1
 
 
 @dataclass(frozen=True)
 class Span:
-    """Where an input lies inside a tar: the tar's path, first byte and size."""
+    """The place of an input in a tar: the tar's path, first byte and size."""
 
     tar: str
     offset: int
@@ -36,8 +28,8 @@ class Span:
 class Input:
     """One image to read: printable path relative to the source, class index, place in a tar.
 
-    row: for a file outside the folder of the list that names it, the number of its row there. Its
-    location stands nowhere else: `path` is its file name.
+    row: for a file outside the folder of its table, the number of its row. Only the table holds its
+    location: `path` is its file name.
     """
 
     path: str
@@ -47,7 +39,7 @@ class Input:
 
     @property
     def identity(self) -> tuple[str, int | None]:
-        """What tells it from the other inputs: files outside the list's folder may share a name."""
+        """Unique in a source: files outside the folder of a table may share a name."""
         return self.path, self.row
 
     def as_row(self) -> list[Any]:
@@ -134,12 +126,12 @@ class Listing:
 
 @dataclass(frozen=True, kw_only=True)
 class Inputs:
-    """All that a source found.
+    """Everything that a source lists.
 
     splits: inputs by split. classes: names in index order, None without labels. unused_classes:
-    how many of them have no input. ordered: shards are cut in this order. read_twice: how many
-    inputs are read through links to files that are inputs themselves. skipped: what was passed
-    over and why, with counts. warnings: lines for people.
+    how many of them have no input. ordered: shards are cut in this order. read_twice: number of
+    inputs that are read through links to files that are inputs themselves. skipped: number of
+    skipped files by reason. warnings: lines for people.
     """
 
     splits: dict[str, Listing]
@@ -149,62 +141,3 @@ class Inputs:
     read_twice: int = 0
     skipped: dict[str, int] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
-
-
-def read_input(root: Path, entry: Input, path_list: PathList | None = None) -> bytes:
-    """The bytes of one input.
-
-    path_list: the list of paths that is the source, for inputs outside its folder. I/O errors are
-    tried again with back-off, also that it is not there: a network's folders come and go.
-    SourceError when they persist, RejectError on a file that is too large to be an image.
-    """
-    try:
-        return retry(lambda: _read(root, entry, path_list), final=())
-    except OSError as error:
-        where = f"{entry.path} in {root}"
-        if entry.row is not None:
-            where = f"{entry.path}, row {entry.row} of {path_list.file if path_list else root}"
-        raise SourceError(
-            f"cannot read {where}: {error.strerror or error}; mend it and run the same command "
-            f"again"
-        ) from error
-
-
-def locate(root: Path, entry: Input, path_list: PathList | None) -> bytes:
-    """The path of an input's file, or of its tar.
-
-    path_list: as for `read_input`. SourceError when the list does not name the input.
-    """
-    if entry.row is None:
-        relative = entry.span.tar if entry.span else entry.path
-        return os.path.join(os.fsencode(root), text_to_path(relative))
-    path = path_list.path(entry.row) if path_list else None
-    if path is None or path_to_text(os.path.basename(path)) != entry.path:
-        raise SourceError(
-            f"row {entry.row} of {path_list.file if path_list else root} does not name "
-            f"{entry.path}; give the list that the job was planned with"
-        )
-    return os.path.join(os.fsencode(root), path)
-
-
-def _read(root: Path, entry: Input, path_list: PathList | None) -> bytes:
-    faults.point("reading", entry.path)
-    path = locate(root, entry, path_list)
-    # A pipe under an image's name must not block the worker.
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    try:
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode):
-            raise OSError("not a plain file")
-        if entry.span is None:
-            offset, size = 0, status.st_size
-        else:
-            offset, size = entry.span.offset, entry.span.size
-        if size > MAX_FILE_BYTES:
-            raise RejectError("too_many_bytes", f"{size:,} bytes, more than {MAX_FILE_BYTES:,}")
-        data = os.pread(descriptor, size, offset)
-        if len(data) != size:
-            raise OSError(f"{len(data)} of {size} bytes could be read")
-        return data
-    finally:
-        os.close(descriptor)

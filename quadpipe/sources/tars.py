@@ -16,6 +16,7 @@ from itertools import groupby
 from pathlib import Path
 
 from quadpipe.errors import SourceError
+from quadpipe.sources.base import Source
 from quadpipe.sources.labels import ClassNames, ClassTable
 from quadpipe.sources.listing import Inputs, Listing, Span
 from quadpipe.sources.names import (
@@ -26,63 +27,82 @@ from quadpipe.sources.names import (
     path_to_text,
     split_of_word,
 )
+from quadpipe.sources.roots import Root
 from quadpipe.sources.walk import Walk
 
 _COMMON_IMAGES = ("jpg", "jpeg", "png", "webp")
 _MAX_LABEL_BYTES = 1 << 20
 
 
-def list_tars(
-    root: Path,
-    *,
-    split: str | None = None,
-    use_labels: bool = True,
-    classes: ClassNames | None = None,
-) -> Inputs:
+class TarSource(Source):
     """The images in the tars below a folder, or in one tar.
 
     All are of `split`; without it, splits when every tar's path names exactly one split as a word
-    (train, val or test, or what folders of splits are called too), and train when none does.
+    (train, val or test, or another name that a folder of a split may have), and train when none
+    does.
 
-    SourceError when a tar cannot be read or is compressed, when only some tars name a split, or
-    when only some samples have a label.
+    Listing raises SourceError when a tar cannot be read or is compressed, when only some tars name
+    a split, or when only some samples have a label.
     """
-    file = root.is_file()
-    walk = Walk(root.parent if file else root)
-    names = [os.fsencode(root.name)] if file else list(walk.files())
-    for name in names:
-        _check_name(walk.root, name)
-    tars = [name for name in names if is_tar_name(name)]
-    table = ClassTable(classes)
-    samples = _Samples(walk.root, table if use_labels else None)
-    listings: dict[str, Listing] = {}
-    for name, named in zip(tars, _splits(walk.root, tars, split), strict=True):
-        samples.list_tar(name, listings.setdefault(named, Listing()))
-        walk.note_read(name)
-    total = sum(len(listing) for listing in listings.values())
-    without = sum(listing.unlabelled for listing in listings.values())
-    if 0 < without < total:
-        raise SourceError(
-            f"{without} of {total} samples in the tars of {walk.root} have no label; give "
-            f"--no-labels to leave all of them without"
+
+    @classmethod
+    def matches(cls, root: Root, file: bytes) -> bool:
+        """A folder when its first image or plain tar is a tar; without both, when there is a
+        compressed tar. Listing refuses mixtures."""
+        if file:
+            return is_tar_name(file)
+        compressed = False
+        for path in Walk(root).files():
+            if is_image_name(path):
+                return False
+            if is_tar_name(path):
+                return True
+            compressed = compressed or is_compressed_tar_name(path)
+        return compressed
+
+    def _list(
+        self,
+        *,
+        split: str | None,
+        labels: Path | None,
+        use_labels: bool,
+        classes: ClassNames | None,
+    ) -> Inputs:
+        walk = Walk(self.root)
+        names = [self.file] if self.file else [*walk.files()]
+        for name in names:
+            _check_name(walk.root, name)
+        tars = [name for name in names if is_tar_name(name)]
+        table = ClassTable(classes)
+        samples = _Samples(walk.root, table if use_labels else None)
+        listings: dict[str, Listing] = {}
+        for name, named in zip(tars, _splits(walk.root, tars, split), strict=True):
+            samples.list_tar(name, listings.setdefault(named, Listing()))
+            walk.note_read(name)
+        total = sum(len(listing) for listing in listings.values())
+        without = sum(listing.unlabelled for listing in listings.values())
+        if 0 < without < total:
+            raise SourceError(
+                f"{without} of {total} samples in the tars of {walk.root} have no label; give "
+                f"--no-labels to leave all of them without"
+            )
+        found = None
+        if total and not without:
+            found = table.settle([*listings.values()], numbers_are_indices=True)
+        skipped = walk.skipped + samples.skipped
+        skipped["not a tar"] += len(names) - len(tars)
+        return Inputs(
+            splits={name: listings[name] for name in SPLITS if name in listings},
+            classes=found,
+            unused_classes=table.unused,
+            ordered=True,
+            read_twice=walk.read_twice,
+            skipped={cause: count for cause, count in skipped.items() if count},
+            warnings=table.warnings + walk.warnings + samples.warnings,
         )
-    found = None
-    if total and not without:
-        found = table.settle(list(listings.values()), numbers_are_indices=True)
-    skipped = walk.skipped + samples.skipped
-    skipped["not a tar"] += len(names) - len(tars)
-    return Inputs(
-        splits={name: listings[name] for name in SPLITS if name in listings},
-        classes=found,
-        unused_classes=table.unused,
-        ordered=True,
-        read_twice=walk.read_twice,
-        skipped={cause: count for cause, count in skipped.items() if count},
-        warnings=table.warnings + walk.warnings + samples.warnings,
-    )
 
 
-def _check_name(root: Path, name: bytes) -> None:
+def _check_name(root: Root, name: bytes) -> None:
     """SourceError for an image, or for a tar that cannot be read in place."""
     if is_image_name(name):
         raise SourceError(
@@ -91,11 +111,11 @@ def _check_name(root: Path, name: bytes) -> None:
         )
     if is_compressed_tar_name(name):
         raise SourceError(
-            f"{root / os.fsdecode(name)} is compressed; unpack it to a plain .tar, or move it away"
+            f"{root.where(name)} is compressed; unpack it to a plain .tar, or move it away"
         )
 
 
-def _splits(root: Path, tars: list[bytes], split: str | None) -> list[str]:
+def _splits(root: Root, tars: list[bytes], split: str | None) -> list[str]:
     """The split of each tar; SourceError when only some of them name one."""
     if split:
         return [split] * len(tars)
@@ -117,19 +137,22 @@ def _split_of(name: bytes) -> str | None:
 
 
 class _Samples:
-    """Lists the samples of tars, and counts what it passes over in `skipped`."""
+    """Lists the samples of tars, and counts in `skipped` what is not listed."""
 
-    def __init__(self, root: Path, table: ClassTable | None) -> None:
+    def __init__(self, root: Root, table: ClassTable | None) -> None:
         self._root, self._table = root, table
         self.skipped: Counter[str] = Counter()
         self._unsure, self._first_unsure = 0, ""
 
     def list_tar(self, name: bytes, listing: Listing) -> None:
         """Append the samples of a tar; SourceError when it cannot be read."""
-        path = self._root / os.fsdecode(name)
+        path = self._root.where(name)
         text = path_to_text(name)
         try:
-            with tarfile.open(path, "r:", errorlevel=2) as tar:
+            with (
+                self._root.open(name) as file,
+                tarfile.open(fileobj=file, mode="r:", errorlevel=2) as tar,
+            ):
                 for _, members in groupby(self._plain_files(tar), key=lambda m: _key(m.name)):
                     group = list(members)
                     image = self._image(group, text)
@@ -185,7 +208,7 @@ class _Samples:
 def _check_end(tar: tarfile.TarFile) -> None:
     """Raise tarfile's error unless the archive ended where its end is marked.
 
-    tarfile takes a damaged header for the end and says nothing.
+    tarfile takes a damaged header for the end, without an error.
     """
     assert tar.fileobj is not None
     tar.fileobj.seek(tar.offset)
@@ -202,7 +225,7 @@ def _field(name: str) -> str:
     return name.rpartition("/")[2].partition(".")[2].lower()
 
 
-def _label(tar: tarfile.TarFile, fields: dict[str, tarfile.TarInfo], path: Path) -> bytes | None:
+def _label(tar: tarfile.TarFile, fields: dict[str, tarfile.TarInfo], path: str) -> bytes | None:
     """The label of a sample as bytes; None when it has none."""
     member = fields.get("cls") or fields.get("json")
     if member is None:
@@ -220,7 +243,7 @@ def _label(tar: tarfile.TarFile, fields: dict[str, tarfile.TarInfo], path: Path)
         document = json.loads(data)
     except (ValueError, RecursionError) as error:
         raise SourceError(
-            f"{path}: {member.name} is not JSON: {error}; mend it, or give --no-labels"
+            f"{path}: {member.name} is not JSON: {error}; fix it, or give --no-labels"
         ) from error
     for name in ("label", "cls", "class"):
         value = document.get(name) if isinstance(document, dict) else None

@@ -7,7 +7,7 @@ import click
 import pytest
 
 from quadpipe.cli import commands
-from quadpipe.job.config import DatasetConfig, JobConfig, RunConfig
+from quadpipe.job import DatasetConfig, JobConfig, RunConfig
 from quadpipe.model.config import TrainConfig
 from quadpipe.tokenizer import TokenizerConfig
 

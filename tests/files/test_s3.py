@@ -307,3 +307,11 @@ def test_uploads_of_others_in_the_bucket_are_left_alone(proxy):
 def test_relative_names_and_urls_of_folders(tmp_path):
     assert isinstance(open_folder(f"file://{tmp_path}"), LocalFolder)
     assert open_folder(f"file://{tmp_path}").root == tmp_path
+
+
+def test_images_on_the_server_are_a_source(
+    image_folder, whole, undisturbed, url, tmp_path, account
+):
+    fsspec.filesystem("s3").put(str(image_folder), url, recursive=True)
+    quadpipe.tokenize(url, tmp_path / "out", in_process=True, **OPTIONS)
+    account(tmp_path / "out", undisturbed)

@@ -124,6 +124,6 @@ def install() -> None:
     lock.HEARTBEAT_SECONDS = fault.heartbeat or lock.HEARTBEAT_SECONDS
     lock.STALE_SECONDS = fault.stale or lock.STALE_SECONDS
     if fault.seconds is not None:
-        from quadpipe.job import decoding
+        from quadpipe.job import isolation
 
-        decoding.DECODE_SECONDS = fault.seconds
+        isolation.DECODE_SECONDS = fault.seconds

@@ -238,7 +238,7 @@ def test_a_folder_that_loses_its_permission_fails_its_shards_and_no_other(
 ):
     tokenize(images, tmp_path / "whole")
     folder = images / "one"
-    message = r"1 of 4 shards could not be made(.|\n)*one/04.jpg in .*: Permission denied; mend it"
+    message = r"1 of 4 shards could not be made(.|\n)*one/04.jpg in .*: Permission denied; fix it"
     with permissions_that_count():
         try:
             with pytest.raises(JobError, match=message):

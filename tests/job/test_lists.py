@@ -11,7 +11,7 @@ import pytest
 import quadpipe
 from quadpipe.errors import ConfigError, JobError, RejectError, TooManyRejectsError
 from quadpipe.job import Job, JobConfig, decoding
-from quadpipe.job.again import Again
+from quadpipe.job.reproduce import Reproducer
 from quadpipe.shards.gallery import exhibits
 from quadpipe.shards.verify import verify
 
@@ -50,7 +50,7 @@ def home(tmp_path, jpeg) -> Path:
 
 
 def findings(dataset: quadpipe.Dataset, source: Path) -> list[str]:
-    return [line for _, lines in Again(dataset, source).check(1000) for line in lines]
+    return [line for _, lines in Reproducer(dataset, source).check(1000) for line in lines]
 
 
 def test_nothing_of_a_dataset_says_where_images_outside_the_list_are(home, tmp_path, files_of):
@@ -178,8 +178,8 @@ def test_a_listing_with_other_rows_is_refused(row, home, tmp_path):
     document = json.loads(plan.read_text())
     document["splits"]["train"]["listing"] = [hashlib.sha256(listing.read_bytes()).hexdigest()]
     plan.write_text(json.dumps(document))
-    (finding,) = findings(dataset, path)
-    assert "000000.jsonl holds a row that is not an input" in finding
+    (line,) = findings(dataset, path)
+    assert "000000.jsonl holds a row that is not an input" in line
 
 
 def test_an_image_that_is_listed_twice_lies_in_one_split(tmp_path, jpeg):

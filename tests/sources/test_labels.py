@@ -1,10 +1,10 @@
 """Class names and indices: numbers, names, and `--classes`."""
 
 import pytest
-from source_files import rows, write
+from source_files import list_inputs, rows, write
 
 from quadpipe.errors import ConfigError, SourceError
-from quadpipe.sources import ClassNames, list_inputs, read_class_names
+from quadpipe.sources import ClassNames, read_class_names
 
 
 def test_labels_come_from_a_file_by_path_or_name(tmp_path):

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from source_files import rows, write
+from source_files import list_inputs, rows, write
 
 from quadpipe.errors import ConfigError, RejectError, SourceError
-from quadpipe.sources import list_inputs, read_input
+from quadpipe.sources import open_source
 from quadpipe.sources.listing import Input, Span
 from quadpipe.sources.names import path_to_text, text_to_path
 
@@ -168,7 +168,7 @@ def test_names_may_hold_any_bytes(tmp_path):
         "a/%FF%FE.jpg",
     ]
     for index in range(4):
-        assert read_input(tmp_path, inputs.splits["train"][index]) == b"pixels"
+        assert open_source(tmp_path).read(inputs.splits["train"][index]) == b"pixels"
 
 
 @given(st.binary(min_size=1, max_size=40))
@@ -212,7 +212,7 @@ def test_sources_of_no_known_kind_are_refused(tmp_path):
     with pytest.raises(SourceError, match="does not exist; give a folder"):
         list_inputs(tmp_path / "nowhere")
     write(tmp_path, "x.zip")
-    with pytest.raises(SourceError, match=r"is no folder, no \.csv list and no \.tar"):
+    with pytest.raises(SourceError, match=r"is not a folder, a \.csv list or a \.tar"):
         list_inputs(tmp_path / "x.zip")
 
 
@@ -220,18 +220,18 @@ def test_reading_is_tried_again_and_then_fails_with_the_path(tmp_path, monkeypat
     pauses = []
     monkeypatch.setattr("quadpipe.retries.time.sleep", pauses.append)
     with pytest.raises(SourceError, match=r"cannot read gone\.jpg .*No such file"):
-        read_input(tmp_path, Input("gone.jpg", None))
+        open_source(tmp_path).read(Input("gone.jpg", None))
     assert pauses == sorted(pauses)
     assert len(pauses) == 4
     write(tmp_path, "short.tar")
     with pytest.raises(SourceError, match="1 of 100 bytes could be read"):
-        read_input(tmp_path, Input("short.tar/a.jpg", None, Span("short.tar", 0, 100)))
+        open_source(tmp_path).read(Input("short.tar/a.jpg", None, Span("short.tar", 0, 100)))
     os.mkfifo(tmp_path / "pipe.jpg")
     (tmp_path / "folder.jpg").mkdir()
     before = os.listdir("/dev/fd")
     for name in ("pipe.jpg", "folder.jpg"):
         with pytest.raises(SourceError, match="not a plain file"):
-            read_input(tmp_path, Input(name, None))
+            open_source(tmp_path).read(Input(name, None))
     assert os.listdir("/dev/fd") == before
 
 
@@ -240,14 +240,14 @@ def test_reading_recovers_from_errors_that_pass(tmp_path, monkeypatch):
         write(tmp_path, "late.jpg", data=b"here")
 
     monkeypatch.setattr("quadpipe.retries.time.sleep", come_back)
-    assert read_input(tmp_path, Input("late.jpg", None)) == b"here"
+    assert open_source(tmp_path).read(Input("late.jpg", None)) == b"here"
 
 
 def test_a_file_too_large_for_an_image_is_a_reject(tmp_path):
     with open(tmp_path / "huge.jpg", "wb") as file:
         file.truncate(1 << 31)
     with pytest.raises(RejectError, match="too_many_bytes: 2,147,483,648 bytes"):
-        read_input(tmp_path, Input("huge.jpg", None))
+        open_source(tmp_path).read(Input("huge.jpg", None))
 
 
 def test_a_link_to_itself_is_counted(tmp_path):

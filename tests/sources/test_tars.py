@@ -6,10 +6,10 @@ import tarfile
 from pathlib import Path
 
 import pytest
-from source_files import make_tar, rows, write
+from source_files import list_inputs, make_tar, rows, write
 
 from quadpipe.errors import ConfigError, SourceError
-from quadpipe.sources import list_inputs, read_input, source_root
+from quadpipe.sources import open_source
 from quadpipe.sources.listing import Input
 
 
@@ -25,7 +25,7 @@ def test_webdataset_tars_are_listed_in_the_order_found(tmp_path):
     assert inputs.classes == ["0", "1", "2"]
     assert rows(inputs) == [("a-0.tar/d/x.jpeg", 1), ("b-0.tar/z.jpg", 2), ("b-0.tar/y.png", 0)]
     listing = inputs.splits["train"]
-    assert [read_input(tmp_path, listing[i]) for i in range(3)] == [b"X", b"Z", b"Y"]
+    assert [open_source(tmp_path).read(listing[i]) for i in range(3)] == [b"X", b"Z", b"Y"]
     assert Input.from_row(json.loads(json.dumps(listing[1].as_row()))) == listing[1]
 
 
@@ -46,7 +46,7 @@ def test_one_tar_is_a_source_and_text_labels_are_sorted(tmp_path):
     assert inputs.classes == ["ant", "zebra"]
     assert rows(inputs) == [("x.tar/a.jpg", 1), ("x.tar/b.jpg", 0)]
     assert inputs.skipped == {"a sample without an image": 1}
-    assert source_root(tar) == tmp_path
+    assert open_source(tar).root.folder == tmp_path
 
 
 def test_links_in_tars_are_skipped(tmp_path):

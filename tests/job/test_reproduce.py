@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 import quadpipe
-from quadpipe.errors import ConfigError, JobError, ShardError
-from quadpipe.job.again import Again
+from quadpipe.errors import ConfigError, JobError, ShardError, SourceError
+from quadpipe.job.reproduce import Reproducer
 
 OPTIONS = {"samples_per_shard": 7, "score_batch": 3, "views": 2, "val_share": 0.2, "tokens": 40}
 
@@ -35,12 +35,12 @@ def finished(images, tmp_path_factory) -> Path:
 
 
 def findings(dataset: Path, source: Path, inputs: int = 1000, **options: object) -> list[str]:
-    again = Again(quadpipe.Dataset(dataset), source, **options)
+    again = Reproducer(quadpipe.Dataset(dataset), source, **options)
     return [line for _, lines in again.check(inputs) for line in lines]
 
 
 def test_all_inputs_give_the_same_bytes(finished, images):
-    again = Again(quadpipe.Dataset(finished), images)
+    again = Reproducer(quadpipe.Dataset(finished), images)
     results = list(again.check(1000))
     assert sum(count for count, _ in results) == 23
     assert [line for _, lines in results for line in lines] == []
@@ -48,14 +48,14 @@ def test_all_inputs_give_the_same_bytes(finished, images):
 
 @pytest.mark.parametrize(("inputs", "batches"), [(1, 1), (3, 1), (4, 2), (1000, 10)])
 def test_whole_batches_are_drawn_and_none_twice(inputs, batches, finished, images):
-    again = Again(quadpipe.Dataset(finished), images)
+    again = Reproducer(quadpipe.Dataset(finished), images)
     drawn = list(again._draw(inputs, random.Random(0)))
     assert len(drawn) == len(set(drawn)) == batches
 
 
 def test_the_seed_draws_the_same_again(finished, images):
     counts = [
-        [count for count, _ in Again(quadpipe.Dataset(finished), images).check(5, seed=4)]
+        [count for count, _ in Reproducer(quadpipe.Dataset(finished), images).check(5, seed=4)]
         for _ in range(2)
     ]
     assert counts[0] == counts[1]
@@ -103,11 +103,13 @@ def test_an_input_that_is_gone_is_a_finding_that_is_not_waited_for(finished, ima
 
 def test_another_source_is_refused_at_once_before_anything_is_read(finished, images, tmp_path):
     (tmp_path / "empty").mkdir()
-    for wrong in (tmp_path / "empty", tmp_path / "nowhere", images / "zebra"):
+    with pytest.raises(SourceError, match="nowhere does not exist; give a folder"):
+        Reproducer(quadpipe.Dataset(finished), tmp_path / "nowhere")
+    for wrong in (tmp_path / "empty", images / "zebra"):
         started = time.monotonic()
         message = r"none of the inputs that were drawn is in .*such as .*\.jpg; give --in what"
         with pytest.raises(ConfigError, match=message):
-            Again(quadpipe.Dataset(finished), wrong).check(64)
+            Reproducer(quadpipe.Dataset(finished), wrong).check(64)
         assert time.monotonic() - started < 5
     copy = Path(shutil.copytree(finished, tmp_path / "copy"))
     (copy / "train-000000.tar").write_bytes(b"")
@@ -134,7 +136,7 @@ def test_a_networks_scores_are_made_again_in_the_same_batches(images, tmp_path, 
     state["conv1.0.weight"] += 1
     torch.save(state, other)
     with pytest.raises(ConfigError, match="the network's weights have sha256"):
-        Again(quadpipe.Dataset(out), images, scorer_weights=other)
+        Reproducer(quadpipe.Dataset(out), images, scorer_weights=other)
 
 
 def test_maps_are_given_to_the_scorer_that_needs_them(images, finished, tmp_path):
@@ -149,7 +151,7 @@ def test_maps_are_given_to_the_scorer_that_needs_them(images, finished, tmp_path
     assert findings(out, images, maps=maps) == []
     for dataset, given in ((out, None), (finished, maps)):
         with pytest.raises(ConfigError, match="--maps is for precomputed, which needs it"):
-            Again(quadpipe.Dataset(dataset), images, maps=given)
+            Reproducer(quadpipe.Dataset(dataset), images, maps=given)
 
 
 def edit(path: Path, **changes: object) -> None:
@@ -161,17 +163,17 @@ def test_a_dataset_of_another_machine_is_refused(finished, images, tmp_path):
     plan = copy / ".quadpipe" / "plan.json"
     edit(plan, tokenizer_version=99)
     with pytest.raises(ConfigError, match="was made by tokenizer version 99, this is"):
-        Again(quadpipe.Dataset(copy), images)
+        Reproducer(quadpipe.Dataset(copy), images)
     shutil.copy(finished / ".quadpipe" / "plan.json", plan)
     edit(plan, imaging_library={"name": "Pillow", "version": "1"})
     with pytest.raises(JobError, match="the plan was made with Pillow 1"):
-        Again(quadpipe.Dataset(copy), images)
+        Reproducer(quadpipe.Dataset(copy), images)
     edit(plan, splits={"train": {"inputs": "many"}})
     with pytest.raises(ShardError, match="plan.json cannot be used"):
-        Again(quadpipe.Dataset(copy), images)
+        Reproducer(quadpipe.Dataset(copy), images)
     plan.unlink()
     with pytest.raises(ConfigError, match="does not say how it was made"):
-        Again(quadpipe.Dataset(copy), images)
+        Reproducer(quadpipe.Dataset(copy), images)
 
 
 def test_a_strangers_listing_leads_nowhere(finished, images, tmp_path):
@@ -198,7 +200,7 @@ def test_a_strangers_backbone_is_not_called(finished, images, tmp_path):
         document["tokenizer"] |= {"scorer": "feature", "backbone": "os:abort"}
         (copy / name).write_text(json.dumps(document))
     with pytest.raises(ConfigError, match="with a network that somebody wrote"):
-        Again(quadpipe.Dataset(copy), images)
+        Reproducer(quadpipe.Dataset(copy), images)
 
 
 def verify(*arguments: object) -> subprocess.CompletedProcess:

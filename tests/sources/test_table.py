@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from source_files import rows, write
+from source_files import list_inputs, rows, write
 
 from quadpipe.errors import SourceError
-from quadpipe.sources import Source, list_inputs, read_input, source_root
+from quadpipe.sources import open_source
 from quadpipe.sources.listing import Input
 from quadpipe.sources.rows import PathList, read_rows
 
@@ -24,8 +24,8 @@ def test_a_csv_lists_paths_with_labels_relative_to_itself(tmp_path):
     path.write_text(f'path,label\n2.jpg,b\n{tmp_path / "data" / "1.jpg"},a\n"../else/a, b.jpg",b\n')
     inputs = list_inputs(path)
     assert rows(inputs) == [("1.jpg", 0), ("2.jpg", 1), ("a, b.jpg", 1)]
-    assert source_root(path) == tmp_path / "data"
-    assert [Source.at(path).read(inputs.splits["train"][i]) for i in range(3)] == [b"x"] * 3
+    assert open_source(path).root.folder == tmp_path / "data"
+    assert [open_source(path).read(inputs.splits["train"][i]) for i in range(3)] == [b"x"] * 3
 
 
 def test_a_csv_may_have_paths_alone(tmp_path):
@@ -72,7 +72,7 @@ def test_a_path_through_a_link_means_what_the_system_says(tmp_path):
     (tmp_path / "l").symlink_to(tmp_path / "real" / "sub")
     (tmp_path / "list.csv").write_text("l/../p.jpg\n")
     listing = list_inputs(tmp_path / "list.csv").splits["train"]
-    assert read_input(tmp_path, listing[0]) == b"real"
+    assert open_source(tmp_path).read(listing[0]) == b"real"
 
 
 def test_files_outside_the_folder_of_their_list_are_kept_by_name_and_row(tmp_path):
@@ -90,7 +90,7 @@ def test_files_outside_the_folder_of_their_list_are_kept_by_name_and_row(tmp_pat
     assert [entry.row for entry in entries] == [None, 1, 3, 4]
     stored = [json.loads(json.dumps(entry.as_row())) for entry in entries]
     assert not any(name in str(stored) for name in ("alice", "bob", "carol", ".."))
-    found = [Source.at(path).read(Input.from_row(row)) for row in stored]
+    found = [open_source(path).read(Input.from_row(row)) for row in stored]
     assert found == [b"3", b"1", b"0", b"2"]
 
 
@@ -99,7 +99,7 @@ def test_a_list_that_has_changed_is_not_read(tmp_path):
     write(tmp_path, "a/x.jpg", "b/x.jpg", "b/y.jpg")
     path = tmp_path / "data" / "list.csv"
     write(tmp_path, "data/list.csv", data=b"../a/x.jpg\n../b/x.jpg\n")
-    entry, source = list_inputs(path).splits["train"][1], Source.at(path)
+    entry, source = list_inputs(path).splits["train"][1], open_source(path)
     assert source.read(entry) == b"x"
     path.write_bytes(b"../b/x.jpg\n../a/x.jpg\n")
     with pytest.raises(SourceError, match=r"list\.csv was changed while the job ran; run the same"):
@@ -114,7 +114,7 @@ def test_another_list_is_refused_when_its_rows_have_other_names(other, tmp_path)
     entry = list_inputs(path).splits["train"][1]
     if other is not None:
         path.write_bytes(other)
-    source = Source.at(path if other is not None else path.parent)
+    source = open_source(path if other is not None else path.parent)
     with pytest.raises(SourceError, match=r"row 2 of .* does not name x\.jpg; give the list that"):
         source.read(entry)
 
@@ -137,10 +137,10 @@ def test_a_file_outside_that_cannot_be_read_is_named_by_its_row(tmp_path, monkey
     path = write(tmp_path, "data/list.csv", data=b"../else/x.jpg\n") / "data" / "list.csv"
     entry = list_inputs(path).splits["train"][0]
     (tmp_path / "else" / "x.jpg").unlink()
-    source = Source.at(path)
+    source = open_source(path)
     message = r"cannot read x\.jpg, row 1 of .*list\.csv: No such file"
     with pytest.raises(SourceError, match=message):
-        Source.at(path).read(entry)
+        open_source(path).read(entry)
     path.unlink()
     with pytest.raises(SourceError, match=message):
         source.read(entry)
@@ -222,4 +222,4 @@ def test_paths_of_a_list_never_lead_upward(spelled, shown, tmp_path):
     path.write_text(spelled.format(root=tmp_path) + "\n")
     entry = list_inputs(path).splits["train"][0]
     assert entry.path == shown
-    assert Source.at(path).read(entry) == b"x"
+    assert open_source(path).read(entry) == b"x"

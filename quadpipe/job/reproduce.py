@@ -1,4 +1,4 @@
-"""Does tokenizing the source again give the bytes that a dataset holds?"""
+"""Compares a dataset with the bytes that tokenizing its source again gives."""
 
 import io
 import os
@@ -7,49 +7,35 @@ from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from quadpipe.errors import ConfigError, RejectError, ShardError, SourceError
-from quadpipe.job.decoding import IsolatedDecoder
-from quadpipe.job.plan import (
-    ShardId,
-    changed_fields,
-    check_unchanged,
-    read_inputs,
-    read_plan,
-)
-from quadpipe.job.shard import (
-    Identity,
-    View,
-    Work,
-    check_machine,
-    decided_rejects,
-    local_scorer,
-    rejects_by_identity,
-    tokenized,
-)
+from quadpipe.errors import ConfigError, ShardError, SourceError
+from quadpipe.job.decoding import Decoder
+from quadpipe.job.isolation import IsolatedDecoder
+from quadpipe.job.plan import ShardId, changed_fields, check_unchanged, read_inputs, read_plan
+from quadpipe.job.shard import check_machine, decided_rejects, local_scorer
+from quadpipe.job.steps import Steps, View
 from quadpipe.mosaic import Mosaic
 from quadpipe.scorers.precomputed import Precomputed
 from quadpipe.shards.format import marker_name
-from quadpipe.shards.marker import FinishedTar, Marker
+from quadpipe.shards.marker import FinishedTar, Identity, Marker, Reject
 from quadpipe.shards.reader import Dataset
 from quadpipe.shards.writer import ShardWriter
-from quadpipe.sources import Input, Source
+from quadpipe.sources import Input, open_source
 from quadpipe.sources.names import text_to_path
 from quadpipe.tokenizer import Tokenizer
 
 
-class Again:
+class Reproducer:
     """Tokenizes inputs of a dataset again and compares the bytes; writes nothing.
 
     source: what the dataset was made from. maps, backbone, scorer_weights: as for `tokenize`; a
     backbone `module:callable` is never taken from the dataset.
 
-    Raises ConfigError when the dataset does not say how it was made, or the network is another than
-    it was made with, JobError when this machine would write other bytes, ShardError when the plan
-    is damaged.
+    Raises ConfigError when the dataset has no plan, or the network is not the one that it was made
+    with, JobError when this machine would write other bytes, SourceError when the source cannot be
+    opened, ShardError when the plan is damaged.
     """
 
     def __init__(
@@ -61,8 +47,9 @@ class Again:
         backbone: str | None = None,
         scorer_weights: str | os.PathLike[str] | None = None,
     ) -> None:
-        self._dataset = dataset
+        self._folder = dataset.folder
         self._plan = plan = read_plan(dataset.folder)
+        self._batch = plan.config.dataset.score_batch
         config = plan.config.tokenizer
         if (config.scorer == Precomputed.name) != (maps is not None):
             raise ConfigError(
@@ -71,7 +58,7 @@ class Again:
             )
         check_machine(plan)
         network = config.same_network(plan.scorer.get("weights_sha256"), backbone, scorer_weights)
-        self._source = Source.at(Path(source))
+        self._source = open_source(source)
         self._maps = None if maps is None else Path(maps)
         self._tokenizer = Tokenizer(config, scorer=local_scorer(plan, network))
         scorer = self._tokenizer.scorer.as_json()
@@ -80,8 +67,8 @@ class Again:
     def check(self, inputs: int, seed: int | None = None) -> Iterator[tuple[int, list[str]]]:
         """Compare at least `inputs` inputs, drawn at random, in whole batches of the scorer.
 
-        Gives for each batch how many inputs it had, and a line for each that came out otherwise.
-        Raises ConfigError at once when none of the inputs is in the source.
+        Gives for each batch its number of inputs, and a line for each difference. Raises
+        ConfigError at once when none of the inputs is in the source.
         """
         if inputs < 1:
             raise ConfigError(f"inputs {inputs} is below 1")
@@ -91,14 +78,23 @@ class Again:
         self._check_source(drawn)
         return self._compare_all(drawn)
 
+    def _draw(self, inputs: int, numbers: random.Random) -> Iterator[tuple[ShardId, int]]:
+        """Batches with at least `inputs` inputs: shard, and number of the first input there."""
+        shards = list(self._plan.shards())
+        ends = np.cumsum([-(-len(self._plan.inputs_of(shard)) // self._batch) for shard in shards])
+        total = int(ends[-1])
+        for number in numbers.sample(range(total), min(total, -(-inputs // self._batch))):
+            place = int(np.searchsorted(ends, number, side="right"))
+            before = int(ends[place - 1]) if place else 0
+            yield shards[place], (number - before) * self._batch
+
     def _check_source(self, drawn: dict[ShardId, list[int]]) -> None:
         for shard, starts in drawn.items():
             try:
-                listed = read_inputs(self._dataset.folder, self._plan, shard)
+                listed = read_inputs(self._folder, self._plan, shard)
             except ShardError:
-                return  # which comparing says
-            size = self._plan.config.dataset.score_batch
-            batches = [listed[start : start + size] for start in starts]
+                return  # a finding of the comparison
+            batches = [listed[start : start + self._batch] for start in starts]
             if any(self._source.has(entry) for batch in batches for entry in batch):
                 return
         raise ConfigError(
@@ -107,68 +103,66 @@ class Again:
         )
 
     def _compare_all(self, drawn: dict[ShardId, list[int]]) -> Iterator[tuple[int, list[str]]]:
-        with closing(IsolatedDecoder(self._plan)) as self._decoder:
+        with closing(IsolatedDecoder(self._plan)) as decoder:
             for shard, starts in drawn.items():
                 try:
-                    listed = read_inputs(self._dataset.folder, self._plan, shard)
+                    listed = read_inputs(self._folder, self._plan, shard)
                 except ShardError as error:
                     yield 0, [str(error)]
                     continue
                 for start in sorted(starts):
-                    count = min(self._plan.config.dataset.score_batch, len(listed) - start)
+                    count = min(self._batch, len(listed) - start)
                     try:
-                        yield count, list(self._compare(shard, listed, start, count))
+                        yield count, list(self._compare(decoder, shard, listed, start))
                     except (SourceError, ShardError) as error:
                         yield count, [str(error)]
 
-    def _draw(self, inputs: int, numbers: random.Random) -> Iterator[tuple[ShardId, int]]:
-        """Batches as shard and number of their first input there; enough for so many inputs."""
-        size = self._plan.config.dataset.score_batch
-        shards = list(self._plan.shards())
-        ends = np.cumsum([-(-len(self._plan.inputs_of(shard)) // size) for shard in shards])
-        total = int(ends[-1])
-        for number in numbers.sample(range(total), min(total, -(-inputs // size))):
-            place = int(np.searchsorted(ends, number, side="right"))
-            before = int(ends[place - 1]) if place else 0
-            yield shards[place], (number - before) * size
-
     def _compare(
-        self, shard: ShardId, listed: list[Input], start: int, count: int
+        self, decoder: Decoder, shard: ShardId, listed: list[Input], start: int
     ) -> Iterator[str]:
-        """What differs of one batch of the inputs of a shard."""
-        batch = listed[start : start + count]
+        """The differences of one batch of a shard's inputs."""
+        batch = listed[start : start + self._batch]
         for entry in batch:
             self._check_inside(entry)
-            if not self._source.has(entry):  # reading would wait for it
+            if not self._source.has(entry):  # reading would retry
                 raise SourceError(f"cannot read {entry.path} in {self._source}: no such file")
         marker = self._read_marker(shard)
-        before = rejects_by_identity(marker.rejected)
-        decided = decided_rejects(self._dataset.folder, shard)  # by a clock: not tried again
-        samples, after = self._tokenize(shard, batch, start, decided)
+        before = {reject.identity: reject for reject in marker.rejected}
+        samples, after = self._tokenize(decoder, shard, batch, start)
         first = self._plan.inputs_of(shard).start + start
         rank = sum(entry.identity not in before for entry in listed[:start])
         for index, entry in enumerate(batch, start=first):
             was, now = before.get(entry.identity), after.get(entry.identity)
-            if str(was) != str(now):
+            if was != now:
                 yield f"{entry.path}: was {_fate(was)}, tokenized again it is {_fate(now)}"
             elif was is None:
                 for view, tar in enumerate(marker.tars or ()):
                     if self._stored(tar, rank) != samples[index, view]:
-                        where = self._dataset.folder.where(tar.info.name)
+                        where = self._folder.where(tar.info.name)
                         yield f"{where}: {entry.path}, tokenized again, gives other bytes"
             rank += was is None
 
     def _tokenize(
-        self, shard: ShardId, batch: list[Input], start: int, decided: dict[Identity, RejectError]
-    ) -> tuple[dict[tuple[int, int], bytes], dict[Identity, RejectError]]:
+        self, decoder: Decoder, shard: ShardId, batch: list[Input], start: int
+    ) -> tuple[dict[tuple[int, int], bytes], dict[Identity, Reject]]:
         """Bytes of the samples by index and view, and the rejects by input."""
-        rows: list[dict[str, Any]] = []
-        work = Work(self._plan, shard, self._source, self._maps, self._decoder, decided)
-        samples = {
-            (view.index, view.view): self._bytes(view, mosaic)
-            for view, mosaic in tokenized(self._tokenizer, work.batches(batch, rows, start))
-        }
-        return samples, rejects_by_identity(rows)
+        steps = Steps(
+            plan=self._plan,
+            shard=shard,
+            source=self._source,
+            maps=self._maps,
+            decoder=decoder,
+            tokenizer=self._tokenizer,
+            decided=decided_rejects(self._folder, shard),
+        )
+        samples, rejects = {}, {}
+        for item in steps.samples(batch, start):
+            if isinstance(item, Reject):
+                rejects[item.identity] = item
+            else:
+                view, mosaic = item
+                samples[view.index, view.view] = self._bytes(view, mosaic)
+        return samples, rejects
 
     def _bytes(self, view: View, mosaic: Mosaic) -> bytes:
         file = io.BytesIO()
@@ -180,23 +174,23 @@ class Again:
         """The bytes of a sample by its number in the shard."""
         start = tar.rows["offset"][rank : rank + 1]
         stop = start + tar.rows["size"][rank]
-        contents, begins = self._dataset.folder.open_ranges(tar.info.name)(start, stop)
+        contents, begins = self._folder.open_ranges(tar.info.name)(start, stop)
         return contents[begins[0] : begins[0] + stop[0] - start[0]].tobytes()
 
     def _read_marker(self, shard: ShardId) -> Marker:
-        marker = Marker.read(self._dataset.folder, shard.split, shard.index)
+        marker = Marker.read(self._folder, shard.split, shard.index)
         inputs = len(self._plan.inputs_of(shard))
         if marker is None or marker.tars is None or marker.inputs != inputs:
-            where = self._dataset.folder.where(marker_name(shard.split, shard.index))
+            where = self._folder.where(marker_name(shard.split, shard.index))
             raise ShardError(f"{where} is not the marker of shard {shard}; fetch it again")
         return marker
 
     def _check_inside(self, entry: Input) -> None:
-        """Raise ShardError on a path that leads out of the source: the listing is a stranger's."""
+        """Raise ShardError on a path that leads out of the source: the listing may be forged."""
         path = text_to_path(entry.span.tar if entry.span else entry.path)
         if os.path.isabs(path) or b".." in path.split(b"/"):
             raise ShardError(f"{entry.path} leads out of {self._source.root}; it is not read")
 
 
-def _fate(reject: RejectError | None) -> str:
+def _fate(reject: Reject | None) -> str:
     return "a sample" if reject is None else f"rejected ({reject})"

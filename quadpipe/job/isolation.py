@@ -1,0 +1,229 @@
+"""Decoders for inputs that may crash or hang the process that decodes them.
+
+A crash ends the process, a hang never ends. A shard whose worker was lost is remade with its inputs
+decoded in a child process. An input that kills the child is retried once, alone in a child of its
+own; then it is rejected, as `crashed_decoder` or `timeout`.
+"""
+
+import faulthandler
+import json
+import os
+import resource
+import signal
+import socket
+import subprocess
+import sys
+import time
+import traceback
+from dataclasses import astuple, dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from quadpipe.errors import JobError, RejectError
+from quadpipe.images.crop import Box
+from quadpipe.images.decode import MAX_PIXELS
+from quadpipe.job.decoding import Decoder, Views, decode_views
+from quadpipe.job.plan import Plan, ShardId
+
+CRASHED, TIMED_OUT = "crashed_decoder", "timeout"
+
+DECODE_SECONDS = 60
+"""More than a picture of MAX_PIXELS takes anywhere. Alone, an input has so many seconds of a
+processor, which do not depend on what else the machine does, and a good many more of the clock."""
+_CLOCK_FACTOR = 5
+
+
+def decode_seconds(plan: Plan) -> int:
+    """Seconds that an input is given; more where larger pictures are allowed."""
+    return DECODE_SECONDS * max(1, -(-plan.config.tokenizer.max_pixels // MAX_PIXELS))
+
+
+class WatchedDecoder(Decoder):
+    """For a process that is replaced when it dies, which it does of a decoder that hangs."""
+
+    def __init__(self, plan: Plan) -> None:
+        super().__init__(plan)
+        self._seconds = decode_seconds(plan)
+        self._nowhere = open(os.devnull, "w")  # noqa: SIM115  closed with the shard
+
+    def __call__(self, shard: ShardId, index: int, path: str, data: bytes) -> Views:
+        # A thread of C code, which needs no lock that a decoder holds.
+        faulthandler.dump_traceback_later(self._seconds, exit=True, file=self._nowhere)
+        try:
+            return super().__call__(shard, index, path, data)
+        finally:
+            faulthandler.cancel_dump_traceback_later()
+
+    def close(self) -> None:
+        self._nowhere.close()
+
+
+class IsolatedDecoder(Decoder):
+    """Decodes in a child process, which is replaced when it dies."""
+
+    def __init__(self, plan: Plan) -> None:
+        super().__init__(plan)
+        self._child: _Child | None = None
+
+    def __call__(self, shard: ShardId, index: int, path: str, data: bytes) -> Views:
+        self._child = self._child or _Child(self.plan)
+        limit = decode_seconds(self.plan)
+        answer = self._child.decode(shard, index, path, data, seconds=limit)
+        if isinstance(answer, _Death):
+            self.close()
+            alone = _Child(self.plan, cpu_seconds=limit)
+            try:
+                seconds = limit * _CLOCK_FACTOR
+                answer = alone.decode(shard, index, path, data, seconds=seconds)
+            finally:
+                alone.end()
+        if isinstance(answer, _Death):
+            raise answer.as_error(path, limit)
+        return answer
+
+    def close(self) -> None:
+        if self._child:
+            self._child.end()
+            self._child = None
+
+
+@dataclass(frozen=True)
+class _Death:
+    """How a child ended over an input; `status` is negative for a signal, 0 for one that was
+    frozen and did not end."""
+
+    status: int
+    timed_out: bool
+
+    def as_error(self, path: str, limit: int) -> Exception:
+        if self.timed_out or self.status == -signal.SIGXCPU:
+            return RejectError(TIMED_OUT, f"decoding takes more than {limit} seconds")
+        if self.status in (0, -signal.SIGKILL, -signal.SIGTERM, -signal.SIGINT):
+            return JobError(
+                f"while {path} was decoded alone, its process was stopped from outside, perhaps "
+                f"for lack of memory; run the same command again, or put an empty file in its "
+                f"place, which is rejected"
+            )
+        return RejectError(CRASHED, "the decoder crashes on it")
+
+
+class _Child:
+    """Asked in pickles, which are ours; answers in JSON and pixels, as it reads hostile bytes."""
+
+    def __init__(self, plan: Plan, cpu_seconds: int | None = None) -> None:
+        ours, theirs = socket.socketpair()
+        # It finds what this process finds, and nothing in the working folder, which may be that
+        # of a stranger's dataset.
+        program = (
+            f"import sys; sys.path[:] = {sys.path!r}; "
+            f"from quadpipe.job.isolation import serve; serve({theirs.fileno()})"
+        )
+        with ours, theirs:
+            try:
+                self._process = subprocess.Popen(  # noqa: S603  a program of ours
+                    [sys.executable, "-P", "-c", program],
+                    pass_fds=[theirs.fileno()],
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                    stderr=subprocess.DEVNULL,
+                )
+            except OSError as error:
+                raise _cannot_start(error.strerror) from error
+            self._connection = Connection(ours.detach())
+        self._shape = (*plan.config.tokenizer.image_size, 3)
+        if isinstance(self._ask((plan, cpu_seconds), None), _Death):
+            self.end()
+            raise _cannot_start("it has ended")
+
+    def decode(
+        self, shard: ShardId, index: int, path: str, data: bytes, *, seconds: float
+    ) -> "Views | _Death":
+        """The views of an input, or how the child died of it; raises what decoding raises."""
+        answer = self._ask((shard, index, path, data), seconds)
+        if isinstance(answer, _Death):
+            return answer
+        match answer:
+            case {"reject": [str(reason), str(message)]}:
+                raise RejectError(reason, message)
+            case {"memory": _}:
+                raise MemoryError
+            case {"error": text}:
+                raise JobError(f"decoding {path} failed: {text}")
+        try:
+            pixels = np.frombuffer(self._connection.recv_bytes(), np.uint8)
+        except (EOFError, OSError):
+            return _Death(self._process.wait(), timed_out=False)
+        boxes = [Box(*box) for box in answer["boxes"]]
+        return Views(answer["width"], answer["height"], boxes, pixels.reshape(-1, *self._shape))
+
+    def _ask(self, question: Any, seconds: float | None) -> Any:
+        try:
+            self._connection.send(question)
+            if not self._connection.poll(seconds):
+                frozen = _is_frozen(self._process.pid)
+                self.end()
+                return _Death(0, timed_out=not frozen)
+            return json.loads(self._connection.recv_bytes())
+        except (EOFError, OSError):
+            return _Death(self._process.wait(), timed_out=False)
+
+    def end(self) -> None:
+        self._connection.close()
+        self._process.kill()
+        self._process.wait()
+
+
+def _cannot_start(reason: str | None) -> JobError:
+    return JobError(
+        f"{socket.gethostname()} cannot start a process to decode in ({reason}); see whether there "
+        f"is memory, then run the same command again"
+    )
+
+
+def _is_frozen(process: int) -> bool:
+    """Whether a process is stopped, or waits for a disk: it could not use its time."""
+    try:
+        status = Path(f"/proc/{process}/stat").read_text()
+    except OSError:
+        return False
+    return status.rpartition(")")[2].split()[0] in "TtD"
+
+
+def serve(descriptor: int) -> None:
+    """What a child does: answer until nobody asks any more."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # its parent ends it
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    connection = Connection(descriptor)
+    plan, cpu_seconds = connection.recv()
+    if cpu_seconds is not None:
+        used, hard = int(time.process_time()) + 1, resource.getrlimit(resource.RLIMIT_CPU)[1]
+        resource.setrlimit(resource.RLIMIT_CPU, (used + cpu_seconds, hard))
+    connection.send_bytes(b"{}")
+    while True:
+        try:
+            question = connection.recv()
+        except EOFError:
+            return
+        # The kernel's own way, in case the parent has died and the decoder hangs.
+        signal.alarm(2 * _CLOCK_FACTOR * decode_seconds(plan))
+        views, answer = _answer(plan, *question)
+        signal.alarm(0)
+        connection.send_bytes(json.dumps(answer).encode())
+        if views is not None:
+            connection.send_bytes(views.pixels.reshape(-1).data)
+
+
+def _answer(plan: Plan, *question: Any) -> tuple[Views | None, dict[str, Any]]:
+    try:
+        views = decode_views(plan, *question)
+    except RejectError as error:
+        return None, {"reject": [error.reason, error.message]}
+    except MemoryError:
+        return None, {"memory": True}
+    except Exception:  # a fault of ours, for the log of the run
+        return None, {"error": traceback.format_exc()}
+    boxes = [astuple(box) for box in views.boxes]
+    return views, {"width": views.width, "height": views.height, "boxes": boxes}

@@ -1,0 +1,33 @@
+"""Runs of the command with faults at named points."""
+
+import subprocess
+from pathlib import Path
+
+import job_runs
+from injection import Fault
+
+OPTIONS = {"samples_per_shard": 3, "tokens": 40}
+NONE = Fault()
+
+
+def command(images: Path, out: Path | str, *more: str, **options: object) -> list[str]:
+    return job_runs.command(images, out, {**OPTIONS, **options}, *more)
+
+
+def run(
+    images: Path, out: Path, *more: str, fault: Fault = NONE, **options: object
+) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        command(images, out, *more, **options),
+        env=fault.environment(),
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+def check(done: subprocess.CompletedProcess, code: int = 0) -> str:
+    """What a run that ended with this code says."""
+    assert done.returncode == code, done.stderr
+    assert "Traceback" not in done.stderr
+    return done.stderr

@@ -1,0 +1,289 @@
+"""Processes killed, stopped and broken at named points: nothing lost, nothing twice.
+
+Each row of the table in docs/reliability.md is a test marked `fault`, most of them here.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import injection
+import pytest
+from fault_runs import NONE, check, command, run
+from injection import Fault, wait_for
+
+from quadpipe.files import LocalFolder, lock
+
+GO_ON = "the next run goes on; bytes of an undisturbed run"
+
+
+def test_nothing_that_is_installed_sets_the_hook():
+    repository = Path(__file__).parents[3]
+    for top in ("quadpipe", "cli", "model"):
+        for path in (repository / top).rglob("*.py"):
+            assert "faults.hook" not in path.read_text(), path
+    program = "import quadpipe.job.run; from quadpipe import faults; print(faults.hook)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stdout == "None\n"
+
+
+@pytest.mark.fault(
+    "SIGKILL before and after every write, sync, rename and removal of every file, and in the "
+    "middle of images and tars, in process",
+    GO_ON,
+)
+@pytest.mark.fault(
+    "SIGKILL at every such point while rejected inputs are tried again",
+    "the next run goes on; bytes, and revision, of an undisturbed run",
+)
+@pytest.mark.parametrize("retry", [False, True])
+def test_a_kill_at_any_point_loses_nothing(retry, tmp_path, jpeg, record_property):
+    images = tmp_path / "images"
+    for number in range(6):
+        folder = images / ("flower", "zebra")[number % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{number}.jpg").write_bytes(jpeg(number, (90, 80)))
+    (images / "zebra" / "spoiled.jpg").write_bytes(b"no image")
+    (images / "mended").write_bytes(jpeg(7, (90, 80)))
+    options = {"samples_per_shard": 3, "tokens": 40, "val_share": 0.15}
+    options |= {"retry_rejected": True} if retry else {"views": 2}
+    done = subprocess.run(
+        [
+            *(sys.executable, str(Path(injection.__file__).with_name("everywhere.py"))),
+            *(str(images), str(tmp_path / "work"), json.dumps(options)),
+        ],
+        env=NONE.environment(),
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stderr
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [row for row in rows if not row["killed"]] == []
+    assert [row for row in rows if row["status"] or row["differing"] or row["temporary"]] == []
+    points = {row["point"] for row in rows}
+    kinds = ["dataset.json", "train.shards.jsonl", ".tar", "markers/train/"]
+    for name in [*kinds, *(["withdrawn.json"] if retry else ["plan.json", "rejected.jsonl"])]:
+        for moment in ("before write", "after write", "before sync", "before rename"):
+            assert any(p.startswith(moment) and name in p for p in points), (moment, name)
+    # Of a run that goes on, the first shard is decoded in a child process.
+    assert retry or any(point.startswith("decoding zebra/") for point in points)
+    assert len(rows) > 50
+    record_property("lost", sum(row["lost"] for row in rows))
+    record_property("doubled", sum(row["doubled"] for row in rows))
+
+
+@pytest.mark.fault("SIGKILL of a Ray worker in mid-tar", "its shard is made again")
+def test_a_worker_killed_in_mid_tar_is_replaced(images, tmp_path, undisturbed, account):
+    fault = Fault(at="before write train-.*tar", skip=1, once=str(tmp_path / "once"))
+    check(run(images, tmp_path / "out", "--workers", "2", fault=fault))
+    assert (tmp_path / "once").exists()
+    account(tmp_path / "out", undisturbed)
+
+
+@pytest.mark.fault(
+    "SIGKILL of a Ray worker between the rename of a tar and its marker",
+    "its shard is made again",
+)
+def test_a_worker_killed_before_its_marker_is_replaced(images, tmp_path, undisturbed, account):
+    fault = Fault(at="after rename train-.*tar", once=str(tmp_path / "once"))
+    check(run(images, tmp_path / "out", "--workers", "2", fault=fault))
+    assert (tmp_path / "once").exists()
+    account(tmp_path / "out", undisturbed)
+
+
+@pytest.mark.fault("SIGKILL of the driver under Ray before the plan is renamed", GO_ON)
+@pytest.mark.fault("SIGKILL of the driver under Ray in the middle of the merge", GO_ON)
+@pytest.mark.parametrize("point", ["rename .quadpipe/plan.json", "write dataset.json"])
+def test_a_driver_killed_at_a_commit_goes_on(point, images, tmp_path, undisturbed, account):
+    out = tmp_path / "out"
+    done = run(images, out, "--workers", "2", fault=Fault(at=f"before {point}"))
+    assert done.returncode == -signal.SIGKILL
+    assert not (out / "dataset.json").exists()
+    check(run(images, out, "--workers", "2"))
+    account(out, undisturbed)
+
+
+@pytest.mark.fault(
+    "the driver is killed, its worker wakes up after another run has begun",
+    "the worker sees that the lock is another run's, and commits nothing",
+)
+def test_an_orphaned_worker_writes_nothing_into_the_next_run(
+    images, tmp_path, undisturbed, account
+):
+    out = tmp_path / "out"
+    # The orphan is a run of its own here, stopped before a commit; its driver is it itself.
+    stopped = Fault(at="before rename train-000001.tar", do="stop")
+    with subprocess.Popen(
+        command(images, out, "--in-process"), env=stopped.environment(), stderr=subprocess.PIPE
+    ) as orphan:
+        wait_for(lambda: _state(orphan.pid) == "T")
+        holder = out / ".quadpipe" / "logs" / "lock.json"
+        # What the kernel does for a driver that has died, and the next driver then.
+        (out / ".quadpipe" / "logs" / "lock").unlink()
+        holder.unlink()
+        with LocalFolder(out).lock(".quadpipe/logs/lock"):
+            before = sorted(path.name for path in out.iterdir())
+            orphan.send_signal(signal.SIGCONT)
+            _, errors = orphan.communicate(timeout=60)
+            assert orphan.returncode == 1
+            assert b"is not ours to write to any more: process" in errors
+            assert sorted(path.name for path in out.iterdir()) == before
+    check(run(images, out, "--in-process"))
+    account(out, undisturbed)
+
+
+def _state(process: int) -> str:
+    return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
+
+
+@pytest.mark.fault(
+    "the machine of a Ray worker dies (its raylet and workers are killed), two nodes",
+    "its shards are made on the other machines",
+)
+def test_a_node_that_dies_is_done_without(images, tmp_path, undisturbed, account):
+    from ray.cluster_utils import Cluster
+
+    out = tmp_path / "out"
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    try:
+        # Its workers stop at their first tar, so that it surely dies with a shard.
+        fault = Fault(at="before write train-.*tar", do="sleep", once=str(tmp_path / "once"))
+        os.environ.update(
+            {name: fault.environment()[name] for name in ("PYTHONPATH", injection.VARIABLE)}
+        )
+        try:
+            node = cluster.add_node(num_cpus=1)
+        finally:
+            for name in ("PYTHONPATH", injection.VARIABLE):
+                os.environ.pop(name)
+        given = command(images, out, "--address", cluster.address)
+        with subprocess.Popen(given, stderr=subprocess.PIPE, text=True) as process:
+            wait_for((tmp_path / "once").exists, process)
+            cluster.remove_node(node, allow_graceful=False)
+            _, errors = process.communicate(timeout=180)
+        assert process.returncode == 0, errors
+    finally:
+        cluster.shutdown()
+    account(out, undisturbed)
+
+
+@pytest.mark.fault(
+    "two drivers on one output at once", "the first goes on, the second is refused with its name"
+)
+def test_of_two_drivers_one_wins(images, tmp_path, undisturbed, account):
+    out = tmp_path / "out"
+    slow = Fault(at="before rename train-000000.tar", do="stop")
+    with subprocess.Popen(
+        command(images, out, "--in-process"), env=slow.environment(), stderr=subprocess.PIPE
+    ) as first:
+        wait_for(lambda: _state(first.pid) == "T")
+        says = check(run(images, out, "--in-process"), 1)
+        assert f"another quadpipe (process {first.pid} on " in says
+        assert "wait for it to end, or choose another --out" in says
+        first.send_signal(signal.SIGCONT)
+        first.communicate(timeout=60)
+    assert first.returncode == 0
+    account(out, undisturbed)
+
+
+def holder_elsewhere(out: Path) -> lock.Holder:
+    """As a process on another machine, or of this one before it was started anew, would write."""
+    path = out / ".quadpipe" / "logs" / "lock.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    holder = lock.Holder(token="t", host="far", machine="another boot", process=1, started="1")
+    lock._write(LocalFolder(out), ".quadpipe/logs/lock.json", holder)
+    return holder
+
+
+@pytest.mark.fault(
+    "the lock is held on another machine that goes on counting", "the second driver is refused"
+)
+def test_a_lock_of_another_machine_is_respected_while_it_beats(images, tmp_path):
+    out = tmp_path / "out"
+    holder = holder_elsewhere(out)
+    given = command(images, out, "--in-process")
+    env = Fault(heartbeat=0.2, stale=20).environment()
+    with subprocess.Popen(given, env=env, stderr=subprocess.PIPE, text=True) as second:
+        beat = 0
+        while second.poll() is None:
+            beat += 1
+            there = replace(holder, beat=beat)
+            lock._write(LocalFolder(out), ".quadpipe/logs/lock.json", there)
+            time.sleep(0.05)
+        errors = second.stderr.read()
+    assert second.returncode == 1
+    assert "another quadpipe (process 1 on far) is writing to" in errors
+    assert not (out / ".quadpipe" / "plan.json").exists()
+
+
+@pytest.mark.fault(
+    "the machine that holds the lock is silent", "after a minute the lock is taken over"
+)
+def test_a_lock_of_a_silent_machine_is_taken_over(images, tmp_path, undisturbed, account):
+    out = tmp_path / "out"
+    holder_elsewhere(out)
+    started = time.monotonic()
+    check(run(images, out, "--in-process", fault=Fault(heartbeat=0.4, stale=2)))
+    assert time.monotonic() - started >= 2
+    account(out, undisturbed)
+    assert not (out / ".quadpipe" / "logs" / "lock.json").exists()
+
+
+@pytest.mark.fault(
+    "Ctrl-C, or SIGTERM, once", "says how to go on, exit code 130; bytes of an undisturbed run then"
+)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_one_interrupt_ends_in_order(number, images, tmp_path, undisturbed, account):
+    out = tmp_path / "out"
+    slow = Fault(at="before rename train-000001.tar", do="sleep", once=str(tmp_path / "once"))
+    with subprocess.Popen(
+        command(images, out, "--workers", "1"), env=slow.environment(), stderr=subprocess.PIPE
+    ) as process:
+        wait_for((tmp_path / "once").exists, process)
+        process.send_signal(number)
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert b"quadpipe: interrupted; run the same command again to go on" in errors
+    assert b"Traceback" not in errors
+    check(run(images, out, "--in-process"))
+    account(out, undisturbed)
+
+
+@pytest.mark.fault("Ctrl-C twice", "leaves at once, exit code 130; the next run goes on")
+def test_a_second_interrupt_leaves_at_once(images, tmp_path, undisturbed, account):
+    out = tmp_path / "out"
+    # The way out after the first one takes for ever.
+    slow = Fault(at="before removal .quadpipe/logs/lock.json", do="sleep")
+    first = Fault(at="before rename train-000001.tar", do="sleep", once=str(tmp_path / "once"))
+    with subprocess.Popen(
+        command(images, out, "--in-process"),
+        env=Fault(at=f"{slow.at}|{first.at}", do="doze").environment(),
+        stderr=subprocess.PIPE,
+    ) as process:
+        wait_for(lambda: (out / "train-000000.tar").exists(), process)
+        time.sleep(0.3)
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.5)
+        assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=5)
+    assert process.returncode == 130
+    check(run(images, out, "--in-process"))
+    account(out, undisturbed)
+
+
+def test_an_interrupt_says_130_to_nobody_too(images, tmp_path):
+    """What reads the messages may be interrupted first."""
+    slow = Fault(at="before rename train-000001.tar", do="doze", once=str(tmp_path / "once"))
+    given = command(images, tmp_path / "out", "--in-process")
+    with subprocess.Popen(given, env=slow.environment(), stderr=subprocess.PIPE) as process:
+        wait_for((tmp_path / "once").exists, process)
+        process.stderr.close()
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=60) == 130

@@ -1,0 +1,20 @@
+"""Runs of a job: in this process, and as a command."""
+
+import sys
+from pathlib import Path
+
+import quadpipe
+
+
+def tokenize(source: Path, out: Path, **options: object) -> quadpipe.Dataset:
+    return quadpipe.tokenize(source, out, **{"in_process": True, "samples_per_shard": 4, **options})
+
+
+def command(images: Path, out: Path | str, options: dict[str, object], *more: str) -> list[str]:
+    given = [
+        word
+        for name, value in options.items()
+        for word in ("--" + name.replace("_", "-"), str(value))
+    ]
+    arguments = ("tokenize", "--in", str(images), "--out", str(out), *given, *more)
+    return [sys.executable, "-m", "quadpipe.cli", *arguments]
