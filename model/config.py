@@ -3,7 +3,6 @@
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from quadpipe.errors import ConfigError
 from quadpipe.fields import check_fields, option, same_option
 from quadpipe.loader.augment import Augmentation
 from quadpipe.loader.samples import VERIFY
