@@ -18,13 +18,10 @@ from numba.core import cgutils, types
 from numba.extending import intrinsic
 
 from quadpipe.kernels import compiled
+from quadpipe.shards.tar import BLOCK
 
-BLOCK = 512
 _DOT, _SPACE, _ZERO, _EIGHT, _LAST = (ord(character) for character in ". 08~")
-_TOKENS, _NODES, _IMPORTANCE, _LABEL, _INFO = (
-    np.frombuffer(name, np.uint8)
-    for name in (b"tokens.npy", b"nodes.npy", b"importance.npy", b"cls", b"json")
-)
+_MOST_MEMBERS = 32
 
 
 def _pointer_type(typing: Any, address: Any) -> Any:
@@ -42,6 +39,7 @@ _pointer: Any = intrinsic(_pointer_type)
 def gather(
     addresses: np.ndarray,
     lengths: np.ndarray,
+    names: np.ndarray,
     headers: tuple[np.ndarray, np.ndarray, np.ndarray],
     root_boxes: np.ndarray,
     stored: int,
@@ -54,8 +52,10 @@ def gather(
 ) -> np.ndarray:
     """Read samples; returns bool `[b]`, which ones it did.
 
-    addresses, lengths: int64 `[b]`, where samples lie in memory, which the caller holds. headers:
-    the NumPy headers of tokens, nodes and importance. root_boxes: int32 `[R, 3]`. stored, splits:
+    addresses, lengths: int64 `[b]`, where samples lie in memory, which the caller holds. names:
+    uint8 `[n, 100]`, names of the members that a sample must have, after the key and its dot,
+    ended by zeros: tokens, nodes, importance, with classes the label, then any others. headers: the
+    NumPy headers of the first three. root_boxes: int32 `[R, 3]`. stored, splits:
     K and k. classes: number of classes, -1 without labels. Written are tokens: uint8 `[b, N, T]`,
     boxes: int16 `[b, N, 3]`, labels: int64 `[b]`, keys: uint8 `[b, bytes of the longest key]`.
     """
@@ -65,7 +65,7 @@ def gather(
     done = np.zeros(len(addresses), np.bool_)
     for row in range(len(addresses)):
         data = carray(_pointer(addresses[row]), (lengths[row],), np.uint8)
-        members = _find_members(data, keys[row])
+        members = _find_members(data, names, keys[row])
         if not (
             _is_array(data, members[0], headers[0], count * size)
             and _is_array(data, members[1], headers[1], count * 16)
@@ -121,17 +121,19 @@ def _copy_leaves(
 
 
 @compiled
-def _find_members(data: np.ndarray, key: np.ndarray) -> np.ndarray:
-    """int64 `[5, 2]`: where contents begin and end, of tokens, nodes, importance, label and info.
+def _find_members(data: np.ndarray, names: np.ndarray, key: np.ndarray) -> np.ndarray:
+    """int64 `[n, 2]`: where contents begin and end, of the members with n names; fills `key`.
 
-    -1 everywhere when anything is not as it should be. Fills `key`.
+    -1 everywhere when one of them is missing or anything is not as it should be. Other members are
+    skipped.
     """
-    found = np.full((5, 2), -1, np.int64)
-    bad = np.full((5, 2), -1, np.int64)
+    found = np.full((len(names), 2), -1, np.int64)
+    bad = np.full((len(names), 2), -1, np.int64)
+    headers = np.empty(_MOST_MEMBERS, np.int64)
     offset, stop = 0, len(data)
-    key_length = -1
+    key_length, count = -1, 0
     while offset < stop and data[offset] != 0:
-        if offset + BLOCK > stop:
+        if offset + BLOCK > stop or count == _MOST_MEMBERS:
             return bad
         size = _read_header(data, offset)
         first, last = offset + BLOCK, offset + BLOCK + size
@@ -149,25 +151,22 @@ def _find_members(data: np.ndarray, key: np.ndarray) -> np.ndarray:
         elif dot != key_length:
             return bad
         for j in range(dot):
-            if key[j] != data[offset + j] or key[j] < _SPACE or key[j] > _LAST:
+            if key[j] != data[offset + j]:
                 return bad
-        which = -1
-        if _is_name(data, offset, dot + 1, _TOKENS):
-            which = 0
-        elif _is_name(data, offset, dot + 1, _NODES):
-            which = 1
-        elif _is_name(data, offset, dot + 1, _IMPORTANCE):
-            which = 2
-        elif _is_name(data, offset, dot + 1, _LABEL):
-            which = 3
-        elif _is_name(data, offset, dot + 1, _INFO):
-            which = 4
-        if which < 0 or found[which, 0] >= 0:
+        name = data[offset : offset + 100]
+        if not _is_printable(name):
             return bad
-        found[which, 0] = first
-        found[which, 1] = last
+        for j in range(count):
+            if _same_name(name, data[headers[j] : headers[j] + 100]):
+                return bad
+        headers[count] = offset
+        count += 1
+        for which in range(len(names)):
+            if _same_name(name[dot + 1 :], names[which]):
+                found[which, 0] = first
+                found[which, 1] = last
         offset = last + (-size) % BLOCK
-    if found[4, 0] < 0 or stop % BLOCK or np.any(data[offset:stop]):
+    if np.any(found < 0) or stop % BLOCK or np.any(data[offset:stop]):
         return bad
     return found
 
@@ -203,12 +202,25 @@ def _octal(data: np.ndarray, at: int, length: int) -> int:
 
 
 @compiled
-def _is_name(data: np.ndarray, offset: int, first: int, name: np.ndarray) -> bool:
-    """Whether the member's name goes on with `name` from its byte `first`, and ends there."""
+def _is_printable(name: np.ndarray) -> bool:
+    """Whether all bytes before the first zero are printable ASCII."""
     for j in range(len(name)):
-        if data[offset + first + j] != name[j]:
+        if name[j] == 0:
+            return True
+        if name[j] < _SPACE or name[j] > _LAST:
             return False
-    return bool(data[offset + first + len(name)] == 0)
+    return True
+
+
+@compiled
+def _same_name(one: np.ndarray, other: np.ndarray) -> bool:
+    """Whether two names are equal up to their first zero; `one` is not longer than `other`."""
+    for j in range(len(one)):
+        if one[j] != other[j]:
+            return False
+        if one[j] == 0:
+            return True
+    return len(one) == len(other) or bool(other[len(one)] == 0)
 
 
 @compiled

@@ -18,6 +18,7 @@ from quadpipe.files import CachedFolder, RangeReader, RemoteFolder
 from quadpipe.quadtree import grow, leaf_indices
 from quadpipe.shards.format import npy_header
 from quadpipe.shards.index import ROW, checksum, mismatch, scan
+from quadpipe.shards.members import sample_members
 from quadpipe.shards.reader import Dataset
 
 KEY_BYTES = 20
@@ -102,7 +103,11 @@ class SampleReader:
         manifest, geometry = dataset.manifest, dataset.manifest.geometry
         stored, side = manifest.tokenizer.tokens, geometry.patch_size
         nodes, self._stored_splits = geometry.num_nodes(stored), geometry.num_splits(stored)
-        self._is_raw = manifest.make_codec().name == "raw"
+        codec = manifest.make_codec()
+        self._is_raw = codec.name == "raw"
+        members = sample_members(codec, labels=manifest.classes is not None)
+        required = [name.encode() for name, member in members.items() if not member.optional]
+        self._names = np.array(required, "S100").view(np.uint8).reshape(-1, 100)
         self._headers = (
             np.frombuffer(npy_header("|u1", (nodes, side, side, 3)), np.uint8),
             np.frombuffer(npy_header("<i4", (nodes, 4)), np.uint8),
@@ -233,6 +238,7 @@ class SampleReader:
         done: np.ndarray = gather(
             addresses,
             lengths,
+            self._names,
             self._headers,
             self._root_boxes,
             self._stored_splits,

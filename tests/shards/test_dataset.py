@@ -19,7 +19,7 @@ from quadpipe.geometry import Geometry
 from quadpipe.loader import Loader
 from quadpipe.quadtree import grow
 from quadpipe.shards.format import npy_bytes
-from quadpipe.shards.reader import check_nodes
+from quadpipe.shards.members import check_nodes
 from quadpipe.shards.summary import summarize
 from quadpipe.shards.verify import verify
 
@@ -227,7 +227,7 @@ def swapped_steps(data: bytes) -> bytes:
     [
         ("cls", lambda d: b"3", "cls: b'3' is not a class index below 3"),
         ("cls", lambda d: b"-1", "cls: b'-1' is not a class index"),
-        ("cls", lambda d: None, "has no member cls"),
+        ("cls", lambda d: None, "cls: missing"),
         ("json", lambda d: b"{", "json: not JSON"),
         ("json", lambda d: b"[]", "json: not a JSON object"),
         ("json", lambda d: d.replace(b'"path"', b'"pith"'), "json: has no path, or no box"),
