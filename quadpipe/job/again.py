@@ -31,13 +31,13 @@ from quadpipe.job.shard import (
     tokenized,
 )
 from quadpipe.mosaic import Mosaic
+from quadpipe.names import text_to_path
 from quadpipe.scorers.precomputed import Precomputed
 from quadpipe.shards.format import marker_name
 from quadpipe.shards.marker import FinishedTar, Marker
 from quadpipe.shards.reader import Dataset
 from quadpipe.shards.writer import ShardWriter
 from quadpipe.sources import Input, Source
-from quadpipe.sources.names import text_to_path
 from quadpipe.tokenizer import Tokenizer
 
 

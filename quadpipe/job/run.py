@@ -20,13 +20,13 @@ from quadpipe.job.engines import Engine, in_process, on_ray
 from quadpipe.job.merge import merge, read_markers, withdraw
 from quadpipe.job.plan import Plan, Planner, ShardId
 from quadpipe.job.shard import ShardReport, Site
+from quadpipe.names import text_to_path
 from quadpipe.scorers import Scorer
 from quadpipe.scorers.precomputed import Precomputed
 from quadpipe.shards.format import LOGS, MANIFEST, WITHDRAWN
 from quadpipe.shards.manifest import Manifest
 from quadpipe.shards.reader import Dataset
 from quadpipe.sources import ClassNames, Source, read_class_names
-from quadpipe.sources.names import text_to_path
 
 # Rows of the log are kept together: on object stores each addition is a file of its own.
 _SECONDS_BETWEEN_LOGS = 10.0

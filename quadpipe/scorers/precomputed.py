@@ -13,10 +13,10 @@ import numpy as np
 
 from quadpipe.errors import ConfigError, RejectError
 from quadpipe.geometry import Geometry
+from quadpipe.names import path_to_text, text_to_path
 from quadpipe.scorers.base import Scorer
 from quadpipe.scorers.pooling import pool_to_patches
 from quadpipe.sources import Input, read_input
-from quadpipe.sources.names import path_to_text, text_to_path
 
 _LARGEST_MAP = 1 << 24  # cells
 

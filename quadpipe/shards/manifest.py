@@ -10,6 +10,7 @@ from quadpipe.errors import ConfigError, ShardError
 from quadpipe.fields import check_fields, known_fields
 from quadpipe.files import ReadableFolder
 from quadpipe.geometry import Geometry
+from quadpipe.names import SPLITS
 from quadpipe.shards.format import (
     FORMAT_VERSION,
     MANIFEST,
@@ -20,7 +21,6 @@ from quadpipe.shards.format import (
     shard_list_name,
     shard_name,
 )
-from quadpipe.sources.names import SPLITS
 from quadpipe.tokenizer import TOKENIZER_VERSION, TokenizerConfig
 
 _LARGEST_LINE = 4096

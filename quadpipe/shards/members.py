@@ -5,7 +5,6 @@ bytes, and readers pass it through.
 """
 
 import json
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -14,11 +13,11 @@ import numpy as np
 
 from quadpipe.errors import ShardError
 from quadpipe.geometry import Geometry
+from quadpipe.names import is_path_text
 from quadpipe.shards.format import Codec, json_bytes, npy_array, npy_bytes
 from quadpipe.shards.manifest import Manifest
 
 _LARGEST_SIDE = 2**32
-_UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 Content = bytes | memoryview
 
@@ -102,13 +101,8 @@ def _decode_info(data: Content, manifest: Manifest) -> Any:
 def _check_info(info: Any, manifest: Manifest) -> None:
     if not isinstance(info, dict):
         raise ShardError("not a JSON object")
-    if not _is_path(info.get("path")) or not _is_box(info.get("box")):
+    if not is_path_text(info.get("path")) or not _is_box(info.get("box")):
         raise ShardError("has no path, or no box of four numbers")
-
-
-def _is_path(path: Any) -> bool:
-    """Whether it is a path as text, in which every character is printable."""
-    return isinstance(path, str) and bool(path) and not _UNPRINTABLE.search(path)
 
 
 def _is_box(box: Any) -> bool:

@@ -15,8 +15,8 @@ import numpy as np
 
 from quadpipe import faults
 from quadpipe.errors import RejectError, SourceError
+from quadpipe.names import path_to_text, text_to_path
 from quadpipe.retries import retry
-from quadpipe.sources.names import path_to_text, text_to_path
 from quadpipe.sources.rows import PathList
 
 MAX_FILE_BYTES = 1 << 30

@@ -6,9 +6,9 @@ from functools import lru_cache
 from pathlib import Path
 
 from quadpipe.errors import SourceError
+from quadpipe.names import path_to_text
 from quadpipe.sources.labels import ClassNames, ClassTable
 from quadpipe.sources.listing import Inputs, Listing
-from quadpipe.sources.names import path_to_text
 from quadpipe.sources.rows import read_rows
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from quadpipe.errors import SourceError
-from quadpipe.sources.names import path_to_text
+from quadpipe.names import path_to_text
 
 
 class Walk:

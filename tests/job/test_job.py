@@ -15,6 +15,7 @@ from PIL import Image
 
 import quadpipe
 from forging import edit_manifest
+from quadpipe.cli.gallery import exhibits
 from quadpipe.errors import (
     ConfigError,
     JobError,
@@ -26,7 +27,6 @@ from quadpipe.images.library import imaging_library
 from quadpipe.job import Job, JobConfig, Progress, decoding
 from quadpipe.job import shard as shard_module
 from quadpipe.job.again import Again
-from quadpipe.shards.gallery import exhibits
 from quadpipe.shards.verify import verify
 
 

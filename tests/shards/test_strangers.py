@@ -34,11 +34,11 @@ from forging import (
     rewrite_shard_list,
     tar_of,
 )
+from quadpipe.cli.gallery import exhibits
 from quadpipe.errors import ConfigError, ShardError
 from quadpipe.files import LocalFolder
 from quadpipe.loader import Loader
 from quadpipe.shards.format import npy_bytes
-from quadpipe.shards.gallery import exhibits
 from quadpipe.shards.tar import END, member_bytes
 from quadpipe.shards.verify import verify
 

@@ -8,10 +8,10 @@ import numpy as np
 from quadpipe.errors import ConfigError, RejectError, SourceError
 from quadpipe.images.crop import Box, decode_and_resample
 from quadpipe.images.decode import EncodedImage
+from quadpipe.names import text_to_path
 from quadpipe.render import Exhibit
 from quadpipe.shards.reader import Dataset, Sample
 from quadpipe.sources import Input, read_input, source_root
-from quadpipe.sources.names import text_to_path
 
 
 def exhibits(dataset: Dataset, split: str, count: int, source: Path | None = None) -> list[Exhibit]:
