@@ -1,8 +1,8 @@
-"""The loop that takes samples out of mapped shards into a batch, compiled by numba.
+"""The compiled reader (numba): samples of mapped shards -> a batch.
 
-It checks what `shards.reader` checks, and gives up on a sample as soon as anything is not as
-quadpipe writes it: the caller then reads that sample with `shards.reader`, which accepts it or
-says what is wrong. So nothing is decided here but the usual case.
+It makes the checks of `shards.members`, and leaves a sample to the caller as soon as anything is
+not as quadpipe writes it: the caller reads that sample with `shards.reader`, which accepts it or
+raises. Unknown members are skipped.
 
 Import this module inside the functions that need it: numba takes half a second to load.
 
@@ -32,7 +32,7 @@ def _pointer_type(typing: Any, address: Any) -> Any:
 
 
 _pointer: Any = intrinsic(_pointer_type)
-"""An int64 as the pointer that it is."""
+"""An int64 as a pointer."""
 
 
 @compiled
@@ -50,9 +50,9 @@ def gather(
     labels: np.ndarray,
     keys: np.ndarray,
 ) -> np.ndarray:
-    """Read samples; returns bool `[b]`, which ones it did.
+    """Read samples; returns bool `[b]`, which ones were read.
 
-    addresses, lengths: int64 `[b]`, where samples lie in memory, which the caller holds. names:
+    addresses, lengths: int64 `[b]`, of samples in memory that the caller keeps alive. names:
     uint8 `[n, 100]`, names of the members that a sample must have, after the key and its dot,
     ended by zeros: tokens, nodes, importance, with classes the label, then any others. headers: the
     NumPy headers of the first three. root_boxes: int32 `[R, 3]`. stored, splits:
@@ -122,10 +122,9 @@ def _copy_leaves(
 
 @compiled
 def _find_members(data: np.ndarray, names: np.ndarray, key: np.ndarray) -> np.ndarray:
-    """int64 `[n, 2]`: where contents begin and end, of the members with n names; fills `key`.
+    """int64 `[n, 2]`: start and end of the contents of the members with these names; fills `key`.
 
-    -1 everywhere when one of them is missing or anything is not as it should be. Other members are
-    skipped.
+    All -1 when one of them is missing or a header is unusual. Other members are skipped.
     """
     found = np.full((len(names), 2), -1, np.int64)
     bad = np.full((len(names), 2), -1, np.int64)
@@ -173,7 +172,7 @@ def _find_members(data: np.ndarray, names: np.ndarray, key: np.ndarray) -> np.nd
 
 @compiled
 def _read_header(data: np.ndarray, offset: int) -> int:
-    """Size of a plain file's content from its USTAR header, -1 when it is none."""
+    """Size of a plain file's content from its USTAR header, -1 when it is not a plain file."""
     header = data[offset : offset + BLOCK]
     total, prefix = np.int32(8 * _SPACE), np.int32(0)
     for j in range(BLOCK):
@@ -190,7 +189,7 @@ def _read_header(data: np.ndarray, offset: int) -> int:
 
 @compiled
 def _octal(data: np.ndarray, at: int, length: int) -> int:
-    """An octal number in digits, ended by a blank or zero byte; -1 when it is none."""
+    """An octal number in digits, ended by spaces or zero bytes; -1 when it is not one."""
     value, digits = 0, 0
     while digits < length and _ZERO <= data[at + digits] < _EIGHT:
         value = value * 8 + int(data[at + digits]) - _ZERO
@@ -225,7 +224,7 @@ def _same_name(one: np.ndarray, other: np.ndarray) -> bool:
 
 @compiled
 def _is_array(data: np.ndarray, member: np.ndarray, header: np.ndarray, size: int) -> bool:
-    """Whether a member is there with this header, so many bytes, and numbers in their places."""
+    """Whether a member exists, with this header, `size` bytes of data, and aligned numbers."""
     if member[0] < 0 or member[1] - member[0] != len(header) + size:
         return False
     if (data.ctypes.data + member[0] + len(header)) % 8:
@@ -268,7 +267,7 @@ def _are_nodes(nodes: np.ndarray, root_boxes: np.ndarray, node_of_step: np.ndarr
 
 @compiled
 def _read_label(data: np.ndarray, member: np.ndarray) -> int:
-    """A decimal number of one to nine digits, -1 when it is none."""
+    """A decimal number of one to nine digits, -1 when it is not one."""
     length = member[1] - member[0]
     if member[0] < 0 or length < 1 or length > 9:
         return -1

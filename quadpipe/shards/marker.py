@@ -28,10 +28,9 @@ class FinishedTar:
 
 @dataclass(frozen=True, kw_only=True)
 class Marker:
-    """inputs: how many the shard has. rejected: `path`, `reason` and `message` of each input that
-    is not a sample, and its `row` where it has one in the list it is from. tars: one for each view,
-    none when all inputs were rejected; None while the shard is made again, when only the rejects
-    still count.
+    """inputs: number of inputs of the shard. rejected: `path`, `reason` and `message` of each input
+    that is not a sample, and its `row` if it has one in its list. tars: one per view, none when all
+    inputs were rejected; None while the shard is being rewritten, when only the rejects are valid.
     """
 
     inputs: int
@@ -81,7 +80,9 @@ class Marker:
         ) as error:
             raise ShardError(f"not a readable marker: {error}") from error
         if any(tar.info.samples != samples for tar in marker.tars or ()):
-            raise ShardError("not a readable marker: inputs less rejects are not its samples")
+            raise ShardError(
+                "not a readable marker: inputs minus rejects is not its number of samples"
+            )
         return marker
 
 
@@ -112,7 +113,9 @@ def _finished_tar(view: Any) -> FinishedTar:
     for column in columns:
         whole = isinstance(column, list) and all(type(number) is int for number in column)
         if not whole or len(column) != info.samples:
-            raise ValueError(f"{info.name} has {info.samples} samples, its lists other entries")
+            raise ValueError(
+                f"{info.name} has {info.samples} samples, but its lists another number of entries"
+            )
     offsets, checksums, labels = columns
     rows = make_rows(offsets, info.bytes - len(END), checksums, labels)
     if offsets[0] or (rows["size"] <= 0).any():

@@ -55,8 +55,8 @@ class Dataset:
         for sample in dataset.samples("train"): ...
 
     cache: keeps shards of a dataset at a URL in a local folder. skipped: the damaged samples that
-    were passed over with on_error="skip". Raises ShardError when the folder holds no dataset, or
-    one in another format.
+    were skipped with on_error="skip". Raises ShardError when the folder is not a dataset, or has
+    another format version.
     """
 
     def __init__(
@@ -73,11 +73,11 @@ class Dataset:
         self._indexes_missing = False
 
     def __getstate__(self) -> dict[str, Any]:
-        """What another process needs; it reads lists and indexes for itself."""
+        """The state for another process, which reads lists and indexes itself."""
         return {**vars(self), "_shards": {}, "_indexes": {}, "_numbers": {}}
 
     def split(self, name: str) -> SplitInfo:
-        """Counts of a split; ConfigError when there is none of that name."""
+        """Counts of a split; ConfigError when there is no split of that name."""
         if name not in self.manifest.splits:
             raise ConfigError(
                 f"{self.folder} has no split {name!r}; it has {', '.join(self.manifest.splits)}"
@@ -101,18 +101,18 @@ class Dataset:
         return shards
 
     def index(self, split: str) -> SplitIndex | None:
-        """Where the samples of a split lie, with their checksums and labels.
+        """Offsets, sizes, checksums and labels of the samples of a split.
 
-        None in a dataset that was written before there was an index. ShardError when it is not the
-        one that the manifest names.
+        None in a dataset that was written before indexes existed. ShardError when it is not the one
+        that the manifest names.
         """
         info = self.split(split)
         if info.index_sha256 is None:
             if not self._indexes_missing:
                 self._indexes_missing = True
                 _log.warning(
-                    "%s was written before samples had checksums, so changed bytes go unnoticed; "
-                    "run the quadpipe tokenize command that wrote it again to add them",
+                    "%s has no checksums of samples, so changed bytes are not detected; rerun the "
+                    "quadpipe tokenize command that wrote it to add them",
                     self.folder,
                 )
             return None
@@ -133,20 +133,20 @@ class Dataset:
 
     @cached_property
     def missing(self) -> str:
-        """What is said of a shard that is not there."""
+        """The message about a shard that does not exist."""
         return f"missing: {shards_here(self.folder, self.manifest)}"
 
     def read_shard(
         self, shard: ShardInfo, on_error: str = "raise", contents: Contents | None = None
     ) -> Iterator[Sample]:
-        """The samples of one shard; ShardError names shard and key of what is wrong.
+        """The samples of one shard; ShardError names shard and key of a damaged sample.
 
-        contents: of the shard, where they have been read already.
+        contents: of the shard, if they have been read already.
 
-        With on_error="skip" it is passed over: a sample that is damaged or does not fit the
-        manifest alone, a shard that is missing or has another size as a whole, an archive that
-        cannot be followed any further from there on. Each of the samples that the shard list
-        names is then either given or counted in `skipped`.
+        With on_error="skip", a sample that is damaged or does not fit the manifest is skipped
+        alone, a shard that is missing or has another size as a whole, and an archive with a damaged
+        header from there on. Each of the samples that the shard list names is then either yielded
+        or counted in `skipped`.
         """
         check_on_error(on_error)
         left = shard.samples
@@ -185,9 +185,9 @@ class Dataset:
         return ShardError(f"{self.folder.where(shard.name)}: {what}")
 
     def rows(self, shard: ShardInfo, contents: Contents) -> tuple[np.ndarray, str]:
-        """The index's rows of a shard; without an index, rows by the headers in its contents.
+        """The index's rows of a shard; without an index, rows from the headers in its contents.
 
-        And why these are fewer than the samples of the shard list, empty when they are not.
+        Also the reason why some samples of the shard list have no row, empty when all have one.
         """
         if len(contents) != shard.bytes:
             raise ShardError(f"{len(contents)} bytes, expected {shard.bytes}")
@@ -240,5 +240,5 @@ class Dataset:
 
 def _cached(folder: ReadableFolder, cache: Cache) -> ReadableFolder:
     if not isinstance(folder, RemoteFolder):
-        raise ConfigError(f"{folder} is on this machine, a cache is for URLs; leave out --cache")
+        raise ConfigError(f"{folder} is local, and a cache is for URLs; omit --cache")
     return CachedFolder(folder, cache)

@@ -187,7 +187,7 @@ def test_an_orphaned_worker_writes_nothing_into_the_next_run(
             orphan.send_signal(signal.SIGCONT)
             _, errors = orphan.communicate(timeout=60)
             assert orphan.returncode == 1
-            assert b"is not ours to write to any more: process" in errors
+            assert b"lost the write lock of" in errors
             assert sorted(path.name for path in out.iterdir()) == before
     check(run(images, out, "--in-process"))
     account(out, undisturbed)
@@ -422,7 +422,7 @@ def test_one_interrupt_ends_in_order(number, images, tmp_path, undisturbed, acco
         process.send_signal(number)
         _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert b"quadpipe: interrupted; run the same command again to go on" in errors
+    assert b"quadpipe: interrupted; rerun the same command to continue" in errors
     assert b"Traceback" not in errors
     check(run(images, out, "--in-process"))
     account(out, undisturbed)
@@ -483,7 +483,7 @@ def test_a_full_disk_loses_nothing(engine, images, tmp_path, small_disk, undistu
         subprocess.run(["pkill", "-CONT", "-f", "make_shard|quadpipe.cli"], check=False)
         _, errors = process.communicate(timeout=60)
     assert process.returncode == 1
-    assert "No space left on device; free some space and run the same command again" in errors
+    assert "No space left on device; free some space and rerun the same command" in errors
     assert "Traceback" not in errors
     filler.unlink()
     check(run(images, out, "--in-process"))
