@@ -1,4 +1,4 @@
-"""The command line: one module a command, loaded when it is called."""
+"""The command line: one module per command, loaded when it is called."""
 
 import os
 import signal
@@ -17,18 +17,18 @@ from quadpipe.errors import QuadpipeError
 _INTERRUPTED = 130
 _COMMANDS = {
     "tokenize": "Turn images into shards of quadtree mosaics.",
-    "info": "Say what a dataset holds and how it was made.",
+    "info": "Describe a dataset: contents, configuration, budgets.",
     "verify": "Check every byte of a dataset.",
     "train": "Train a Quadformer on shards.",
     "eval": "Evaluate a trained model at several budgets.",
     "predict": "Classify images with a trained model.",
-    "scorers": "List what can say which patches matter.",
+    "scorers": "List the saliency scorers.",
     "show": "Draw an image or a dataset as mosaics.",
 }
 
 
 class _LazyGroup(click.Group):
-    """Loads a command's module only to run it, so that help and errors come at once."""
+    """Loads a command's module only to run it, so that help and errors are instant."""
 
     def list_commands(self, context: click.Context) -> list[str]:
         return list(_COMMANDS)
@@ -65,7 +65,7 @@ def main() -> NoReturn:
         say(f"quadpipe: {error}")
         sys.exit(error.exit_code)
     except OSError as error:
-        if isinstance(error.__context__, KeyboardInterrupt):  # click said it to nobody
+        if isinstance(error.__context__, KeyboardInterrupt):  # click could not print it
             _leave_interrupted()
         say(f"quadpipe: {error}; check the paths given")
         sys.exit(1)
@@ -75,7 +75,7 @@ def main() -> NoReturn:
 
 
 def _leave_interrupted() -> NoReturn:
-    say("quadpipe: interrupted; run the same command again to go on")
+    say("quadpipe: interrupted; rerun the same command to continue")
     with suppress(OSError, ValueError):
         sys.stdout.flush()
     # Not sys.exit: where the interrupt came inside exec(), Python would die of the signal.
@@ -83,8 +83,8 @@ def _leave_interrupted() -> NoReturn:
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
-    """The first signal ends the work in order, the second one at once."""
+    """The first signal stops the run cleanly, the second one exits at once."""
     for again in (signal.SIGINT, signal.SIGTERM):
         signal.signal(again, lambda *_: os._exit(_INTERRUPTED))
-    say("quadpipe: stopping; once more to leave at once")
+    say("quadpipe: stopping; interrupt once more to exit at once")
     raise KeyboardInterrupt

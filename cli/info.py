@@ -1,4 +1,4 @@
-"""`quadpipe info`: what a dataset holds and how it was made."""
+"""`quadpipe info`: a summary of a dataset."""
 
 import json
 
@@ -13,6 +13,6 @@ from quadpipe.shards.summary import summarize
 @click.argument("dataset", type=click.Path())
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(dataset: str, as_json: bool) -> None:
-    """Say what a dataset holds, how it was made and which budgets it serves."""
+    """Describe a dataset: contents, configuration, and the token budgets it serves."""
     summary = summarize(Dataset(dataset))
     click.echo(json.dumps(summary, indent=2) if as_json else summary_text(summary))

@@ -29,7 +29,7 @@ def _range(text: str) -> tuple[float, float]:
     try:
         low, high = (float(part) for part in text.split(","))
     except ValueError as error:
-        raise click.BadParameter(f"{text!r} is not two numbers with a comma between") from error
+        raise click.BadParameter(f"{text!r} is not two numbers separated by a comma") from error
     return low, high
 
 
@@ -37,7 +37,7 @@ def _triple(text: str) -> tuple[float, float, float]:
     try:
         red, green, blue = (float(part) for part in text.split(","))
     except ValueError as error:
-        raise click.BadParameter(f"{text!r} is not three numbers with commas between") from error
+        raise click.BadParameter(f"{text!r} is not three numbers separated by commas") from error
     return red, green, blue
 
 
@@ -64,7 +64,7 @@ _TYPES: dict[Any, tuple[Any, str | None]] = {
 def options_of(*kinds: type, leave_out: tuple[str, ...] = ()) -> Callable[[Any], Any]:
     """A decorator that adds an option for each field of the dataclasses.
 
-    A name that an option had in an earlier version still works, and is not in the help.
+    The name of an option in an earlier version still works, hidden from the help.
     """
 
     def decorate(function: Any) -> Any:
@@ -86,14 +86,14 @@ def cache_options(function: Any) -> Any:
         "--cache",
         "folder",
         type=click.Path(path_type=Path),
-        help="Keep shards of a DATASET at a URL in this local folder.",
+        help="Cache shards of a DATASET at a URL in this local folder.",
     )
     @click.option(
         "--cache-size",
         "size",
         type=_bytes,
         metavar="SIZE",
-        help=f"How much of them, as 500MB or 50GB; by default {_CACHE_SIZE}.",
+        help=f"Maximum size of the cache, such as 500MB or 50GB; {_CACHE_SIZE} by default.",
     )
     @functools.wraps(function)
     def with_cache(*arguments: Any, folder: Path | None, size: int | None, **options: Any) -> Any:
@@ -109,7 +109,7 @@ def cache_options(function: Any) -> Any:
 def _bytes(text: str) -> int:
     match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*([KMGT]?)B?", text.strip(), re.IGNORECASE)
     if not match:
-        raise click.BadParameter(f"{text!r} is no size like 500MB or 50GB")
+        raise click.BadParameter(f"{text!r} is not a size such as 500MB or 50GB")
     return int(float(match[1]) * 1000 ** " KMGT".index(match[2].upper() or " "))
 
 
@@ -137,7 +137,7 @@ def _flag(name: str) -> str:
 
 
 class _Renamed(click.Option):
-    """An option that also answers to the flag that it had before, which the help leaves out."""
+    """An option that also accepts its flag of an earlier version, hidden from the help."""
 
     def __init__(self, *arguments: Any, formerly: str, **options: Any) -> None:
         super().__init__(*arguments, **options)
@@ -151,7 +151,7 @@ class _Renamed(click.Option):
 
 
 def _default(value: Any) -> Any:
-    """As one would type it."""
+    """A default as users type it."""
     if value is MISSING:
         return None
     if not isinstance(value, tuple):

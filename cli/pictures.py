@@ -1,4 +1,4 @@
-"""Pictures on disk."""
+"""Write pictures to disk."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +12,7 @@ from quadpipe.render import Exhibit, draw
 def check_png(out: Path) -> None:
     """Raise ConfigError before any work unless a picture's name ends in .png."""
     if out.suffix.lower() != ".png":
-        raise ConfigError(f"{out} does not end in .png; give such a name")
+        raise ConfigError(f"{out} does not end in .png; rename it")
 
 
 def write_picture(exhibits: Sequence[Exhibit], budgets: Sequence[int], out: Path) -> None:

@@ -7,28 +7,36 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
+from quadpipe.cli.gallery import exhibits
 from quadpipe.cli.options import options_of
 from quadpipe.cli.pictures import check_png, write_picture
 from quadpipe.errors import ConfigError, QuadpipeError, SourceError
 from quadpipe.render import Exhibit
 from quadpipe.scorers.precomputed import read_array
-from quadpipe.shards.gallery import exhibits
 from quadpipe.shards.reader import Dataset
 from quadpipe.tokenizer import Tokenizer, TokenizerConfig
 
 
 @click.command("show")
 @click.argument("what", type=click.Path())
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="PNG file to write.")
 @click.option(
-    "--out", required=True, type=click.Path(path_type=Path), help="The picture to write, a .png."
+    "--tokens",
+    "budgets",
+    type=int,
+    multiple=True,
+    help="Token budget to show; repeat it for several.",
 )
 @click.option(
-    "--tokens", "budgets", type=int, multiple=True, help="Tokens to show; may be given many times."
+    "--samples",
+    type=int,
+    default=4,
+    show_default=True,
+    help="Number of samples of a dataset to show.",
 )
-@click.option("--samples", type=int, default=4, show_default=True, help="Samples of a dataset.")
 @click.option("--split", help="Split of a dataset, by default its first.")
 @click.option(
-    "--in", "source", type=click.Path(path_type=Path), help="The images a dataset was made from."
+    "--in", "source", type=click.Path(path_type=Path), help="Source images of the dataset."
 )
 @click.option("--class", "class_name", help="The image's class, for scorer grad-cam.")
 @click.option(
@@ -58,11 +66,11 @@ def command(
     scorer_weights: Path | None,
     **options: Any,
 ) -> None:
-    """Draw WHAT: the picture, its quadtree, its mosaic. WHAT is an image file, or a dataset in a
-    folder or at a URL.
+    """Draw an image, its quadtree and its mosaic. WHAT is an image file, or a dataset in a folder
+    or at a URL.
 
-    Give --tokens several times to see budgets side by side; --in to see a dataset's mosaics
-    beside the images they were made from.
+    Repeat --tokens to compare budgets side by side. With --in, a dataset's mosaics are shown beside
+    their source images.
     """
     check_png(out)
     if "://" in what or Path(what).is_dir():
@@ -82,13 +90,13 @@ def command(
 
 
 def _hint(tokenizer: Tokenizer, class_name: str | None, map_path: Path | None) -> Any:
-    """What the scorer must be told of the image; ConfigError when it is given another's."""
+    """The scorer's extra input for the image; ConfigError when it is missing or not needed."""
     scorer = tokenizer.scorer
     given = {"--class": class_name, "--map": map_path}
     wanted = "--class" if scorer.label_aware else "--map" if scorer.hint else None
     for option, value in given.items():
         if value is not None and option != wanted:
-            raise ConfigError(f"{option} is not for scorer {scorer.name}; leave it out")
+            raise ConfigError(f"{option} does not apply to scorer {scorer.name}; omit it")
     if wanted and given[wanted] is None:
         raise ConfigError(f"scorer {scorer.name} needs {scorer.hint} of the image; give {wanted}")
     return class_name if map_path is None else read_array(map_path)
@@ -102,7 +110,7 @@ def _image_exhibit(path: Path, tokenizer: Tokenizer, hint: Any) -> Exhibit:
     try:
         image = tokenizer.prepare_file(data)
     except QuadpipeError as error:
-        raise SourceError(f"{path} is no image we can use: {error}") from error
+        raise SourceError(f"{path} cannot be decoded: {error}") from error
     return Exhibit(mosaic=tokenizer.tokenize(image[None], [hint])[0], title=path.name, image=image)
 
 
@@ -110,4 +118,4 @@ def _refuse_given(context: click.Context, names: list[str], kind: str) -> None:
     for parameter in context.command.params:
         source = context.get_parameter_source(parameter.name or "")
         if parameter.name in names and source is ParameterSource.COMMANDLINE:
-            raise ConfigError(f"{parameter.opts[0]} is for {kind}; leave it out")
+            raise ConfigError(f"{parameter.opts[0]} applies to {kind} only; omit it")

@@ -1,4 +1,4 @@
-"""`quadpipe info` and the end of `quadpipe tokenize`: a dataset's summary as text."""
+"""The summary of a dataset as text, for `quadpipe info` and `quadpipe tokenize`."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ from quadpipe.shards.summary import summarize
 
 
 def print_summary(dataset: Dataset) -> None:
-    """What a dataset holds, on standard output."""
+    """Print the summary of a dataset to standard output."""
     click.echo(summary_text(summarize(dataset)))
 
 
@@ -46,7 +46,7 @@ def summary_text(summary: dict[str, Any]) -> str:
 
 
 def _splits(summary: dict[str, Any]) -> str:
-    header = ("split", "inputs", "rejected", "views", "samples", "shards", "size", "a sample")
+    header = ("split", "inputs", "rejected", "views", "samples", "shards", "size", "per sample")
     rows = [
         (
             name,

@@ -1,4 +1,4 @@
-"""Numbers and tables as text, and what is said beside the output."""
+"""Numbers and tables as text, and messages on standard error."""
 
 from collections.abc import Sequence
 from contextlib import suppress
@@ -7,7 +7,7 @@ import click
 
 
 def say(text: str) -> None:
-    """On standard error; whoever read it may be gone, and the work goes on."""
+    """Print to standard error; when it is closed, the run continues without it."""
     with suppress(OSError, RuntimeError, ValueError):
         click.echo(text, err=True)
 

@@ -1,4 +1,4 @@
-"""`quadpipe verify`: does a dataset hold what it says?"""
+"""`quadpipe verify`: check a dataset against its manifest and checksums."""
 
 from pathlib import Path
 from typing import Any
@@ -16,25 +16,29 @@ from quadpipe.shards.verify import verify
 
 @click.command("verify")
 @click.argument("dataset", type=click.Path())
-@click.option("--deep", is_flag=True, help="Also tokenize inputs again and compare the bytes.")
+@click.option("--deep", is_flag=True, help="Also retokenize some inputs and compare the bytes.")
 @click.option(
     "--in",
     "source",
     type=click.Path(path_type=Path),
-    help="With --deep: what the dataset was made from.",
+    help="With --deep: the source of the dataset.",
 )
 @click.option(
     "--inputs",
     type=int,
-    help="With --deep: how many at least, drawn at random; by default 64.",
+    help="With --deep: smallest number of random inputs to compare; 64 by default.",
 )
-@click.option("--seed", type=int, help="With --deep: draws the same inputs again.")
-@click.option("--maps", type=click.Path(path_type=Path), help="With --deep: as for tokenize.")
-@click.option("--backbone", help="With --deep: the network of the scorer, where it is your own.")
+@click.option("--seed", type=int, help="With --deep: seed of the random inputs.")
+@click.option(
+    "--maps",
+    type=click.Path(path_type=Path),
+    help="With --deep: folder of importance maps, as for tokenize.",
+)
+@click.option("--backbone", help="With --deep: the scorer's own network, as for tokenize.")
 @click.option(
     "--scorer-weights",
     type=click.Path(path_type=Path),
-    help="With --deep: its weights, as for tokenize.",
+    help="With --deep: weights of the scorer's network, as for tokenize.",
 )
 @cache_options
 @click.pass_context
@@ -49,20 +53,20 @@ def command(
     cache: Cache | None,
     **options: Any,
 ) -> None:
-    """Read every byte of a DATASET and print one line for each thing that is wrong.
+    """Read every byte of a DATASET and print one line per problem.
 
-    With --deep, also see whether tokenizing inputs of its source again gives the same bytes. Exit
-    code 1 when something is wrong.
+    With --deep, also retokenize inputs of its source and compare the bytes. Exit code 1 if there
+    are problems.
     """
     opened = Dataset(dataset, cache=cache)
     again = None
     if deep:
         if source is None:
-            raise ConfigError("--deep needs --in, what the dataset was made from")
+            raise ConfigError("--deep needs --in, the source of the dataset")
         again = Reproducer(opened, source, **options)
     elif any(value is not None for value in (source, inputs, seed, *options.values())):
-        raise ConfigError("--in, --inputs, --seed and what scorers need are for --deep; add it")
-    # Draws the inputs now, so that a wrong --in is said before every byte is read.
+        raise ConfigError("--in, --inputs, --seed and options of scorers need --deep; add it")
+    # Draws the inputs first, so that a wrong --in is reported before every byte is read.
     batches = again.check(64 if inputs is None else inputs, seed) if again else iter(())
     findings, compared = 0, 0
     for finding in verify(opened):
@@ -77,12 +81,12 @@ def command(
     if changed:
         say(
             f"{changed:,} of {compared:,} inputs differ: the source was changed after the dataset "
-            f"was made, or a shard was changed, which the lines before would name"
+            f"was made, or a shard named above was changed"
         )
     if findings or changed:
-        things = "1 thing is" if findings + changed == 1 else f"{findings + changed:,} things are"
-        say(f"{things} wrong")
+        total = findings + changed
+        say("1 problem" if total == 1 else f"{total:,} problems")
         context.exit(1)
     samples = sum(split.samples for split in opened.manifest.splits.values())
-    deeper = f", {compared:,} inputs tokenized again" if again else ""
-    click.echo(f"{dataset}: whole, {samples:,} samples checked{deeper}")
+    deeper = f", {compared:,} inputs retokenized" if again else ""
+    click.echo(f"{dataset}: intact, {samples:,} samples checked{deeper}")

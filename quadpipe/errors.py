@@ -1,11 +1,11 @@
-"""Errors that people see: each says what was given, where, and what to do next.
+"""User-facing exceptions and exit codes.
 
-`exit_code` is what the command line exits with.
+A message states what was given, where, and the next step. `exit_code` is that of the command line.
 """
 
 
 class QuadpipeError(Exception):
-    """Base of every error that quadpipe raises for its users."""
+    """Base class of all exceptions for users."""
 
     exit_code = 1
 
@@ -21,11 +21,11 @@ class SourceError(QuadpipeError):
 
 
 class OutputError(QuadpipeError):
-    """The output cannot be written: full, read-only, in use or not ours."""
+    """The output cannot be written: full, read-only or locked."""
 
 
 class ShardError(QuadpipeError):
-    """A dataset, manifest or shard that does not hold what it says."""
+    """A dataset, manifest or shard that is damaged or inconsistent."""
 
 
 class MissingError(ShardError):
@@ -33,11 +33,11 @@ class MissingError(ShardError):
 
 
 class UnreadableError(ShardError):
-    """A dataset that cannot be reached now; what it holds may be whole."""
+    """A dataset that cannot be reached now; it may be intact."""
 
 
 class JobError(QuadpipeError):
-    """Some shards could not be made; the others are kept."""
+    """Some shards failed; the finished ones are kept."""
 
 
 class TooManyRejectsError(JobError):

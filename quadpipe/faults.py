@@ -1,12 +1,12 @@
-"""Named points of a run at which tests bring a fault; anywhere else nothing happens there."""
+"""Named points of a run at which tests inject faults; without a hook they do nothing."""
 
 from collections.abc import Callable
 
 hook: Callable[[str], None] | None = None
-"""Set by tests in the processes of a run: kills, stops or raises at the point it is told of."""
+"""Set by tests in the processes of a run: kills, stops or raises at the given point."""
 
 
 def point(moment: str, name: str) -> None:
-    """A place where a run may end: before or after a step, and of which file."""
+    """A point where a run may be interrupted. moment: before or after a step. name: of the file."""
     if hook is not None:
         hook(f"{moment} {name}")

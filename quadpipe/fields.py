@@ -1,7 +1,7 @@
-"""Configuration dataclasses: options declared once, and checked wherever they come from.
+"""Configuration dataclasses: options are declared once, and checked on every construction.
 
 A field declared with `option` is also a command-line option (`cli.options`): its name, type,
-default, help, choices and bounds stand in one place.
+default, help, choices and bounds are in one place.
 """
 
 import types
@@ -17,7 +17,7 @@ from quadpipe.errors import ConfigError
 
 @dataclass(frozen=True, kw_only=True)
 class Option:
-    """What `option` declares beside a name, a type and a default.
+    """The rules of one option, beside its name, type and default.
 
     choices: the allowed values. low, high: the smallest and largest value. above, below: bounds
     that are not allowed themselves. They hold for each number of a tuple, and not for None.
@@ -50,7 +50,7 @@ class Option:
                 raise ConfigError(f"{name} {shown} is {self._bounds()}")
 
     def _bounds(self) -> str:
-        """What is wrong with a value outside them."""
+        """The end of the message about a value outside the bounds."""
         upper = None
         if self.high is not None:
             upper = f"{self.high:,}" if isinstance(self.high, int) else f"{self.high:g}"
@@ -79,7 +79,7 @@ def declared_options(kind: type) -> dict[str, Option]:
 
 
 def check_fields(instance: Any) -> None:
-    """Raise ConfigError unless each field of a frozen dataclass holds what it is declared to.
+    """Raise ConfigError unless each field of a frozen dataclass has its declared type and bounds.
 
     Whole numbers of any kind become int, numbers become float where a float is declared, lists
     become tuples where a tuple is.
@@ -96,9 +96,9 @@ def check_fields(instance: Any) -> None:
 
 
 def known_fields(kind: type, document: Any) -> dict[str, Any]:
-    """The entries of a JSON object that a dataclass has fields for, under their names of today.
+    """The entries of a JSON object that are fields of a dataclass, under their current names.
 
-    Other entries are left out: later versions may have more. Raises TypeError when the document is
+    Other entries are ignored: later versions may have more. Raises TypeError when the document is
     not an object.
     """
     if not isinstance(document, dict):
@@ -119,7 +119,7 @@ def _hints(kind: Any) -> dict[str, Any]:
 
 
 def _converted(value: Any, hint: Any) -> Any:
-    """The value as its declared type; TypeError saying what it must be."""
+    """The value as its declared type; the message of a TypeError is the expected type."""
     if isinstance(hint, types.UnionType):
         if value is None:
             return None
@@ -146,7 +146,7 @@ def _converted(value: Any, hint: Any) -> Any:
         try:
             number = hint(value)
         except OverflowError:
-            raise TypeError(f"{name} of a usual size") from None
+            raise TypeError(f"{name} in range") from None
         if hint is float and not isfinite(number):
             raise TypeError("a finite number")
         return number

@@ -1,7 +1,7 @@
-"""Random bits that are the same on every machine and with every library version.
+"""Random bits that are the same on all machines and with all library versions.
 
 They come from SHAKE-256 (FIPS 202) over the words that name the draw, so that a draw depends on
-what it is for (seed, split, input, view) and never on who makes it or in what order.
+its purpose (seed, split, input, view) and never on the process or the order.
 """
 
 import hashlib

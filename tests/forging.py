@@ -15,13 +15,13 @@ from PIL import Image
 
 import quadpipe
 from quadpipe import Dataset
+from quadpipe.cli.gallery import exhibits
 from quadpipe.cli.summary import summary_text
 from quadpipe.errors import ShardError
 from quadpipe.loader import Loader, webdataset
 from quadpipe.loader.samples import SampleReader
 from quadpipe.render import draw
 from quadpipe.shards.format import index_name, npy_header
-from quadpipe.shards.gallery import exhibits
 from quadpipe.shards.index import FIELDS, checksum, scan
 from quadpipe.shards.summary import summarize
 from quadpipe.shards.tar import END, member_bytes, read_members, read_part

@@ -1,5 +1,5 @@
-"""The folder of a dataset, on a disk or at a URL: reading, files that appear whole or not at all,
-one writer's lock, and a cache for what lies far away."""
+"""The folder of a dataset, on a disk or at a URL: reading, atomic writes, the write lock, and a
+cache of remote shards."""
 
 from quadpipe.files.cache import Cache, CachedFolder
 from quadpipe.files.folder import Contents, Folder, RangeReader, ReadableFolder

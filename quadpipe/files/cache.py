@@ -1,7 +1,8 @@
-"""Shards that lie far away, kept in a local folder of bounded size.
+"""A cache of remote shards in a local folder of bounded size.
 
-A shard is kept under its checksum, which it had when it arrived. Processes of one machine share the
-folder: one fetches a shard, the others wait for it. What was used least lately makes room.
+A shard is stored under its checksum, which is verified after the download. Processes of one machine
+share the folder: one fetches a shard, the others wait for it. The least recently used shards are
+evicted.
 """
 
 import fcntl
@@ -21,28 +22,28 @@ from quadpipe.errors import ConfigError, OutputError, ShardError
 from quadpipe.files.folder import Contents, RangeReader, ReadableFolder
 from quadpipe.files.remote import RemoteFolder
 
-# Of nobody else's files in the folder.
+# Names of the cache's own files; other files in the folder are left alone.
 _OURS = re.compile(r"[0-9a-f]{64}\.(tar|part|data)")
 _FETCH_AT_ONCE = 8
-# A shard that is used all the time need not be marked as used each time.
+# A shard that is in constant use is not marked as used each time.
 _SECONDS_BETWEEN_MARKS = 1.0
 _SECONDS_BETWEEN_LOOKS = 0.05
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cache:
-    """Where shards are kept, and how many bytes of them."""
+    """folder: holds the cached shards. bytes: its maximum size."""
 
     folder: Path
     bytes: int
 
     def __post_init__(self) -> None:
         if self.bytes < 1:
-            raise ConfigError(f"a cache of {self.bytes} bytes holds nothing; give more")
+            raise ConfigError(f"a cache of {self.bytes} bytes is empty; give a larger size")
 
 
 class CachedFolder(ReadableFolder):
-    """A remote folder whose shards are read from the cache; all else goes through.
+    """A remote folder whose shards are read from the cache; other files are read remotely.
 
     Raises ShardError when a shard arrives with another checksum twice, OutputError when the cache
     cannot be written.
@@ -65,16 +66,16 @@ class CachedFolder(ReadableFolder):
         return str(self._remote)
 
     def know(self, shards: Mapping[str, tuple[str, int]]) -> None:
-        """Checksum and bytes of shards by name; only these are kept."""
+        """Checksum and bytes of shards by name; only these are cached."""
         self._known.update(shards)
 
     def check_room(self, sizes: list[int]) -> None:
-        """Raise ConfigError when shards of these sizes, read by turns, do not fit together."""
+        """Raise ConfigError when shards of these sizes, read alternately, do not fit together."""
         if sum(sizes) > self._cache.bytes:
             raise ConfigError(
                 f"a cache of {self._cache.bytes:,} bytes is too small: {len(sizes):,} shards of "
-                f"{sum(sizes):,} bytes are needed at a time; give a larger --cache-size, or leave "
-                f"out --cache to read parts of shards"
+                f"{sum(sizes):,} bytes are needed at a time; give a larger --cache-size, or omit "
+                f"--cache to read parts of shards"
             )
 
     def where(self, name: str) -> str:
@@ -103,11 +104,11 @@ class CachedFolder(ReadableFolder):
     def open_ranges(self, name: str) -> RangeReader:
         if name not in self._known:
             return self._remote.open_ranges(name)
-        # Mapped for each batch anew: a shard that is still mapped would take its room for good.
+        # Mapped per batch: a shard that stays mapped would never free its space.
         return lambda starts, stops: (self._contents(name), starts)
 
     def fetch(self, names: list[str]) -> None:
-        """Have shards here, several at a time."""
+        """Download missing shards, several at a time."""
         missing = [name for name in names if not self._target(name).exists()]
         if len(missing) > 1:
             with ThreadPoolExecutor(_FETCH_AT_ONCE, "quadpipe-fetch") as pool:
@@ -138,7 +139,7 @@ class CachedFolder(ReadableFolder):
                 os.utime(target)
 
     def _fetch(self, name: str) -> None:
-        """Bring a shard here, unless another process has done so meanwhile."""
+        """Download a shard, unless another process has done so meanwhile."""
         target, size = self._target(name), self._known[name][1]
         self.check_room([size])
         if name in self._wrong:
@@ -158,7 +159,7 @@ class CachedFolder(ReadableFolder):
             raise self._unwritable(error) from error
 
     def _download(self, name: str, path: Path) -> None:
-        """Copy a shard here; once more when it arrives with another checksum, then ShardError."""
+        """Download a shard; retry once on another checksum, then raise ShardError."""
         sha256, size = self._known[name]
         for _ in range(2):
             try:
@@ -171,15 +172,15 @@ class CachedFolder(ReadableFolder):
                     os.fsync(file.fileno())
                     return
         self._wrong[name] = (
-            f"{self.where(name)} has arrived twice with another checksum or size than in the shard "
-            f"list; tell those who publish it"
+            f"{self.where(name)} arrived twice with another checksum or size than in the shard "
+            f"list; report it to the publisher"
         )
         raise ShardError(self._wrong[name])
 
     def _make_room(self, claim: Path, size: int) -> None:
-        """Keep so many bytes for a shard that is claimed: the length of the claim.
+        """Reserve `size` bytes for a claimed shard: the claim gets this length.
 
-        What was used least lately makes room; what others fetch just now is waited for.
+        The least recently used shards are evicted; downloads of other processes are waited for.
         """
         while True:
             with self._bookkeeping.open("r+b") as lock:
@@ -194,7 +195,7 @@ class CachedFolder(ReadableFolder):
                             shards.append((status.st_mtime, status.st_size, path))
                         elif path.suffix == ".part" and _remove_orphan(path):
                             continue
-                        if path.suffix != ".data":  # of which the claim is counted
+                        if path.suffix != ".data":  # its claim is counted
                             total += status.st_size
                 for _, freed, path in sorted(shards):
                     if total <= self._cache.bytes:
@@ -216,7 +217,7 @@ class CachedFolder(ReadableFolder):
 
 @contextmanager
 def _claimed(claim: Path) -> Iterator[Path | None]:
-    """Be the one that fetches a shard; None when another one has just done so, or given up."""
+    """Claim the download of a shard; None when another process has finished or failed it."""
     with claim.open("ab") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         try:
@@ -233,7 +234,7 @@ def _claimed(claim: Path) -> Iterator[Path | None]:
 
 
 def _remove_orphan(claim: Path) -> bool:
-    """Remove what a process that has died left of a shard."""
+    """Remove the partial shard of a dead process; False when its process is alive."""
     with suppress(OSError), claim.open("r+b") as file:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         claim.with_suffix(".data").unlink(missing_ok=True)

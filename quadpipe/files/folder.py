@@ -1,4 +1,4 @@
-"""What a folder of a dataset can do, wherever it lies.
+"""The interface of a dataset's folder, local or remote.
 
 Names inside a dataset are relative, with forward slashes, and never lead out of it.
 """
@@ -35,7 +35,7 @@ class Contents(Protocol):
 
 
 class ReadableFolder(ABC):
-    """What readers need of a folder.
+    """The interface for readers.
 
     All methods raise ShardError on names that lead out of the folder, and where a file cannot be
     read.
@@ -58,7 +58,7 @@ class ReadableFolder(ABC):
 
     @abstractmethod
     def open_ranges(self, name: str) -> RangeReader:
-        """A function that reads parts of a file, again and again."""
+        """A function that reads parts of a file."""
 
     def beginning(self, name: str, size: int) -> memoryview:
         """The first `size` bytes of a file, or all that it has; no more of it is read."""
@@ -84,10 +84,10 @@ class ReadableFolder(ABC):
         return self.read(name) if self.exists(name) else None
 
     def fetch(self, names: list[str]) -> None:  # noqa: B027  most need nothing
-        """Told beforehand which files will be read, for folders that bring them nearer."""
+        """Prefetch files that will be read; only a cache does."""
 
     def check_room(self, sizes: list[int]) -> None:  # noqa: B027
-        """Told how many bytes the files have that will be read by turns; may raise ConfigError."""
+        """Raise ConfigError when a cache cannot hold files of these sizes together."""
 
     def read_many(self, names: list[str]) -> Iterator[bytes | None]:
         """The contents of small files, None for those that are not there."""
@@ -96,10 +96,10 @@ class ReadableFolder(ABC):
 
 
 class Folder(ReadableFolder):
-    """What writers need too. Methods that write raise OutputError when they cannot.
+    """The interface for writers. Methods that write raise OutputError when they cannot.
 
     holder: file and token of the lock that is held. They go with the folder to other processes; a
-    writer whose lock another run has taken commits nothing any more.
+    writer that has lost the lock commits nothing.
     """
 
     holder: tuple[str, str] | None = None
@@ -130,7 +130,7 @@ class Folder(ReadableFolder):
 
     @abstractmethod
     def clear_staging(self) -> None:
-        """Remove what interrupted writers left."""
+        """Remove leftovers of interrupted writers."""
 
     @abstractmethod
     def sizes(self) -> Callable[[str], int | None]:
@@ -141,7 +141,7 @@ class Folder(ReadableFolder):
 
     @abstractmethod
     def free_bytes(self) -> int | None:
-        """Bytes that can be written where the folder is or will be; None where nobody knows."""
+        """Bytes that can be written where the folder is or will be; None if unknown."""
 
     @abstractmethod
     def check_writable(self) -> None:
@@ -152,7 +152,7 @@ class Folder(ReadableFolder):
 
     @abstractmethod
     def lock(self, name: str) -> AbstractContextManager[None]:
-        """Be the only writer until the block ends; one that has died is no hindrance.
+        """Be the only writer until the block ends; the lock of a dead writer is taken over.
 
         OutputError when another process holds the lock, on this machine or on another one.
         """

@@ -35,7 +35,7 @@ class LocalFolder(Folder):
         if "://" in text:
             raise ConfigError(f"{text} is a URL; give a local folder here")
         self._shown = text
-        self.root = Path(text).absolute()  # the same place for workers elsewhere
+        self.root = Path(text).absolute()  # the same for workers with another working folder
 
     def __str__(self) -> str:
         return self._shown
@@ -85,7 +85,9 @@ class LocalFolder(Folder):
 
         def read(starts: np.ndarray, stops: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
             if mapped.size() < len(whole):
-                raise ShardError(f"was cut from {len(whole)} to {mapped.size()} bytes just now")
+                raise ShardError(
+                    f"was cut from {len(whole)} to {mapped.size()} bytes while it was read"
+                )
             return whole, starts
 
         return read
@@ -186,7 +188,7 @@ class LocalFolder(Folder):
         return shutil.disk_usage(place).free
 
     def check_writable(self) -> None:
-        """Whether renames work shows with the first file."""
+        """Local file systems have atomic renames."""
 
     @contextmanager
     def lock(self, name: str) -> Iterator[None]:
@@ -215,7 +217,7 @@ class LocalFolder(Folder):
 
 
 class _FileContents:
-    """A file that is read, not mapped: when others cut it short, what is missing is empty."""
+    """A file that is read, not mapped: when it is truncated meanwhile, slices are shorter."""
 
     def __init__(self, path: Path, file: BufferedReader) -> None:
         self._path, self._file = path, file
@@ -255,9 +257,9 @@ def _unwritable(path: Path, error: OSError) -> OutputError:
 
 def _reason(error: OSError) -> str:
     advice = {
-        errno.ENOSPC: "; free some space and run the same command again",
-        errno.EDQUOT: "; free some space and run the same command again",
-        errno.EROFS: "; choose an --out that can be written",
-        errno.EACCES: "; choose a path that you may use",
+        errno.ENOSPC: "; free some space and rerun the same command",
+        errno.EDQUOT: "; free some space and rerun the same command",
+        errno.EROFS: "; choose a writable --out",
+        errno.EACCES: "; choose a path that you have access to",
     }
     return f"{error.strerror or error}{advice.get(error.errno or 0, '')}"

@@ -1,8 +1,8 @@
-"""Who writes to a folder, for all machines that share it.
+"""The write lock of a folder, for all machines that share it.
 
-The holder of a lock keeps its name in a file and counts up in it every few seconds. On one machine
-it is known whether the holder is alive; from another one is watched for whether it goes on
-counting, so that no two clocks are compared.
+The holder of a lock keeps its name in a file and increments a counter there every few seconds. The
+same machine knows whether the holder is alive. Another machine watches the counter, so that clocks
+of two machines are never compared.
 """
 
 import json
@@ -35,7 +35,7 @@ STALE_SECONDS = 60.0
 
 @dataclass(frozen=True, kw_only=True)
 class Holder:
-    """A process that holds, or held, a lock. machine: of one boot of one kernel."""
+    """A process that holds, or held, a lock. machine: identifies one boot of one kernel."""
 
     token: str
     host: str
@@ -60,7 +60,7 @@ class Holder:
         return self.machine == _machine()
 
     def is_alive(self) -> bool | None:
-        """None where nobody knows: on another machine, or where processes of others are hidden."""
+        """None if unknown: on another machine, or where other users' processes are hidden."""
         if not self.is_of_this_machine:
             return None
         if self.process == os.getpid():
@@ -82,8 +82,8 @@ _ours: set[str] = set()
 def held(folder: "Folder", name: str, *, alone_here: bool, settle: float = 0.0) -> Iterator[None]:
     """Hold the lock whose holder is named in the file `name`.
 
-    alone_here: no other process of this machine can hold it. settle: seconds after which a claim
-    made at the same moment by another machine would be seen.
+    alone_here: no other process of this machine can hold it. settle: seconds until a claim that
+    another machine made at the same moment is visible.
     OutputError when another process holds it and is alive, or may be.
     """
     before = read_holder(folder, name)
@@ -117,9 +117,9 @@ def held(folder: "Folder", name: str, *, alone_here: bool, settle: float = 0.0) 
 
 
 def check_held(folder: "Folder") -> None:
-    """Raise OutputError when the lock that the folder was given with is not its any more.
+    """Raise OutputError when the folder has lost its write lock.
 
-    It keeps a worker whose driver has died from writing into what another run makes now.
+    This keeps a worker whose driver has died from writing into the output of another run.
     """
     if folder.holder is None:
         return
@@ -127,22 +127,21 @@ def check_held(folder: "Folder") -> None:
     now = read_holder(folder, name)
     if now is None or now.token != token:
         raise OutputError(
-            f"{folder} is not ours to write to any more: "
-            + ("the run that this belongs to has ended" if now is None else f"{now} has taken over")
-            + "; run the same command again when nobody else writes there"
+            f"lost the write lock of {folder}: "
+            + ("its run has ended" if now is None else f"{now} has taken it over")
+            + "; rerun the same command when no other process writes there"
         )
 
 
 def in_use(folder: "Folder", holder: Holder | None) -> OutputError:
     who = f" ({holder})" if holder else ""
     return OutputError(
-        f"another quadpipe{who} is writing to {folder} now; wait for it to end, or choose another "
-        f"--out"
+        f"another quadpipe{who} is writing to {folder}; wait for it to end, or choose another --out"
     )
 
 
 def read_holder(folder: "Folder", name: str) -> Holder | None:
-    """Who the file names; None when there is none, or what a kill has left of it.
+    """The holder named in the file; None without a file, or if a kill left it half written.
 
     OutputError when it cannot be read.
     """
@@ -150,10 +149,10 @@ def read_holder(folder: "Folder", name: str) -> Holder | None:
         try:
             data = folder.get(name)
             return None if data is None else Holder(**json.loads(data))
-        except (ValueError, TypeError):  # it may just be written
+        except (ValueError, TypeError):  # it may be half written
             time.sleep(_SECONDS_BETWEEN_READS)
         except QuadpipeError as error:
-            raise OutputError(f"cannot tell who writes to {folder}: {error}") from error
+            raise OutputError(f"cannot read the write lock of {folder}: {error}") from error
     return None
 
 
@@ -169,7 +168,7 @@ def _check_gone(folder: "Folder", name: str, before: Holder) -> None:
 def _watch(folder: "Folder", name: str, before: Holder) -> None:
     """Return when the holder has been silent for long enough; OutputError when it is alive."""
     _log.warning(
-        "%s was being written to by %s; waiting %.0f seconds to see whether it is alive",
+        "%s is locked by %s; waiting %.0f seconds to see whether it is alive",
         folder,
         before,
         STALE_SECONDS,
@@ -186,22 +185,22 @@ def _watch(folder: "Folder", name: str, before: Holder) -> None:
 
 def _beat(folder: "Folder", name: str, holder: Holder, ended: Event) -> None:
     while not ended.wait(HEARTBEAT_SECONDS):
-        with suppress(QuadpipeError):  # a beat that is missed is no beat too many
+        with suppress(QuadpipeError):  # one missed beat is harmless
             now = read_holder(folder, name)
             if now is None or now.token != holder.token:
-                return  # taken over, perhaps left again: the next commit says so
+                return  # taken over: the next commit raises
             holder = replace(holder, beat=holder.beat + 1)
             _write(folder, name, holder)
 
 
 def _write(folder: "Folder", name: str, holder: Holder) -> None:
-    # Of one length, so that a reader never sees half of another.
+    # Padded to one length, so that a reader never sees the rest of a longer record.
     folder.overwrite(name, json.dumps(asdict(holder), sort_keys=True).ljust(512).encode())
 
 
 @cache
 def _machine() -> str:
-    """Of one boot of one kernel, and where processes have the numbers that we see."""
+    """Identifies one boot of one kernel, and the namespace of our process ids."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return f"{boot} {os.stat('/proc/self/ns/pid').st_ino}"
@@ -210,9 +209,9 @@ def _machine() -> str:
 
 
 def _start_of(process: int) -> str | None:
-    """When a process of this machine was started, in the kernel's words.
+    """Start time of a process of this machine, in clock ticks, as the kernel prints it.
 
-    None when it has ended, "" when it is there and hides.
+    None when it has ended, "" when it exists but its start time is hidden.
     """
     try:
         fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()

@@ -1,4 +1,4 @@
-"""A dataset at a URL, through fsspec: an upload appears when it is committed, or not at all."""
+"""Remote datasets, through fsspec: an upload appears when it is committed, or not at all."""
 
 import errno
 import hashlib
@@ -37,19 +37,19 @@ T = TypeVar("T")
 
 # Names of files that a dataset has.
 _OURS = re.compile(r"\.quadpipe/.*|(train|val|test)[-.].*\.(tar|jsonl)|dataset\.json|README\.md")
-# What only a local disk answers.
+# Errors that only a local disk raises.
 _LOCAL_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
-# In memory for each file that is being written; object stores take at least 5 MiB.
+# Buffer of each file that is being written; object stores take at least 5 MiB.
 _PART_BYTES = 16 * 2**20
 _READ_AT_ONCE = 256
-# Object stores take the last of two writers: seconds until a claim is read again.
+# Of two writers, object stores keep the last: seconds until a claim is read back.
 _SETTLE_SECONDS = 1.0
 
 
 class RemoteFolder(Folder):
     """A folder at any URL that fsspec knows; credentials are where its file system looks for them.
 
-    What fails is tried again with back-off, beside what the file system itself tries again.
+    Requests that fail are retried with back-off, in addition to the file system's own retries.
     """
 
     def __init__(self, url: str) -> None:
@@ -62,8 +62,11 @@ class RemoteFolder(Folder):
         return {**vars(self), "_opened": None}
 
     def _open(self) -> tuple[Any, str]:
-        """The file system and the root in it; made anew in a forked process, which must not share
-        connections with its parent. What it has listed is not remembered: others write too."""
+        """The file system and the root in it.
+
+        A forked process opens its own: it must not share connections with its parent. Listings are
+        not cached, since others write too.
+        """
         import fsspec
 
         if self._opened is None or self._opened[0] != os.getpid():
@@ -73,8 +76,8 @@ class RemoteFolder(Folder):
                 raise ConfigError(f"{self.url} cannot be opened: {error}") from error
             if set(root) & set("*?[]"):
                 raise ConfigError(
-                    f"{self.url} holds one of * ? [ ], which storages take for patterns; choose "
-                    f"another name"
+                    f"{self.url} holds one of * ? [ ], which object stores read as patterns; "
+                    f"choose another name"
                 )
             self._opened = os.getpid(), system, root.rstrip("/")
         self._opened[1].invalidate_cache()
@@ -106,7 +109,7 @@ class RemoteFolder(Folder):
             return None
         except Exception as error:  # file systems raise many kinds
             raise self._unreadable(name, error) from error
-        # Some web servers do not tell.
+        # Some web servers do not send a size.
         return len(self.read(name)) if size is None else int(size)
 
     def read(self, name: str) -> bytes:
@@ -134,8 +137,8 @@ class RemoteFolder(Folder):
             lengths = np.fromiter(map(len, parts), np.int64, len(parts))
             if (lengths > stops - starts).any():
                 raise ShardError(
-                    f"{self.where(name)}: the server gives whole files only; keep shards in a "
-                    f"local folder with --cache DIR"
+                    f"{self.where(name)}: the server does not serve parts of files; cache "
+                    f"shards in a local folder with --cache DIR"
                 )
             begins = np.fromiter(accumulate(lengths.tolist(), initial=0), np.int64)
             return np.frombuffer(b"".join(parts), np.uint8), begins[:-1]
@@ -143,7 +146,7 @@ class RemoteFolder(Folder):
         return read
 
     def sha256(self, name: str) -> str:
-        # Read at once: of a web server that gives whole files only, fsspec reads no parts.
+        # Read whole: where a web server serves no parts of files, fsspec cannot read parts.
         return hashlib.sha256(self.read(name)).hexdigest()
 
     def beginning(self, name: str, size: int) -> memoryview:
@@ -152,7 +155,7 @@ class RemoteFolder(Folder):
         path = self._path(name)
 
         def stream() -> bytes:
-            # Without a block size fsspec asks for no parts, which some servers do not give.
+            # With block size 0 fsspec streams; some servers do not serve parts of files.
             parts, left = [], size
             with self._system.open(path, "rb", block_size=0) as file:
                 while left and (part := file.read(left)):
@@ -179,7 +182,7 @@ class RemoteFolder(Folder):
                 data = found.get(path)
                 if isinstance(data, FileNotFoundError):
                     yield None
-                else:  # what failed otherwise is tried again
+                else:  # other failures are retried
                     yield data if isinstance(data, bytes) else self.read(name)
 
     def download(self, name: str, path: Path) -> None:
@@ -234,13 +237,13 @@ class RemoteFolder(Folder):
         except BaseException:
             with suppress(Exception):
                 file.discard()
-            file.closed = True  # or it would be sent when Python forgets it
+            file.closed = True  # or it would be sent when it is garbage-collected
             raise
         found = self.size(name)
         if found != staged.bytes:
             raise OutputError(
-                f"{self.where(name)} has {found} bytes after {staged.bytes} were written; run the "
-                f"same command again"
+                f"{self.where(name)} has {found} bytes after {staged.bytes} were written; rerun "
+                f"the same command"
             )
 
     def remove(self, name: str) -> None:
@@ -258,17 +261,17 @@ class RemoteFolder(Folder):
             retry(lambda: self._system.rm(path, recursive=True))
 
     def clear_staging(self) -> None:
-        """Uploads that were begun and not finished cost money where nobody sees them."""
+        """Also aborts unfinished uploads, which are billed although no listing shows them."""
         self.remove_folder(STAGING)
         system, root = self._open()
         if "s3" not in str(system.protocol):
-            return  # others forget them by themselves
+            return  # other stores drop them
         bucket, _, prefix = root.partition("/")
         with self._writing(STAGING):
             prefix = f"{prefix}/" if prefix else ""
             for upload in uploads(system, bucket, prefix):
                 name = upload["Key"].removeprefix(prefix)
-                if _OURS.fullmatch(name):  # others may write beside and below
+                if _OURS.fullmatch(name):  # other files may share the bucket
                     system.call_s3("abort_multipart_upload", Bucket=bucket, **upload)
 
     def sizes(self) -> Callable[[str], int | None]:
@@ -287,10 +290,10 @@ class RemoteFolder(Folder):
         return None
 
     def check_writable(self) -> None:
-        """Try it: some file systems publish what was not committed, some commit nothing.
+        """Probe with two files: some file systems publish uncommitted files, some cannot commit.
 
-        Not where the file system itself says that it cannot: what is published may be seen, as a
-        commit of a repository is.
+        File systems that are known to lack commits are refused without a probe, which could be
+        visible, as a commit of a repository is.
         """
         from fsspec.spec import AbstractBufferedFile
 
@@ -301,12 +304,12 @@ class RemoteFolder(Folder):
                 discarded = system.open(path, "wb", autocommit=False)
             except NotImplementedError as error:
                 raise OutputError(
-                    f"{self.url}: this kind of storage can only be read; write to a local folder, "
+                    f"{self.url}: this kind of storage is read-only; write to a local folder, "
                     f"then upload the finished dataset"
                 ) from error
             does_nothing = AbstractBufferedFile.commit
             if getattr(type(discarded), "commit", does_nothing) is does_nothing:
-                discarded.closed = True  # or it would be sent when Python forgets it
+                discarded.closed = True  # or it would be sent on collection
                 raise self._publishes_early()
             discarded.write(b"discarded")
             discarded.close()
@@ -328,7 +331,7 @@ class RemoteFolder(Folder):
 
     def _publishes_early(self) -> OutputError:
         return OutputError(
-            f"{self.url}: this kind of storage cannot hold a file back until it is whole; write to "
+            f"{self.url}: this kind of storage has no atomic uploads; write to "
             f"a local folder, then upload the finished dataset"
         )
 
@@ -367,6 +370,6 @@ class RemoteFolder(Folder):
             raise
         except Exception as error:  # file systems raise many kinds
             raise OutputError(
-                f"cannot write {self.url}/{name}: {reason_of(error)}; when it can be written, run "
-                f"the same command again"
+                f"cannot write {self.url}/{name}: {reason_of(error)}; fix the cause and rerun the "
+                f"same command"
             ) from error

@@ -1,4 +1,4 @@
-"""What file systems of fsspec leave to their users: errors of many kinds, and leftovers."""
+"""Helpers for fsspec's file systems: retries, sizes, unfinished uploads, error messages."""
 
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
@@ -9,8 +9,11 @@ T = TypeVar("T")
 
 
 def retry(operation: Callable[[], T]) -> T:
-    """Whatever fails is tried again, since file systems raise many kinds; but not what a server
-    has understood and refused."""
+    """Retry an operation with back-off.
+
+    All kinds of errors are retried, since file systems raise many, except that a file is missing
+    or a server refuses the request.
+    """
 
     def attempt() -> T:
         try:
@@ -26,7 +29,7 @@ def retry(operation: Callable[[], T]) -> T:
 
 
 def _is_refused(error: BaseException | None) -> bool:
-    """Whether a server says that the request is at fault, by its HTTP status."""
+    """Whether a server refuses the request itself, by its HTTP status."""
     response = getattr(error, "response", None)
     metadata = response.get("ResponseMetadata", {}) if isinstance(response, dict) else {}
     status = metadata.get("HTTPStatusCode") or getattr(error, "status", None)
@@ -39,7 +42,7 @@ def size_of(system: Any, path: str) -> int | None:
     try:
         size: int | None = system.size(path)
     except FileNotFoundError as error:
-        # For a web server's file system, whatever fails is not found.
+        # The HTTP file system raises FileNotFoundError for every failure.
         status = getattr(error.__cause__, "status", None)
         if error.__cause__ is not None and status not in (403, 404, 410):
             raise ConnectionError(f"{error.__cause__}") from error

@@ -8,9 +8,9 @@ from quadpipe.errors import ConfigError
 from quadpipe.fields import check_fields, option
 from quadpipe.images.crop import check_range
 from quadpipe.job.run_config import RunConfig
+from quadpipe.names import SPLITS
 from quadpipe.scorers import scorer_type
 from quadpipe.shards.format import CODECS, DEFAULT_QUALITY, MAX_SAMPLES_PER_SHARD, MAX_VIEWS, Codec
-from quadpipe.sources.names import SPLITS
 from quadpipe.tokenizer import TokenizerConfig
 
 

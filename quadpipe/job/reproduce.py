@@ -17,13 +17,13 @@ from quadpipe.job.plan import ShardId, changed_fields, check_unchanged, read_inp
 from quadpipe.job.shard import check_machine, decided_rejects, local_scorer
 from quadpipe.job.steps import Steps, View
 from quadpipe.mosaic import Mosaic
+from quadpipe.names import text_to_path
 from quadpipe.scorers.precomputed import Precomputed
 from quadpipe.shards.format import marker_name
 from quadpipe.shards.marker import FinishedTar, Identity, Marker, Reject
 from quadpipe.shards.reader import Dataset
 from quadpipe.shards.writer import ShardWriter
 from quadpipe.sources import Input, open_source
-from quadpipe.sources.names import text_to_path
 from quadpipe.tokenizer import Tokenizer
 
 

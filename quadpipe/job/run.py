@@ -17,13 +17,13 @@ from quadpipe.job.plan import ShardId
 from quadpipe.job.planner import Planner
 from quadpipe.job.progress import Preview, Progress
 from quadpipe.job.shard import ShardReport, Site
+from quadpipe.names import text_to_path
 from quadpipe.scorers import Scorer
 from quadpipe.scorers.precomputed import Precomputed
 from quadpipe.shards.format import LOGS, MANIFEST, WITHDRAWN
 from quadpipe.shards.manifest import Manifest
 from quadpipe.shards.reader import Dataset
 from quadpipe.sources import ClassNames, open_source, read_class_names
-from quadpipe.sources.names import text_to_path
 
 
 class Job:

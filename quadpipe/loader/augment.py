@@ -1,7 +1,7 @@
 """Augmentation of batches of tokens, on their device, from a generator of random numbers.
 
-What needs the pixels between tokens (crops, rotations, blur) cannot be done here: tokenize several
-`--views` for that.
+Augmentations that need the pixels between tokens (crops, rotations, blur) are not possible here:
+tokenize with several `--views` instead.
 
 Letters: b batch; N tokens; P patch size.
 """
@@ -19,7 +19,7 @@ _LUMA = (0.299, 0.587, 0.114)
 
 @dataclass(frozen=True, kw_only=True)
 class Augmentation:
-    """Augmentation of training batches; by default images are only mirrored.
+    """Augmentation of training batches; by default only horizontal flips.
 
     Raises ConfigError on values outside their bounds.
     """
@@ -54,7 +54,7 @@ class Augmentation:
         columns: width of the image in units of P. generator: of the CPU, so that the draws are
         the same on every device; numbers are drawn for `total` images, of which these are those
         from `first` on, so that a batch is augmented alike in any number of slices. Tokens become
-        float32 in 0..255 when colours change.
+        float32 in 0..255 when colors change.
         """
         total = len(tokens) if total is None else total
         mine = slice(first, first + len(tokens))

@@ -1,4 +1,4 @@
-"""Shards -> batches for torch, in an order that does not depend on who reads.
+"""Shards -> batches for torch, in an order that does not depend on ranks or workers.
 
 Letters: B batch of all ranks; b of one rank; N tokens; P patch size.
 """
@@ -24,7 +24,7 @@ from quadpipe.shards.reader import Dataset
 from quadpipe.shards.skipped import Skipped, check_on_error
 
 _BATCHES_AHEAD = 2  # for each thread that reads ahead
-_MOST_KEPT = 64  # batches whose memory is used again
+_MOST_KEPT = 64  # batches whose memory is reused
 
 _log = logging.getLogger(__name__)
 
@@ -34,13 +34,13 @@ class Batch:
     """One rank's slice of a global batch.
 
     tokens: uint8 `[b, N, P, P, 3]`. boxes: int16 `[b, N, 3]`: x, y, scale. label: int64 `[b]`, -1
-    without labels. weight: float32 `[b]`: 1, or 0 for a sample that was skipped and for the one
-    that stands in for an empty slice. keys: of the samples. total: samples of the global batch,
-    over all ranks. first: how many of them come before this slice. skipped: how many samples of
-    this slice were damaged; their rows are a valid input that shows nothing (tokens 0, the boxes
-    of some tree, label 0 where there are labels, key empty), for which loss and accuracy must not
-    count. The mean over a global batch is the sum of weight times loss over all ranks by the sum
-    of the weights over all ranks, which is `total` where nothing was skipped.
+    without labels. weight: float32 `[b]`: 1, or 0 for a skipped sample and for the placeholder of
+    an empty slice. keys: of the samples. total: samples of the global batch, over all ranks. first:
+    number of them before this slice. skipped: number of damaged samples of this slice; their rows
+    are a valid, blank input (tokens 0, boxes of a valid tree, label 0, or -1 without labels, key
+    empty), which must not count in loss and accuracy. The mean over a global batch is the sum of
+    weight times loss over all ranks, divided by the sum of the weights over all ranks, which is
+    `total` where nothing was skipped.
     """
 
     tokens: Tensor
@@ -63,15 +63,14 @@ class Loader:
     `world_size` takes its slice of every global batch of `batch_size`, and `workers` threads only
     read ahead. All ranks make the same number of steps. Epoch e reads view e % views.
 
-    on_error="skip" passes over samples that are damaged, and over those of shards that are
-    missing: they keep their rows, with weight zero, so that order, steps and resuming are those of
-    the whole dataset. `skipped` counts them, in every epoch anew and as they are read ahead.
+    on_error="skip" skips damaged samples, and those of missing shards: they keep their rows, with
+    weight zero, so that order, steps and resuming do not change. `skipped` counts them in every
+    epoch, as they are read ahead.
 
-    verify: when checksums of samples are compared: "first", of local samples the first time that
-    this process reads them and of remote ones always; "always"; "never".
+    verify: when checksums of samples are compared; see `samples.VERIFY`.
 
     Raises ConfigError on a split or budget that the dataset does not have, ShardError when a
-    shard does not hold what the manifest says.
+    shard does not fit the manifest.
     """
 
     def __init__(
@@ -102,7 +101,7 @@ class Loader:
         if self.tokens > stored:
             raise ConfigError(
                 f"{self.dataset.folder} holds {stored} tokens, not {tokens}; use at most {stored}, "
-                f"or tokenize again with --tokens {tokens}"
+                f"or rerun quadpipe tokenize with --tokens {tokens}"
             )
         if batch_size < 1 or workers < 0 or not 0 <= rank < world_size:
             raise ConfigError(
@@ -128,7 +127,7 @@ class Loader:
         smallest = min(batch_size, self.samples)
         if smallest < world_size and rank == 0:
             _log.warning(
-                "batches of %d samples for %d ranks: the others compute samples of weight zero",
+                "batches of %d samples for %d ranks: some ranks compute samples of weight zero",
                 smallest,
                 world_size,
             )
@@ -140,12 +139,12 @@ class Loader:
     def epoch(self, epoch: int, *, consumed: int = 0) -> Iterator[Batch]:
         """The batches of an epoch after the first `consumed` samples of all ranks.
 
-        `consumed` is a multiple of the batch size; (epoch, consumed) is all there is to resume.
+        `consumed` is a multiple of the batch size; (epoch, consumed) is the state for resuming.
         """
         if consumed % self.batch_size and consumed < self.samples:
             raise ConfigError(
                 f"{consumed} samples are not a whole number of batches of {self.batch_size}; "
-                f"resume with the batch size of before"
+                f"resume with the earlier batch size"
             )
         reader = self._reader(self.view(epoch))
         counts = [shard.samples for shard in reader.shards]
@@ -186,7 +185,7 @@ class Loader:
 
     def _read_batch(self, reader: SampleReader, order: EpochOrder, step: int) -> Batch:
         start, stop, total = self.slice_of(step)
-        stands_in = start == stop  # an empty rank computes some sample with weight zero
+        stands_in = start == stop  # an empty rank computes one sample with weight zero
         if stands_in:
             start = min(start, self.samples - 1)
             stop = start + 1
@@ -215,10 +214,10 @@ class Loader:
 
 
 class _Memory:
-    """Memory for the tokens of batches, used again when no tensor of it is left.
+    """Memory for the tokens of batches, reused when no tensor shares it.
 
     Fresh memory costs a page fault every 4 kB, as much as copying the tokens. Pinned memory is
-    torch's to keep: it knows which copies to a GPU still run.
+    managed by torch, which knows which copies to a GPU are running.
     """
 
     def __init__(self, *, pinned: bool) -> None:
@@ -226,14 +225,14 @@ class _Memory:
         self._free = deque[np.ndarray](maxlen=_MOST_KEPT)
 
     def take(self, shape: tuple[int, ...]) -> Tensor:
-        """uint8 of this shape, with anything in it."""
+        """uint8 of this shape, uninitialized."""
         size = math.prod(shape)
         try:
             return self._take(shape, size)
         except (MemoryError, RuntimeError) as error:
             raise ConfigError(
-                f"a batch of {shape[0]} samples is {size:,} bytes, more than there is memory; use "
-                f"a smaller batch_size"
+                f"a batch of {shape[0]} samples is {size:,} bytes, more than the available memory; "
+                f"use a smaller batch_size"
             ) from error
 
     def _take(self, shape: tuple[int, ...], size: int) -> Tensor:
@@ -248,7 +247,7 @@ class _Memory:
         return torch.from_numpy(lent).view(shape)
 
     def _free_block(self, size: int) -> np.ndarray | None:
-        """A block of at least so many bytes; smaller ones are dropped. Threads may call this."""
+        """A block of at least `size` bytes; smaller ones are dropped. Threads may call this."""
         while True:
             try:
                 block = self._free.popleft()

@@ -1,8 +1,8 @@
-"""The loop that takes samples out of mapped shards into a batch, compiled by numba.
+"""The compiled reader (numba): samples of mapped shards -> a batch.
 
-It checks what `shards.reader` checks, and gives up on a sample as soon as anything is not as
-quadpipe writes it: the caller then reads that sample with `shards.reader`, which accepts it or
-says what is wrong. So nothing is decided here but the usual case.
+It makes the checks of `shards.members`, and leaves a sample to the caller as soon as anything is
+not as quadpipe writes it: the caller reads that sample with `shards.reader`, which accepts it or
+raises. Unknown members are skipped.
 
 Import this module inside the functions that need it: numba takes half a second to load.
 
@@ -18,13 +18,10 @@ from numba.core import cgutils, types
 from numba.extending import intrinsic
 
 from quadpipe.kernels import compiled
+from quadpipe.shards.tar import BLOCK
 
-BLOCK = 512
 _DOT, _SPACE, _ZERO, _EIGHT, _LAST = (ord(character) for character in ". 08~")
-_TOKENS, _NODES, _IMPORTANCE, _LABEL, _INFO = (
-    np.frombuffer(name, np.uint8)
-    for name in (b"tokens.npy", b"nodes.npy", b"importance.npy", b"cls", b"json")
-)
+_MOST_MEMBERS = 32
 
 
 def _pointer_type(typing: Any, address: Any) -> Any:
@@ -35,13 +32,14 @@ def _pointer_type(typing: Any, address: Any) -> Any:
 
 
 _pointer: Any = intrinsic(_pointer_type)
-"""An int64 as the pointer that it is."""
+"""An int64 as a pointer."""
 
 
 @compiled
 def gather(
     addresses: np.ndarray,
     lengths: np.ndarray,
+    names: np.ndarray,
     headers: tuple[np.ndarray, np.ndarray, np.ndarray],
     root_boxes: np.ndarray,
     stored: int,
@@ -52,10 +50,12 @@ def gather(
     labels: np.ndarray,
     keys: np.ndarray,
 ) -> np.ndarray:
-    """Read samples; returns bool `[b]`, which ones it did.
+    """Read samples; returns bool `[b]`, which ones were read.
 
-    addresses, lengths: int64 `[b]`, where samples lie in memory, which the caller holds. headers:
-    the NumPy headers of tokens, nodes and importance. root_boxes: int32 `[R, 3]`. stored, splits:
+    addresses, lengths: int64 `[b]`, of samples in memory that the caller keeps alive. names:
+    uint8 `[n, 100]`, names of the members that a sample must have, after the key and its dot,
+    ended by zeros: tokens, nodes, importance, with classes the label, then any others. headers: the
+    NumPy headers of the first three. root_boxes: int32 `[R, 3]`. stored, splits:
     K and k. classes: number of classes, -1 without labels. Written are tokens: uint8 `[b, N, T]`,
     boxes: int16 `[b, N, 3]`, labels: int64 `[b]`, keys: uint8 `[b, bytes of the longest key]`.
     """
@@ -65,7 +65,7 @@ def gather(
     done = np.zeros(len(addresses), np.bool_)
     for row in range(len(addresses)):
         data = carray(_pointer(addresses[row]), (lengths[row],), np.uint8)
-        members = _find_members(data, keys[row])
+        members = _find_members(data, names, keys[row])
         if not (
             _is_array(data, members[0], headers[0], count * size)
             and _is_array(data, members[1], headers[1], count * 16)
@@ -121,17 +121,18 @@ def _copy_leaves(
 
 
 @compiled
-def _find_members(data: np.ndarray, key: np.ndarray) -> np.ndarray:
-    """int64 `[5, 2]`: where contents begin and end, of tokens, nodes, importance, label and info.
+def _find_members(data: np.ndarray, names: np.ndarray, key: np.ndarray) -> np.ndarray:
+    """int64 `[n, 2]`: start and end of the contents of the members with these names; fills `key`.
 
-    -1 everywhere when anything is not as it should be. Fills `key`.
+    All -1 when one of them is missing or a header is unusual. Other members are skipped.
     """
-    found = np.full((5, 2), -1, np.int64)
-    bad = np.full((5, 2), -1, np.int64)
+    found = np.full((len(names), 2), -1, np.int64)
+    bad = np.full((len(names), 2), -1, np.int64)
+    headers = np.empty(_MOST_MEMBERS, np.int64)
     offset, stop = 0, len(data)
-    key_length = -1
+    key_length, count = -1, 0
     while offset < stop and data[offset] != 0:
-        if offset + BLOCK > stop:
+        if offset + BLOCK > stop or count == _MOST_MEMBERS:
             return bad
         size = _read_header(data, offset)
         first, last = offset + BLOCK, offset + BLOCK + size
@@ -149,32 +150,29 @@ def _find_members(data: np.ndarray, key: np.ndarray) -> np.ndarray:
         elif dot != key_length:
             return bad
         for j in range(dot):
-            if key[j] != data[offset + j] or key[j] < _SPACE or key[j] > _LAST:
+            if key[j] != data[offset + j]:
                 return bad
-        which = -1
-        if _is_name(data, offset, dot + 1, _TOKENS):
-            which = 0
-        elif _is_name(data, offset, dot + 1, _NODES):
-            which = 1
-        elif _is_name(data, offset, dot + 1, _IMPORTANCE):
-            which = 2
-        elif _is_name(data, offset, dot + 1, _LABEL):
-            which = 3
-        elif _is_name(data, offset, dot + 1, _INFO):
-            which = 4
-        if which < 0 or found[which, 0] >= 0:
+        name = data[offset : offset + 100]
+        if not _is_printable(name):
             return bad
-        found[which, 0] = first
-        found[which, 1] = last
+        for j in range(count):
+            if _same_name(name, data[headers[j] : headers[j] + 100]):
+                return bad
+        headers[count] = offset
+        count += 1
+        for which in range(len(names)):
+            if _same_name(name[dot + 1 :], names[which]):
+                found[which, 0] = first
+                found[which, 1] = last
         offset = last + (-size) % BLOCK
-    if found[4, 0] < 0 or stop % BLOCK or np.any(data[offset:stop]):
+    if np.any(found < 0) or stop % BLOCK or np.any(data[offset:stop]):
         return bad
     return found
 
 
 @compiled
 def _read_header(data: np.ndarray, offset: int) -> int:
-    """Size of a plain file's content from its USTAR header, -1 when it is none."""
+    """Size of a plain file's content from its USTAR header, -1 when it is not a plain file."""
     header = data[offset : offset + BLOCK]
     total, prefix = np.int32(8 * _SPACE), np.int32(0)
     for j in range(BLOCK):
@@ -191,7 +189,7 @@ def _read_header(data: np.ndarray, offset: int) -> int:
 
 @compiled
 def _octal(data: np.ndarray, at: int, length: int) -> int:
-    """An octal number in digits, ended by a blank or zero byte; -1 when it is none."""
+    """An octal number in digits, ended by spaces or zero bytes; -1 when it is not one."""
     value, digits = 0, 0
     while digits < length and _ZERO <= data[at + digits] < _EIGHT:
         value = value * 8 + int(data[at + digits]) - _ZERO
@@ -203,17 +201,30 @@ def _octal(data: np.ndarray, at: int, length: int) -> int:
 
 
 @compiled
-def _is_name(data: np.ndarray, offset: int, first: int, name: np.ndarray) -> bool:
-    """Whether the member's name goes on with `name` from its byte `first`, and ends there."""
+def _is_printable(name: np.ndarray) -> bool:
+    """Whether all bytes before the first zero are printable ASCII."""
     for j in range(len(name)):
-        if data[offset + first + j] != name[j]:
+        if name[j] == 0:
+            return True
+        if name[j] < _SPACE or name[j] > _LAST:
             return False
-    return bool(data[offset + first + len(name)] == 0)
+    return True
+
+
+@compiled
+def _same_name(one: np.ndarray, other: np.ndarray) -> bool:
+    """Whether two names are equal up to their first zero; `one` is not longer than `other`."""
+    for j in range(len(one)):
+        if one[j] != other[j]:
+            return False
+        if one[j] == 0:
+            return True
+    return len(one) == len(other) or bool(other[len(one)] == 0)
 
 
 @compiled
 def _is_array(data: np.ndarray, member: np.ndarray, header: np.ndarray, size: int) -> bool:
-    """Whether a member is there with this header, so many bytes, and numbers in their places."""
+    """Whether a member exists, with this header, `size` bytes of data, and aligned numbers."""
     if member[0] < 0 or member[1] - member[0] != len(header) + size:
         return False
     if (data.ctypes.data + member[0] + len(header)) % 8:
@@ -256,7 +267,7 @@ def _are_nodes(nodes: np.ndarray, root_boxes: np.ndarray, node_of_step: np.ndarr
 
 @compiled
 def _read_label(data: np.ndarray, member: np.ndarray) -> int:
-    """A decimal number of one to nine digits, -1 when it is none."""
+    """A decimal number of one to nine digits, -1 when it is not one."""
     length = member[1] - member[0]
     if member[0] < 0 or length < 1 or length > 9:
         return -1

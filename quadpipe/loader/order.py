@@ -18,13 +18,13 @@ from quadpipe.seeds import permutation
 LANES = 16
 WINDOW = 4
 SHARDS_BY_TURNS = LANES * (WINDOW + 1)
-"""So many shards at most are read by turns: a window of each lane, and what is read ahead."""
-# Positions are merged in blocks of about so many samples.
+"""The largest number of shards in use at a time: a window per lane, and the next shard of each."""
+# Positions are merged in blocks of about this number of samples.
 _BLOCK = 4096
 
 
 class EpochOrder:
-    """Where the sample at each position of one epoch lies.
+    """Shard and number of the sample at each position of one epoch.
 
     counts: samples of each shard, in the order of the shard list. shuffle: without it, that order.
     """

@@ -1,4 +1,4 @@
-"""The stages of `plain.webdataset` that are ours. Imports webdataset, so import it where needed."""
+"""The stages of `plain.webdataset`. Imports webdataset, so import this module where needed."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -10,12 +10,12 @@ from quadpipe.shards.reader import Dataset
 
 
 class Pipeline(wds.DataPipeline, wds.FluidInterface):  # type: ignore[misc]
-    """What a `webdataset.WebDataset` is, of stages that are given."""
+    """Like `webdataset.WebDataset`, with given stages."""
 
 
 @dataclass(frozen=True)
 class ReadShards:
-    """Names of shards -> their samples at a budget, as `plain.webdataset` describes them."""
+    """Names of shards -> their samples at a budget; see `plain.webdataset`."""
 
     dataset: Dataset
     split: str

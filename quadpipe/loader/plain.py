@@ -24,10 +24,9 @@ def webdataset(
     Its samples are dicts of `tokens` uint8 `[N, P, P, 3]`, `boxes` int16 `[N, 3]`, `label` int (-1
     without labels) and `key`, at a legal budget up to the stored one. shardshuffle, resampled,
     nodesplitter and workersplitter are those of `webdataset.WebDataset`; chain `.shuffle(..)`,
-    `.batched(..)` as usual. The order and the resuming are WebDataset's. It can be pickled, so the
-    workers of a DataLoader may be spawned. The tars are read by `Dataset.read_shard`, which says
-    what on_error does: tarfile, which WebDataset uses, gives a stranger's archive the memory that
-    it claims.
+    `.batched(..)` as usual. Order and resuming are WebDataset's. It can be pickled, so the
+    workers of a DataLoader may be spawned. The tars are read by `Dataset.read_shard` (see there for
+    on_error), since tarfile, which WebDataset uses, allocates the memory that an archive claims.
     """
     import webdataset as wds
 

@@ -1,8 +1,7 @@
 """Samples of a shard by number, checked against the manifest, gathered into a batch.
 
-A local shard is mapped into memory, a remote one is read in ranges; the same bytes go the same way.
-The checksum of a sample in the index is compared whenever it was read from far away, and the first
-time it is read from a local disk; `verify` chooses otherwise.
+A local shard is mapped into memory, a remote one is read in ranges. The checksum of a remote sample
+is compared at each read, of a local sample at the first read; `verify` chooses otherwise.
 
 Letters: b samples of the batch; N tokens; T = P * P * 3 bytes of a token.
 """
@@ -18,17 +17,18 @@ from quadpipe.files import CachedFolder, RangeReader, RemoteFolder
 from quadpipe.quadtree import grow, leaf_indices
 from quadpipe.shards.format import npy_header
 from quadpipe.shards.index import ROW, checksum, mismatch, scan
+from quadpipe.shards.members import sample_members
 from quadpipe.shards.reader import Dataset
 
 KEY_BYTES = 20
-"""Longer keys, which quadpipe does not write, take a slower way."""
+"""Longer keys, which quadpipe does not write, are read by the slow path."""
 
 OPEN_SHARDS = 128
 """The largest number of shards that are open at once; local ones are mapped."""
 
 VERIFY = ("first", "always", "never")
-"""When the checksums of samples are compared: of local samples the first time that this process
-reads them and of remote ones always; always; never."""
+"""When checksums of samples are compared. first: of local samples at the first read by this
+process, of remote ones at each read. always: at each read. never."""
 
 
 def check_verify(verify: str) -> None:
@@ -54,7 +54,7 @@ class Rows:
         self.skipped: dict[int, tuple[str, ShardError]] = {}
 
     def keys(self) -> list[str]:
-        """Of the samples in the rows, empty where one was skipped."""
+        """Keys of the samples in the rows, empty where one was skipped."""
         keys: list[str] = self.key_bytes.view(f"S{KEY_BYTES}")[:, 0].astype(str).tolist()
         for place, key in self.long_keys.items():
             keys[place] = key
@@ -63,10 +63,10 @@ class Rows:
 
 @dataclass(frozen=True, kw_only=True)
 class _Shard:
-    """An open shard. offsets: int64, where each sample begins, and where the last one ends.
+    """An open shard. offsets: int64, start of each sample, and end of the last one.
 
-    checksums: uint64, of the samples, 0 where there is none. damage: why there are fewer of them
-    than samples, empty when there are not.
+    checksums: uint64, of the samples, 0 if unknown. damage: the reason why some samples have no
+    offset, empty when all have one.
     """
 
     offsets: np.ndarray
@@ -92,7 +92,7 @@ class SampleReader:
         self.shards = [shard for _, shard in listed]
         self._first = np.cumsum([0, *(shard.samples for shard in self.shards)])
         self._verifies = verify != "never" and self._index is not None
-        # Of each sample, whether its bytes need no look any more.
+        # Per sample, whether its checksum has been verified.
         self._trusted: np.ndarray | None = None
         if verify == "first" and not isinstance(dataset.folder, RemoteFolder):
             self._trusted = np.zeros(self._first[-1], np.bool_)
@@ -102,7 +102,11 @@ class SampleReader:
         manifest, geometry = dataset.manifest, dataset.manifest.geometry
         stored, side = manifest.tokenizer.tokens, geometry.patch_size
         nodes, self._stored_splits = geometry.num_nodes(stored), geometry.num_splits(stored)
-        self._is_raw = manifest.make_codec().name == "raw"
+        codec = manifest.make_codec()
+        self._is_raw = codec.name == "raw"
+        members = sample_members(codec, labels=manifest.classes is not None)
+        required = [name.encode() for name, member in members.items() if not member.optional]
+        self._names = np.array(required, "S100").view(np.uint8).reshape(-1, 100)
         self._headers = (
             np.frombuffer(npy_header("|u1", (nodes, side, side, 3)), np.uint8),
             np.frombuffer(npy_header("<i4", (nodes, 4)), np.uint8),
@@ -114,7 +118,7 @@ class SampleReader:
     def gather(self, shards: np.ndarray, numbers: np.ndarray, rows: Rows) -> None:
         """Fill the rows with samples given by shard and number in the shard, int64 `[b]`.
 
-        ShardError names shard and key of what is wrong; a reader that skips leaves a blank row.
+        ShardError names shard and key of a damaged sample; with skip, its row is blank.
         """
         addresses, lengths = np.zeros_like(shards), np.zeros_like(shards)
         by_shard = np.argsort(shards, kind="stable")
@@ -128,7 +132,7 @@ class SampleReader:
                 if not len(places):
                     continue
                 contents, begins, sizes = self._read(shard, numbers[places])
-            except UnreadableError:  # nothing is known of its samples
+            except UnreadableError:  # its samples may be intact
                 raise
             except ShardError as error:
                 self._blank(shard, places, error, rows)
@@ -157,7 +161,7 @@ class SampleReader:
     def _without_lost(
         self, shard: int, places: np.ndarray, numbers: np.ndarray, rows: Rows
     ) -> np.ndarray:
-        """The places whose samples have a known place in the shard; the others become blank."""
+        """The places whose samples have an offset in the shard; the others become blank."""
         opened = self._opened(shard)
         if not opened.damage:
             return places
@@ -167,7 +171,7 @@ class SampleReader:
         return kept
 
     def _read(self, shard: int, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Bytes that hold samples of a shard; where each begins in them, and its size."""
+        """Bytes that hold samples of a shard; start of each sample in them, and its size."""
         opened = self._opened(shard)
         starts, stops = opened.offsets[numbers], opened.offsets[numbers + 1]
         contents, begins = opened.read(starts, stops)
@@ -177,7 +181,7 @@ class SampleReader:
         return contents, begins, sizes
 
     def _unseen(self, shards: np.ndarray, numbers: np.ndarray) -> np.ndarray | None:
-        """bool `[b]`: the samples whose checksums are to be compared; None where none are."""
+        """bool `[b]`: the samples whose checksums are to be compared; None if there are none."""
         if not self._verifies:
             return None
         if self._trusted is None:
@@ -186,7 +190,7 @@ class SampleReader:
         return unseen if unseen.any() else None
 
     def _verify(self, shard: int, place: int, number: int, part: memoryview, rows: Rows) -> bool:
-        """Whether a sample has the checksum of the index; it becomes blank when it has not."""
+        """Whether a sample has the checksum of the index; its row becomes blank if not."""
         opened = self._opened(shard)
         if checksum(part) == opened.checksums[number]:
             if self._trusted is not None:
@@ -198,9 +202,9 @@ class SampleReader:
     def _blank(
         self, shard: int, places: np.ndarray | list[int], error: ShardError, rows: Rows
     ) -> None:
-        """Fill rows with a valid input that shows nothing, or raise the error if none are skipped.
+        """Fill rows with a valid, blank input; without skip, raise the error.
 
-        Tokens are black, the boxes those of some tree, the label is 0 where there are labels.
+        Tokens are black, the boxes are those of a valid tree, the label is 0, or -1 without labels.
         """
         name = self.shards[shard].name
         located = ShardError(f"{self._dataset.folder.where(name)}: {error}")
@@ -222,9 +226,9 @@ class SampleReader:
         return boxes
 
     def _gather_usual(self, addresses: np.ndarray, lengths: np.ndarray, rows: Rows) -> np.ndarray:
-        """Fill the rows of samples that are as quadpipe writes them; bool `[b]`, which ones.
+        """Fill rows with the compiled reader; returns bool `[b]`, which samples it could read.
 
-        addresses, lengths: int64 `[b]`, where the samples lie in memory.
+        addresses, lengths: int64 `[b]`, of the samples in memory.
         """
         if not self._is_raw:
             return np.zeros(len(addresses), np.bool_)
@@ -233,6 +237,7 @@ class SampleReader:
         done: np.ndarray = gather(
             addresses,
             lengths,
+            self._names,
             self._headers,
             self._root_boxes,
             self._stored_splits,
@@ -246,7 +251,7 @@ class SampleReader:
         return done
 
     def _parse(self, part: memoryview, place: int, rows: Rows) -> None:
-        """Fill one row from the bytes of any sample that the manifest allows."""
+        """Fill one row with the slow reader, which reads every valid sample."""
         sample = self._dataset.parse_sample(part)
         leaves = sample.mosaic.leaves(rows.budget)
         rows.tokens[place] = leaves.tokens.reshape(len(leaves), -1)
@@ -255,14 +260,14 @@ class SampleReader:
         rows.long_keys[place] = sample.key
 
     def _fetch(self, shards: np.ndarray) -> None:
-        """Have the shards of a batch near, several at a time; what fails shows when it is read."""
+        """Prefetch the shards of a batch into the cache; errors are raised when they are read."""
         if isinstance(self._dataset.folder, CachedFolder):
             names = [self.shards[shard].name for shard in np.unique(shards).tolist()]
             with suppress(ShardError):
                 self._dataset.folder.fetch(names)
 
     def _open(self, shard: int) -> _Shard:
-        """Raises ShardError when it is damaged, unless damage is skipped."""
+        """Open a shard; raises ShardError when it is damaged, unless damage is skipped."""
         info, folder = self.shards[shard], self._dataset.folder
         try:
             size = folder.size(info.name)

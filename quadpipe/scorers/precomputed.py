@@ -13,11 +13,11 @@ import numpy as np
 
 from quadpipe.errors import ConfigError, RejectError
 from quadpipe.geometry import Geometry
+from quadpipe.names import path_to_text, text_to_path
 from quadpipe.scorers.base import Scorer
 from quadpipe.scorers.pooling import pool_to_patches
 from quadpipe.sources import Input
 from quadpipe.sources.folder import FolderSource
-from quadpipe.sources.names import path_to_text, text_to_path
 from quadpipe.sources.roots import LocalRoot
 
 _LARGEST_MAP = 1 << 24  # cells

@@ -1,4 +1,4 @@
-"""The format on disk: one page that is the format, writer, reader, manifest, verify."""
+"""The format on disk: names and bytes, members, writer, reader, manifest, verify."""
 
 from quadpipe.shards.reader import Dataset, Sample
 

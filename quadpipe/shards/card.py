@@ -1,4 +1,4 @@
-"""The dataset card: what a person, and the Hugging Face Hub, read first."""
+"""The dataset card, for people and for the Hugging Face Hub."""
 
 import json
 

@@ -2,8 +2,8 @@
 
     dataset.json               the manifest, written last
     README.md                  the card
-    train.shards.jsonl         one line a shard
-    train.index.npy            one row per sample: where it lies, its checksum and label
+    train.shards.jsonl         one line per shard
+    train.index.npy            one row per sample: offset, size, checksum, label
     train-000000.tar           WebDataset shards, view 0
     train-v01-000000.tar       view 1 of the same inputs
     .quadpipe/                 how it was made; a dataset without it still loads
@@ -42,7 +42,7 @@ DEFAULT_QUALITY = 95
 MAX_SAMPLES_PER_SHARD = 100_000
 MAX_VIEWS = 100
 
-# What NumPy itself writes; other headers are not parsed, so that nothing of a stranger's runs.
+# As NumPy writes it; other headers are not parsed, so that no untrusted text is evaluated.
 _NPY_HEADER = re.compile(
     rb"\x93NUMPY\x01\x00(?P<length>..)\{'descr': '(?P<dtype>[^']{1,16})', "
     rb"'fortran_order': (?P<fortran>True|False), "
@@ -77,7 +77,7 @@ def listing_name(split: str, chunk: int) -> str:
 
 
 def json_bytes(value: Any, *, indent: int | None = None) -> bytes:
-    """JSON that is the same everywhere: sorted keys, UTF-8, one newline at the end."""
+    """JSON with the same bytes everywhere: sorted keys, UTF-8, one newline at the end."""
     separators = (",", ":") if indent is None else (",", ": ")
     text = json.dumps(
         value,
@@ -116,7 +116,7 @@ def npy_array(data: bytes | memoryview, dtype: str, shape: tuple[int, ...]) -> n
     header = npy_header(dtype, shape)
     length = len(header)
     if view[:length] != header:
-        # Written by another tool: any header that says the same will do.
+        # Written by another tool: any header with the same meaning is accepted.
         match = _NPY_HEADER.match(view[:1024])
         if not match or int.from_bytes(match["length"], "little") != match.end() - 10:
             raise ShardError("not a NumPy array of version 1.0")
@@ -140,7 +140,7 @@ def _numbers(text: bytes) -> tuple[int, ...]:
 
 @dataclass(frozen=True, kw_only=True)
 class Codec:
-    """How the tokens of a sample become bytes: `raw` NumPy, or one `jpg` or `png` image.
+    """The encoding of the tokens of a sample: `raw` NumPy, or one `jpg` or `png` image.
 
     An image holds the M tokens row by row, `ceil(sqrt(M))` wide, free cells repeating the last.
     """
@@ -179,7 +179,7 @@ class Codec:
         return file.getvalue()
 
     def decode(self, data: bytes | memoryview, count: int) -> np.ndarray:
-        """uint8 `[M, P, P, 3]` of M = `count` tokens; ShardError when the bytes hold others."""
+        """uint8 `[M, P, P, 3]` of M = `count` tokens; ShardError on other contents."""
         side = self.patch_size
         if self.name == "raw":
             return npy_array(data, "|u1", (count, side, side, 3))

@@ -1,8 +1,8 @@
 """The index of a split: one row per sample, so that readers find and check samples by number.
 
-Rows stand in the order of the shard list, and in a shard in the order of its samples. A dataset
-whose manifest names no index was written before there was one: its samples are found by their
-headers, and have no checksums.
+Rows are in the order of the shard list and, in a shard, of its samples. A dataset whose manifest
+names no index was written before indexes existed: its samples are found by their headers, and have
+no checksums.
 """
 
 import hashlib
@@ -133,8 +133,8 @@ def _fits(rows: np.ndarray, shards: Sequence[ShardInfo]) -> bool:
 def scan(contents: Contents, info: ShardInfo) -> tuple[np.ndarray, str]:
     """Rows of a shard, without checksums and labels, from the headers of its members.
 
-    And why the archive cannot be followed any further, or does not hold the samples of the shard
-    list; empty when it does. Then the rows are those of the samples that can be found.
+    Also the reason why the archive does not hold the samples of the shard list, empty when it does;
+    the rows are then those of the samples that can be found.
     """
     offsets: list[int] = []
     keys: set[str] = set()

@@ -10,6 +10,7 @@ from quadpipe.errors import ConfigError, ShardError
 from quadpipe.fields import check_fields, known_fields
 from quadpipe.files import ReadableFolder
 from quadpipe.geometry import Geometry
+from quadpipe.names import SPLITS
 from quadpipe.shards.format import (
     FORMAT_VERSION,
     MANIFEST,
@@ -20,7 +21,6 @@ from quadpipe.shards.format import (
     shard_list_name,
     shard_name,
 )
-from quadpipe.sources.names import SPLITS
 from quadpipe.tokenizer import TOKENIZER_VERSION, TokenizerConfig
 
 _LARGEST_LINE = 4096
@@ -31,7 +31,7 @@ _LARGEST_SHARD = 2**62
 class SplitInfo:
     """Counts of one split, samples = views * (inputs - rejected), and the sha256 of its files.
 
-    index_sha256: None for a dataset that was written before there was an index.
+    index_sha256: None for a dataset that was written before indexes existed.
     """
 
     inputs: int
@@ -79,7 +79,7 @@ class ShardInfo:
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """What a dataset holds and how it was made."""
+    """The contents of a dataset and how it was made."""
 
     splits: dict[str, SplitInfo]
     classes: list[str] | None
@@ -100,7 +100,7 @@ class Manifest:
         return self.tokenizer.geometry
 
     def make_codec(self) -> Codec:
-        """How tokens were written; ConfigError when the codec is not one of ours."""
+        """The codec of the tokens; ConfigError when the codec is unknown."""
         return Codec(**self.codec, patch_size=self.tokenizer.patch_size)
 
     def to_bytes(self) -> bytes:
@@ -111,12 +111,12 @@ class Manifest:
 
     @classmethod
     def read(cls, folder: ReadableFolder, name: str = MANIFEST) -> "Manifest":
-        """The manifest of a dataset; ShardError when there is none, or one we cannot trust."""
+        """The manifest of a dataset; ShardError when it is missing or invalid."""
         where = folder.where(name)
         if not folder.exists(name):
             raise ShardError(
-                f"{folder} is not a finished dataset: it has no {MANIFEST}; run the quadpipe "
-                f"tokenize command that writes it to its end"
+                f"{folder} is not a finished dataset: it has no {MANIFEST}; rerun the quadpipe "
+                f"tokenize command that writes it"
             )
         try:
             document = json.loads(folder.read(name))
@@ -153,14 +153,18 @@ class Manifest:
             and isinstance(self.scorer.get("label_aware"), bool)
             and isinstance(self.scorer.get("weights_sha256"), str | None)
         ):
-            raise ConfigError("scorer has no name, does not say label_aware, or has odd weights")
+            raise ConfigError(
+                "scorer needs a name, label_aware (true or false) and weights_sha256 (text or null)"
+            )
         library = self.imaging_library
         if (
             not isinstance(library, dict)
             or not all(isinstance(library.get(key), str) for key in ("name", "version"))
             or not all(value is None or isinstance(value, str) for value in library.values())
         ):
-            raise ConfigError("imaging_library has no name or version, or is not all text")
+            raise ConfigError(
+                "imaging_library needs a name and a version, and only text or null as values"
+            )
         self.make_codec()
 
 
@@ -191,14 +195,14 @@ def read_shard_list(folder: ReadableFolder, split: str, info: SplitInfo) -> list
     if totals != (info.shards, info.samples, info.bytes):
         raise ShardError(
             f"{where} holds {totals[0]} shards, {totals[1]} samples, {totals[2]} bytes; "
-            f"{MANIFEST} says {info.shards}, {info.samples}, {info.bytes}; fetch both again"
+            f"{MANIFEST} has {info.shards}, {info.samples}, {info.bytes}; fetch both again"
         )
     per_view = dict.fromkeys(range(info.views), 0)
     for shard in shards:
         per_view[shard.view] = per_view.get(shard.view, 0) + shard.samples
     if set(per_view.values()) != {info.inputs - info.rejected} or len(per_view) != info.views:
         raise ShardError(
-            f"{where}: the views have {per_view} samples, not the same; fetch it again"
+            f"{where}: the views have different numbers of samples, {per_view}; fetch it again"
         )
     if len({shard.name for shard in shards}) != len(shards):
         raise ShardError(f"{where} names a shard twice; fetch it again")
@@ -210,7 +214,7 @@ def _parse_shard_list(where: str, split: str, data: bytes) -> Iterator[ShardInfo
         try:
             shard = ShardInfo(**known_fields(ShardInfo, json.loads(line)))
             if not _is_shard_of(split, shard):
-                raise ValueError(f"{shard.name!r} is no shard of view {shard.view} of {split}")
+                raise ValueError(f"{shard.name!r} is not a shard of view {shard.view} of {split}")
             if min(shard.samples, shard.bytes) < 1:
                 raise ValueError(f"{shard.name} has no samples or no bytes")
             if shard.bytes > _LARGEST_SHARD:

@@ -118,7 +118,9 @@ class Marker:
         ) as error:
             raise ShardError(f"not a readable marker: {error}") from error
         if any(tar.info.samples != samples for tar in marker.tars or ()):
-            raise ShardError("not a readable marker: inputs less rejects are not its samples")
+            raise ShardError(
+                "not a readable marker: inputs minus rejects is not its number of samples"
+            )
         return marker
 
 
@@ -138,7 +140,9 @@ def _finished_tar(view: Any) -> FinishedTar:
     for column in columns:
         whole = isinstance(column, list) and all(type(number) is int for number in column)
         if not whole or len(column) != info.samples:
-            raise ValueError(f"{info.name} has {info.samples} samples, its lists other entries")
+            raise ValueError(
+                f"{info.name} has {info.samples} samples, but its lists another number of entries"
+            )
     offsets, checksums, labels = columns
     rows = make_rows(offsets, info.bytes - len(END), checksums, labels)
     if offsets[0] or (rows["size"] <= 0).any():

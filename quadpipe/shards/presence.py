@@ -1,4 +1,4 @@
-"""How much of a dataset is where its manifest is: a copy may have been interrupted."""
+"""Missing shards of a dataset, for example after an interrupted copy."""
 
 from quadpipe.errors import ShardError, UnreadableError
 from quadpipe.files import ReadableFolder
@@ -6,22 +6,22 @@ from quadpipe.shards.manifest import Manifest, read_shard_list
 
 
 def shards_here(folder: ReadableFolder, manifest: Manifest) -> str:
-    """How many of all shards are there, and what to do, for the error that one is missing."""
+    """Number of shards that exist, and the next step, for the error that one is missing."""
     names = folder.names()
-    if names is None:  # a web server does not list files
+    if names is None:  # web servers do not list files
         return "not all of this dataset is here; finish copying it, or fetch the shard again"
     total = sum(info.shards for info in manifest.splits.values())
     here = total - len(missing_shards(folder, manifest, names))
     return (
-        f"not all of this dataset is here: {here:,} of {total:,} shards; finish copying it, or run "
-        f"again the quadpipe tokenize command that wrote it"
+        f"not all of this dataset is here: {here:,} of {total:,} shards; finish copying it, or "
+        f"rerun the quadpipe tokenize command that wrote it"
     )
 
 
 def missing_shards(folder: ReadableFolder, manifest: Manifest, names: list[str]) -> list[str]:
-    """The shards that are not among the names of all files.
+    """Names of the shards that do not exist, given the names of all files.
 
-    Where the list of a split cannot be read, it is named once for each shard that is missing.
+    Where the shard list of a split cannot be read, its name stands for each missing shard.
     """
     there = set(names)
     missing = []

@@ -1,10 +1,7 @@
 """Shards -> mosaics, checked against the manifest before use. The mirror image of `writer`."""
 
-import json
 import logging
-import re
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from os import PathLike
@@ -22,21 +19,15 @@ from quadpipe.files import (
     RemoteFolder,
     open_folder,
 )
-from quadpipe.geometry import Geometry
 from quadpipe.mosaic import Mosaic
-from quadpipe.shards.format import npy_array
 from quadpipe.shards.index import SplitIndex, checksum, mismatch, read_index, scan
 from quadpipe.shards.manifest import Manifest, ShardInfo, SplitInfo, read_shard_list
+from quadpipe.shards.members import Content, decode_members
 from quadpipe.shards.presence import shards_here
 from quadpipe.shards.skipped import Skipped, check_on_error
 from quadpipe.shards.tar import read_part
 
 _log = logging.getLogger(__name__)
-
-_LARGEST_SIDE = 2**32
-_UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
-
-Content = bytes | memoryview
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,14 +35,16 @@ class Sample:
     """One mosaic with its label.
 
     key: the index of its input in the plan, and its view. label: class index, None without labels.
-    info: path, width, height, class, view and box of the input.
-    offset: where its first member begins in its shard.
+    info: path, width, height, class, view and box of the input. extra: its other members by name
+    after the key, as bytes (`{"caption.txt": b".."}`). offset: where its first member begins in its
+    shard.
     """
 
     key: str
     mosaic: Mosaic
     label: int | None
     info: dict[str, Any]
+    extra: dict[str, Any]
     offset: int
 
 
@@ -62,8 +55,8 @@ class Dataset:
         for sample in dataset.samples("train"): ...
 
     cache: keeps shards of a dataset at a URL in a local folder. skipped: the damaged samples that
-    were passed over with on_error="skip". Raises ShardError when the folder holds no dataset, or
-    one in another format.
+    were skipped with on_error="skip". Raises ShardError when the folder is not a dataset, or has
+    another format version.
     """
 
     def __init__(
@@ -80,11 +73,11 @@ class Dataset:
         self._indexes_missing = False
 
     def __getstate__(self) -> dict[str, Any]:
-        """What another process needs; it reads lists and indexes for itself."""
+        """The state for another process, which reads lists and indexes itself."""
         return {**vars(self), "_shards": {}, "_indexes": {}, "_numbers": {}}
 
     def split(self, name: str) -> SplitInfo:
-        """Counts of a split; ConfigError when there is none of that name."""
+        """Counts of a split; ConfigError when there is no split of that name."""
         if name not in self.manifest.splits:
             raise ConfigError(
                 f"{self.folder} has no split {name!r}; it has {', '.join(self.manifest.splits)}"
@@ -108,18 +101,18 @@ class Dataset:
         return shards
 
     def index(self, split: str) -> SplitIndex | None:
-        """Where the samples of a split lie, with their checksums and labels.
+        """Offsets, sizes, checksums and labels of the samples of a split.
 
-        None in a dataset that was written before there was an index. ShardError when it is not the
-        one that the manifest names.
+        None in a dataset that was written before indexes existed. ShardError when it is not the one
+        that the manifest names.
         """
         info = self.split(split)
         if info.index_sha256 is None:
             if not self._indexes_missing:
                 self._indexes_missing = True
                 _log.warning(
-                    "%s was written before samples had checksums, so changed bytes go unnoticed; "
-                    "run the quadpipe tokenize command that wrote it again to add them",
+                    "%s has no checksums of samples, so changed bytes are not detected; rerun the "
+                    "quadpipe tokenize command that wrote it to add them",
                     self.folder,
                 )
             return None
@@ -140,20 +133,20 @@ class Dataset:
 
     @cached_property
     def missing(self) -> str:
-        """What is said of a shard that is not there."""
+        """The message about a shard that does not exist."""
         return f"missing: {shards_here(self.folder, self.manifest)}"
 
     def read_shard(
         self, shard: ShardInfo, on_error: str = "raise", contents: Contents | None = None
     ) -> Iterator[Sample]:
-        """The samples of one shard; ShardError names shard and key of what is wrong.
+        """The samples of one shard; ShardError names shard and key of a damaged sample.
 
-        contents: of the shard, where they have been read already.
+        contents: of the shard, if they have been read already.
 
-        With on_error="skip" it is passed over: a sample that is damaged or does not fit the
-        manifest alone, a shard that is missing or has another size as a whole, an archive that
-        cannot be followed any further from there on. Each of the samples that the shard list
-        names is then either given or counted in `skipped`.
+        With on_error="skip", a sample that is damaged or does not fit the manifest is skipped
+        alone, a shard that is missing or has another size as a whole, and an archive with a damaged
+        header from there on. Each of the samples that the shard list names is then either yielded
+        or counted in `skipped`.
         """
         check_on_error(on_error)
         left = shard.samples
@@ -192,9 +185,9 @@ class Dataset:
         return ShardError(f"{self.folder.where(shard.name)}: {what}")
 
     def rows(self, shard: ShardInfo, contents: Contents) -> tuple[np.ndarray, str]:
-        """The index's rows of a shard; without an index, rows by the headers in its contents.
+        """The index's rows of a shard; without an index, rows from the headers in its contents.
 
-        And why these are fewer than the samples of the shard list, empty when they are not.
+        Also the reason why some samples of the shard list have no row, empty when all have one.
         """
         if len(contents) != shard.bytes:
             raise ShardError(f"{len(contents)} bytes, expected {shard.bytes}")
@@ -224,105 +217,28 @@ class Dataset:
             raise ShardError(f"{key}: two members have one name")
         return self.make_sample(key, fields, offset=offset)
 
-    def make_sample(self, key: str, fields: Mapping[str, Content], *, offset: int = 0) -> Sample:
+    def make_sample(self, key: str, contents: Mapping[str, Content], *, offset: int = 0) -> Sample:
         """The sample with these members by name after the key; ShardError when they do not fit."""
         try:
-            return Sample(
-                key=key,
-                mosaic=_mosaic(fields, self.manifest),
-                label=_label(fields, self.manifest.classes),
-                info=_info(fields),
-                offset=offset,
-            )
-        except KeyError as error:
-            raise ShardError(f"{key}: has no member {error.args[0]}") from error
+            values = decode_members(contents, self.manifest)
         except ShardError as error:
             raise ShardError(f"{key}.{error}") from error
+        return Sample(
+            key=key,
+            mosaic=Mosaic(
+                geometry=self.manifest.geometry,
+                tokens=values.pop(self.manifest.make_codec().member),
+                nodes=values.pop("nodes.npy"),
+                importance=values.pop("importance.npy"),
+            ),
+            label=None if self.manifest.classes is None else values.pop("cls"),
+            info=values.pop("json"),
+            extra=values,
+            offset=offset,
+        )
 
 
 def _cached(folder: ReadableFolder, cache: Cache) -> ReadableFolder:
     if not isinstance(folder, RemoteFolder):
-        raise ConfigError(f"{folder} is on this machine, a cache is for URLs; leave out --cache")
+        raise ConfigError(f"{folder} is local, and a cache is for URLs; omit --cache")
     return CachedFolder(folder, cache)
-
-
-def _mosaic(members: Mapping[str, Content], manifest: Manifest) -> Mosaic:
-    geometry, tokens = manifest.geometry, manifest.tokenizer.tokens
-    splits, count = geometry.num_splits(tokens), geometry.num_nodes(tokens)
-    codec = manifest.make_codec()
-    with _naming("nodes.npy"):
-        nodes = npy_array(members["nodes.npy"], "<i4", (count, 4))
-        check_nodes(nodes, geometry, splits)
-    with _naming("importance.npy"):
-        importance = npy_array(members["importance.npy"], "<f4", (splits,))
-        if not np.isfinite(importance).all():
-            raise ShardError("holds numbers that are not finite")
-    with _naming(codec.member):
-        pixels = codec.decode(members[codec.member], count)
-    return Mosaic(geometry=geometry, tokens=pixels, nodes=nodes, importance=importance)
-
-
-def _label(members: Mapping[str, Content], classes: list[str] | None) -> int | None:
-    if classes is None:
-        return None
-    text = bytes(members["cls"])
-    if not (text.isdigit() and len(text) < 10 and int(text) < len(classes)):
-        raise ShardError(f"cls: {text[:20]!r} is not a class index below {len(classes)}")
-    return int(text)
-
-
-def _info(members: Mapping[str, Content]) -> dict[str, Any]:
-    with _naming("json"):
-        try:
-            info = json.loads(bytes(members["json"]))
-        except (ValueError, RecursionError) as error:
-            raise ShardError(f"not JSON: {error}") from error
-        if not isinstance(info, dict):
-            raise ShardError("not a JSON object")
-        if not _is_path(info.get("path")) or not _is_box(info.get("box")):
-            raise ShardError("has no path, or no box of four numbers")
-        return info
-
-
-def _is_path(path: Any) -> bool:
-    """Whether it is a path as text: nothing in it needs the encoding that it has."""
-    return isinstance(path, str) and bool(path) and not _UNPRINTABLE.search(path)
-
-
-def _is_box(box: Any) -> bool:
-    if not isinstance(box, list) or len(box) != 4 or any(type(v) not in (int, float) for v in box):
-        return False
-    x0, y0, x1, y1 = box
-    return bool(0 <= x0 < x1 < _LARGEST_SIDE and 0 <= y0 < y1 < _LARGEST_SIDE)
-
-
-@contextmanager
-def _naming(member: str) -> Iterator[None]:
-    """Put the member's name before a ShardError's message."""
-    try:
-        yield
-    except ShardError as error:
-        raise ShardError(f"{member}: {error}") from error
-
-
-def check_nodes(nodes: np.ndarray, geometry: Geometry, splits: int) -> None:
-    """Raise ShardError unless int32 `[M, 4]` nodes are the roots and the quarters of K splits."""
-    roots = geometry.roots
-    step = nodes[:, 3]
-    if not np.array_equal(nodes[:roots, :3], geometry.boxes[:roots]):
-        raise ShardError("the first nodes are not the largest patches in raster order")
-    split_nodes = np.flatnonzero(step != -1)
-    steps = step[split_nodes]
-    if not np.array_equal(np.sort(steps), np.arange(splits)):
-        raise ShardError(f"the split steps are not 0 to {splits - 1}, each once")
-    parents = split_nodes[np.argsort(steps)]
-    if (parents >= roots + 4 * np.arange(splits)).any():
-        raise ShardError("a patch is split before it exists")
-    x, y, scale = nodes[parents, :3].T
-    if (scale < 1).any():
-        raise ShardError("a patch of the smallest scale is split")
-    half = 1 << (scale - 1)
-    quarters = [(x + dx * half, y + dy * half, scale - 1) for dy in (0, 1) for dx in (0, 1)]
-    expected = np.stack([np.stack(quarter, axis=-1) for quarter in quarters], axis=1)
-    if not np.array_equal(nodes[roots:, :3], expected.reshape(-1, 3)):
-        raise ShardError("a split patch is not followed by its quarters")

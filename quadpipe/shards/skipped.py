@@ -1,4 +1,4 @@
-"""Damaged samples that are passed over: counted and said, never lost in silence."""
+"""Skipped samples: damaged ones are counted and logged, never dropped silently."""
 
 import logging
 from threading import Lock
@@ -6,7 +6,7 @@ from threading import Lock
 from quadpipe.errors import ConfigError, ShardError
 
 ON_ERROR = ("raise", "skip")
-"""What reading does at a damaged sample: raise ShardError, or pass over it and count."""
+"""What readers do with a damaged sample: raise ShardError, or skip and count it."""
 
 _MOST_MESSAGES = 20
 
@@ -14,9 +14,9 @@ _log = logging.getLogger(__name__)
 
 
 class Skipped:
-    """What was passed over so far. Threads may share it; a copy in another process begins anew.
+    """Skipped samples so far. Threads may share it; a copy in another process starts at zero.
 
-    samples: how many samples. messages: what was wrong, one line for each of the first 20 shards.
+    samples: their number. messages: the first error of each of the first 20 shards.
     """
 
     def __init__(self) -> None:
@@ -37,7 +37,7 @@ class Skipped:
             self._shards.add(shard)
             if len(self.messages) < _MOST_MESSAGES:
                 self.messages.append(str(error))
-        _log.warning("%s; skipped, like whatever else is damaged in this shard", error)
+        _log.warning("%s; skipped, as are other damaged samples of this shard", error)
 
 
 def check_on_error(on_error: str) -> None:

@@ -1,4 +1,4 @@
-"""What a dataset holds and how it was made, as JSON for programs and for `quadpipe info`."""
+"""A summary of a dataset, as JSON for programs and for `quadpipe info`."""
 
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -13,9 +13,9 @@ from quadpipe.shards.reader import Dataset, Sample
 from quadpipe.shards.tar import read_members
 
 BYTES_LOOKED_AT = 16 * 2**20
-"""Of the samples of each split, for the shares of scales; however large its shards are."""
+"""Read from each split for the shares of scales, however large its shards are."""
 
-# More than a sample has beside its pixels.
+# Upper bounds of the bytes of a sample beside its pixels.
 _BYTES_PER_NODE = 64
 _BYTES_PER_SAMPLE = 2**16
 
@@ -72,7 +72,7 @@ def _scales(dataset: Dataset, split: str) -> dict[str, Any]:
 
 
 def _first_samples(dataset: Dataset, split: str) -> Iterator[Sample]:
-    """The samples that lie as a whole in the first bytes of the shards of a split."""
+    """The samples that are wholly inside the first bytes of a split."""
     geometry, tokens = dataset.manifest.geometry, dataset.manifest.tokenizer.tokens
     per_node = 3 * geometry.patch_size**2 + _BYTES_PER_NODE
     largest_sample = geometry.num_nodes(tokens) * per_node + _BYTES_PER_SAMPLE
@@ -80,7 +80,7 @@ def _first_samples(dataset: Dataset, split: str) -> Iterator[Sample]:
     for shard in dataset.shards(split):
         if left <= 0:
             return
-        size = min(shard.bytes, max(left, largest_sample))  # one at least is whole
+        size = min(shard.bytes, max(left, largest_sample))  # at least one whole sample
         left -= size
         if size == shard.bytes:
             yield from dataset.read_shard(shard)

@@ -1,4 +1,4 @@
-"""Plain USTAR archives: the same members give the same bytes, and reading trusts no size."""
+"""Plain USTAR archives: the same members give the same bytes, and no claimed size is trusted."""
 
 from collections.abc import Generator, Iterator
 from functools import lru_cache
@@ -50,28 +50,28 @@ def read_members(data: Contents) -> Iterator[tuple[str, int, memoryview]]:
     """(name, offset of its header, content) of each member of a whole archive.
 
     Only plain files are allowed. ShardError when the archive is cut short, a header is damaged
-    or a member is anything else than a plain file.
+    or a member is not a plain file.
     """
     for name, offset, first, last in read_headers(data):
         yield name, offset, data[first:last]
 
 
 def read_headers(data: Contents) -> Iterator[tuple[str, int, int, int]]:
-    """As `read_members`, with the bounds of the content in the place of the content."""
+    """Like `read_members`, but with the bounds of each content instead of the content."""
     end = yield from _scan(data)
     if data[end : end + len(END)] != END:
         raise ShardError(f"cut short at byte {end}: the end of the archive is missing")
 
 
 def read_part(data: memoryview) -> Iterator[tuple[str, int, memoryview]]:
-    """As `read_members`, of some members cut out of an archive, without copies."""
+    """Like `read_members`, for some members cut out of an archive, without copies."""
     headers = _scan(data)
     end = 0
     for name, offset, first, last in headers:
         yield name, offset, data[first:last]
         end = last + -(last - first) % BLOCK
     if any(data[end:]):
-        raise ShardError(f"cut short at byte {end}: no whole members")
+        raise ShardError(f"cut short at byte {end}: the last member is not whole")
 
 
 def _scan(data: Contents) -> Generator[tuple[str, int, int, int], None, int]:

@@ -1,4 +1,4 @@
-"""Does a dataset hold what its manifest says? Every byte is read."""
+"""Verify a dataset against its manifest and checksums; every byte is read."""
 
 import hashlib
 import json
@@ -27,12 +27,12 @@ _SHOWN = 3
 
 
 def verify(dataset: Dataset) -> Iterator[str]:
-    """One line for each thing that is wrong, with the next step; none when the dataset is whole.
+    """One line per finding, with the next step; none when the dataset is intact.
 
-    Raises UnreadableError where the dataset cannot be reached: what it holds may be whole.
+    Raises UnreadableError where the dataset cannot be reached: it may be intact.
     """
     folder = dataset.folder
-    unlisted = []  # splits whose shards are not known
+    unlisted = []  # splits whose shard list cannot be read
     unindexed = set()  # splits whose index cannot be used, so that their samples cannot be read
     expected: dict[str, tuple[str, ShardInfo]] = {}
     missing = []
@@ -57,7 +57,7 @@ def verify(dataset: Dataset) -> Iterator[str]:
             unindexed.add(split)
             yield str(error)
     names = folder.names()
-    if names is not None:  # what is missing is known before anything is read
+    if names is not None:  # missing files are reported before anything is read
         gone = missing_shards(folder, dataset.manifest, names)
         missing += [name for name in gone if name in expected]
         yield from _missing(dataset, missing, len(gone))
@@ -86,7 +86,7 @@ def verify(dataset: Dataset) -> Iterator[str]:
     for name in names or ():
         known = name in expected or name in lists or any(is_shard_of(s, name) for s in unlisted)
         if not known and name.endswith((".tar", ".shards.jsonl", ".index.npy")):
-            yield f"{folder.where(name)}: extra: the manifest does not name it, readers ignore it"
+            yield f"{folder.where(name)}: extra file: not in the manifest, readers ignore it"
     yield from _readable(_check_rejects(dataset))
     yield from _readable(_check_plan(dataset))
 
@@ -100,13 +100,13 @@ def _missing(dataset: Dataset, missing: list[str], shards: int) -> Iterator[str]
         more = f" and {len(missing) - _SHOWN:,} more" if len(missing) > _SHOWN else ""
         yield (
             f"{dataset.folder}: not all of this dataset is here: {total - shards:,} of {total:,} "
-            f"shards; {', '.join(missing[:_SHOWN])}{more} are missing; finish copying it, or run "
-            f"again the quadpipe tokenize command that wrote it"
+            f"shards; {', '.join(missing[:_SHOWN])}{more} are missing; finish copying it, or "
+            f"rerun the quadpipe tokenize command that wrote it"
         )
 
 
 def _readable(findings: Iterator[str]) -> Iterator[str]:
-    """The findings; that a file is damaged is one of them."""
+    """The findings; a damaged file is one of them."""
     try:
         yield from findings
     except UnreadableError:
@@ -116,14 +116,12 @@ def _readable(findings: Iterator[str]) -> Iterator[str]:
 
 
 def _check_bytes(dataset: Dataset, split: str, shard: ShardInfo) -> Contents:
-    """The contents of a shard whose bytes are as the shard list says; ShardError otherwise.
+    """The contents of a shard that has the checksum of the shard list; ShardError otherwise.
 
-    It is read once: of a remote folder the whole shard is in memory.
+    A shard is read once; a remote shard is in memory as a whole.
     """
     folder, where = dataset.folder, dataset.folder.where(shard.name)
-    advice = (
-        "fetch it again, or delete it and run again the quadpipe tokenize command that wrote it"
-    )
+    advice = "fetch it again, or delete it and rerun the quadpipe tokenize command that wrote it"
     if isinstance(folder, CachedFolder):
         advice = f"remove its copy {shard.sha256}.tar from the cache"
     contents = folder.contents(shard.name)
@@ -149,13 +147,13 @@ def _check_samples(dataset: Dataset, shard: ShardInfo, contents: Contents) -> No
         ours = first <= index < first + per_shard
         if not ours or sample.key != sample_key(index, shard.view):
             raise ShardError(
-                f"{where}: {sample.key} does not belong to this shard; tell those who publish it"
+                f"{where}: {sample.key} does not belong to this shard; report it to the publisher"
             )
         label = -1 if sample.label is None else sample.label
         if row["checksum"] and row["label"] != label:
             raise ShardError(
-                f"{where}: {sample.key} has label {label}, in the index {row['label']}; tell those "
-                f"who publish it"
+                f"{where}: {sample.key} has label {label}, in the index {row['label']}; report it "
+                f"to the publisher"
             )
 
 
@@ -193,7 +191,7 @@ def _check_rejects(dataset: Dataset) -> Iterator[str]:
 
 
 def _check_plan(dataset: Dataset) -> Iterator[str]:
-    """What plan and manifest both say must be the same."""
+    """Entries that plan and manifest share must be equal."""
     data = dataset.folder.get(PLAN)
     if data is None:
         return
@@ -205,7 +203,7 @@ def _check_plan(dataset: Dataset) -> Iterator[str]:
             document["tokenizer"] = TokenizerConfig().as_json() | document["tokenizer"]
         differing = [key for key in shared if plan[key] != manifest[key]]
     except (ValueError, TypeError, KeyError, RecursionError):
-        differing = ["all of it"]
+        differing = ["not readable"]
     if differing:
         yield (
             f"{dataset.folder.where(PLAN)}: not the plan of {MANIFEST}: {', '.join(differing)}; "

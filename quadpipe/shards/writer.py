@@ -1,13 +1,15 @@
 """Mosaics -> one shard. The mirror image of `reader`."""
 
 import hashlib
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 import numpy as np
 
 from quadpipe.mosaic import Mosaic
-from quadpipe.shards.format import Codec, json_bytes, npy_bytes
+from quadpipe.shards.format import Codec
 from quadpipe.shards.index import checksum, make_rows
+from quadpipe.shards.members import encode_members
 from quadpipe.shards.tar import END, member_bytes
 
 
@@ -36,17 +38,28 @@ class ShardWriter:
     def sha256(self) -> str:
         return self._hash.hexdigest()
 
-    def add(self, key: str, mosaic: Mosaic, label: int | None, info: dict[str, Any]) -> None:
-        """Append one sample; label None leaves out its `cls` member."""
-        members = [
-            (self._codec.member, self._codec.encode(mosaic.tokens)),
-            ("nodes.npy", npy_bytes(mosaic.nodes.astype("<i4", copy=False))),
-            ("importance.npy", npy_bytes(mosaic.importance.astype("<f4", copy=False))),
-        ]
-        if label is not None:
-            members.append(("cls", str(label).encode()))
-        members.append(("json", json_bytes(info)))
-        sample = b"".join(member_bytes(f"{key}.{name}", data) for name, data in members)
+    def add(
+        self,
+        key: str,
+        mosaic: Mosaic,
+        label: int | None,
+        info: dict[str, Any],
+        extra: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Append one sample; label None leaves out its `cls` member.
+
+        extra: as `Sample.extra`: values of other members of `MEMBERS`, and bytes of unknown ones.
+        """
+        values = {
+            self._codec.member: mosaic.tokens,
+            "nodes.npy": mosaic.nodes,
+            "importance.npy": mosaic.importance,
+            "json": info,
+            **({} if label is None else {"cls": label}),
+            **(extra or {}),
+        }
+        members = encode_members(values, self._codec, labels=label is not None)
+        sample = b"".join(member_bytes(f"{key}.{name}", data) for name, data in members.items())
         self._samples.append((self.bytes, checksum(sample), -1 if label is None else label))
         self._write(sample)
 

@@ -6,10 +6,10 @@ from pathlib import Path
 
 from quadpipe import faults
 from quadpipe.errors import ConfigError, SourceError
+from quadpipe.names import text_to_path
 from quadpipe.retries import retry
 from quadpipe.sources.labels import ClassNames
 from quadpipe.sources.listing import Input, Inputs
-from quadpipe.sources.names import text_to_path
 from quadpipe.sources.roots import Root
 
 

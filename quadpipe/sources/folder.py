@@ -4,18 +4,11 @@ import os
 from pathlib import Path
 
 from quadpipe.errors import ConfigError, SourceError
+from quadpipe.names import SPLITS, path_to_text, text_to_path
 from quadpipe.sources.base import Source
 from quadpipe.sources.labels import ClassNames, ClassTable, read_labels
 from quadpipe.sources.listing import Inputs, Listing
-from quadpipe.sources.names import (
-    SPLITS,
-    is_compressed_tar_name,
-    is_image_name,
-    is_tar_name,
-    path_to_text,
-    split_of_word,
-    text_to_path,
-)
+from quadpipe.sources.names import is_compressed_tar_name, is_image_name, is_tar_name, split_of_word
 from quadpipe.sources.roots import Root
 from quadpipe.sources.walk import Walk
 

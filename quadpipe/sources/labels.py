@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from quadpipe.errors import SourceError
+from quadpipe.names import path_to_text
 from quadpipe.sources.listing import Listing
-from quadpipe.sources.names import path_to_text
 from quadpipe.sources.rows import read_rows
 
 # Above ImageNet-21k's 21,841. Beyond, numbers of which most are missing are ids, not indices.

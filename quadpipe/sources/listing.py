@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from quadpipe.sources.names import path_to_text
+from quadpipe.names import path_to_text
 
 _NO_LABEL = -1
 

@@ -6,10 +6,10 @@ from functools import lru_cache
 from pathlib import Path
 
 from quadpipe.errors import SourceError
+from quadpipe.names import path_to_text
 from quadpipe.sources.base import Source
 from quadpipe.sources.labels import ClassNames, ClassTable
 from quadpipe.sources.listing import Inputs, Listing
-from quadpipe.sources.names import path_to_text
 from quadpipe.sources.roots import LocalRoot, Root
 from quadpipe.sources.rows import PathList, read_rows
 

@@ -16,17 +16,11 @@ from itertools import groupby
 from pathlib import Path
 
 from quadpipe.errors import SourceError
+from quadpipe.names import SPLITS, path_to_text
 from quadpipe.sources.base import Source
 from quadpipe.sources.labels import ClassNames, ClassTable
 from quadpipe.sources.listing import Inputs, Listing, Span
-from quadpipe.sources.names import (
-    SPLITS,
-    is_compressed_tar_name,
-    is_image_name,
-    is_tar_name,
-    path_to_text,
-    split_of_word,
-)
+from quadpipe.sources.names import is_compressed_tar_name, is_image_name, is_tar_name, split_of_word
 from quadpipe.sources.roots import Root
 from quadpipe.sources.walk import Walk
 

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Iterator
 
 from quadpipe.errors import SourceError
-from quadpipe.sources.names import path_to_text
+from quadpipe.names import path_to_text
 from quadpipe.sources.roots import Root
 
 

@@ -76,7 +76,7 @@ def test_info_is_text_or_json(shards):
 
 
 def test_verify_says_whole_or_what_is_wrong(shards, tmp_path):
-    assert "whole, 23 samples checked" in run("verify", shards).stdout
+    assert "intact, 23 samples checked" in run("verify", shards).stdout
     for path in shards.iterdir():
         if path.is_file():
             os.link(path, tmp_path / path.name)
@@ -84,7 +84,7 @@ def test_verify_says_whole_or_what_is_wrong(shards, tmp_path):
     done = run("verify", tmp_path)
     assert done.returncode == 1
     assert "val-000000.tar: missing" in done.stdout
-    assert "1 thing is wrong" in done.stderr
+    assert "1 problem" in done.stderr
 
 
 def test_show_draws_an_image_at_several_budgets(image_folder, tmp_path):
@@ -115,8 +115,8 @@ def test_show_takes_what_a_scorer_must_be_told(image_folder, tmp_path):
     for options, message in (
         (("--scorer", "grad-cam"), "scorer grad-cam needs the class of the image; give --class"),
         (("--scorer", "precomputed"), "needs an importance map of the image; give --map"),
-        (("--class", "cat"), "--class is not for scorer pixel-blur; leave it out"),
-        ((*told, "--class", "cat"), "--class is not for scorer precomputed; leave it out"),
+        (("--class", "cat"), "--class does not apply to scorer pixel-blur; omit it"),
+        ((*told, "--class", "cat"), "--class does not apply to scorer precomputed; omit it"),
         (("--thresholds", "32:5"), "'32:5' is not SIDE=THRESHOLD,SIDE=THRESHOLD"),
         (("--thresholds", "32=5"), "give one for each size that can be split: 32=T,64=T"),
     ):
@@ -125,7 +125,7 @@ def test_show_takes_what_a_scorer_must_be_told(image_folder, tmp_path):
         assert message in done.stderr
         assert "Traceback" not in done.stderr
     done = run("show", tmp_path, "--out", tmp_path / "x.png", "--class", "cat")
-    assert "--class is for an image file; leave it out" in done.stderr
+    assert "--class applies to an image file only; omit it" in done.stderr
 
 
 def test_show_draws_a_dataset_with_or_without_its_images(shards, image_folder, tmp_path):
@@ -181,11 +181,19 @@ def test_too_many_rejects_exit_with_3(image_folder, tmp_path):
         (
             ("show", "text.jpg", "--out", "x.png"),
             1,
-            "text.jpg is no image we can use: not_an_image",
+            "text.jpg cannot be decoded: not_an_image",
         ),
         (("show", ".", "--out", "x.gif"), 2, "x.gif does not end in .png"),
-        (("show", "text.jpg", "--out", "x.png", "--samples", "3"), 2, "--samples is for a dataset"),
-        (("show", ".", "--out", "x.png", "--scorer", "random"), 2, "--scorer is for an image file"),
+        (
+            ("show", "text.jpg", "--out", "x.png", "--samples", "3"),
+            2,
+            "--samples applies to a dataset",
+        ),
+        (
+            ("show", ".", "--out", "x.png", "--scorer", "random"),
+            2,
+            "--scorer applies to an image file",
+        ),
         (("nonsense",), 2, "No such command"),
     ],
 )
@@ -203,7 +211,7 @@ def test_what_is_wrong_is_said_in_a_line_without_a_traceback(arguments, code, me
     [
         (("--tokens", 196), "holds 100 tokens, not 196"),
         (("--split", "test"), "has no split 'test'"),
-        (("--samples", 0), "0 samples cannot be shown"),
+        (("--samples", 0), "--samples 0 is below 1"),
         (("--in", "nowhere"), "cannot read"),
     ],
 )

@@ -82,9 +82,9 @@ def test_a_cache_that_is_too_small_is_refused_with_what_is_needed(published, who
     cache = Cache(folder=tmp_path, bytes=sum(sizes) - 1)
     with pytest.raises(ConfigError, match=f"{len(sizes)} shards of {sum(sizes):,} bytes are"):
         Loader(quadpipe.Dataset(published, cache=cache), batch_size=5)
-    with pytest.raises(ConfigError, match="a cache is for URLs; leave out --cache"):
+    with pytest.raises(ConfigError, match="a cache is for URLs; omit --cache"):
         quadpipe.Dataset(whole, cache=cache)
-    with pytest.raises(ConfigError, match="a cache of 0 bytes holds nothing"):
+    with pytest.raises(ConfigError, match="a cache of 0 bytes is empty"):
         Cache(folder=tmp_path, bytes=0)
     (tmp_path / "file").touch()
     with pytest.raises(OutputError, match=r"the cache .*file.* cannot be used: .*; choose another"):
@@ -103,7 +103,7 @@ def test_a_shard_that_arrives_damaged_is_fetched_again(published, proxy, tmp_pat
     assert proxy.troubles[0].times == 0
     proxy.troubles[0].times = 10**6
     cache = Cache(folder=tmp_path / "b", bytes=10**7)
-    with pytest.raises(ShardError, match="train-000002.tar has arrived twice with another"):
+    with pytest.raises(ShardError, match="train-000002.tar arrived twice with another"):
         batches(quadpipe.Dataset(published, cache=cache))
     assert list((tmp_path / "b").glob("*.part")) == []
 
@@ -168,7 +168,7 @@ def test_a_list_that_lies_about_a_size_does_not_fetch_for_ever(published, whole,
     shard = quadpipe.Dataset(whole).shards("train")[0]
     folder = CachedFolder(RemoteFolder(published), Cache(folder=tmp_path, bytes=10**7))
     folder.know({shard.name: (shard.sha256, shard.bytes - 512)})
-    with pytest.raises(ShardError, match="has arrived twice with another checksum or size"):
+    with pytest.raises(ShardError, match="arrived twice with another checksum or size"):
         folder.contents(shard.name)
 
 

@@ -41,7 +41,9 @@ def test_a_web_server_that_gives_parts_is_read_and_verified(published):
 
 def test_one_that_gives_whole_files_needs_a_cache(published, tmp_path):
     with files_by_http(published, ranges=False) as url:
-        with pytest.raises(ShardError, match="gives whole files only; keep shards in a local"):
+        with pytest.raises(
+            ShardError, match="does not serve parts of files; cache shards in a local"
+        ):
             keys(quadpipe.Dataset(url))
         cache = Cache(folder=tmp_path, bytes=10**7)
         assert keys(quadpipe.Dataset(url, cache=cache)) == keys(quadpipe.Dataset(published))
@@ -56,7 +58,7 @@ def test_what_a_web_server_does_not_have_is_missing(published):
 
 def test_a_web_server_is_not_written_to(image_folder, published):
     with files_by_http(published, ranges=True) as url:
-        with pytest.raises(OutputError, match="storage can only be read; write to a local folder"):
+        with pytest.raises(OutputError, match="storage is read-only; write to a local folder"):
             quadpipe.tokenize(image_folder, f"{url}/new", in_process=True)
 
 
@@ -94,7 +96,7 @@ def test_commands_take_urls_and_verify_takes_a_cache(published, tmp_path):
     run = partial(CliRunner().invoke, commands, catch_exceptions=False)
     with files_by_http(published, ranges=False) as url:
         done = run(["verify", url, "--cache", str(tmp_path / "cache")])
-        assert (done.exit_code, "whole, 23 samples checked" in done.output) == (0, True)
+        assert (done.exit_code, "intact, 23 samples checked" in done.output) == (0, True)
         assert len(list((tmp_path / "cache").glob("*.tar"))) == 6
         done = run(["show", url, "--samples", "2", "--out", str(tmp_path / "x.png")])
         assert done.exit_code == 0

@@ -20,7 +20,7 @@ def test_a_driver_whose_lock_was_taken_over_commits_nothing_more(tmp_path, monke
         wait_for(lambda: lock.read_holder(folder, "lock.json").beat > first.beat)
         folder.write("before", b"")
         lock._write(folder, "lock.json", replace(first, token="other", host="far"))
-        with pytest.raises(OutputError, match="not ours to write to any more: process .* on far"):
+        with pytest.raises(OutputError, match="lost the write lock of .*: process .* on far"):
             folder.write("after", b"")
         time.sleep(0.2)
         assert lock.read_holder(folder, "lock.json").token == "other"
@@ -42,7 +42,7 @@ def test_a_driver_that_wakes_up_late_does_not_take_its_lock_back(tmp_path, monke
             lambda: folder.remove("after"),
             lambda: folder.remove_folder("after"),
         ):
-            with pytest.raises(OutputError, match="the run that this belongs to has ended"):
+            with pytest.raises(OutputError, match="its run has ended"):
                 write()
 
 
@@ -86,7 +86,9 @@ def test_a_claim_that_cannot_be_read_is_said(tmp_path, monkeypatch):
         raise ShardError("cannot read lock.json: Input/output error")
 
     monkeypatch.setattr(LocalFolder, "get", fail)
-    with pytest.raises(OutputError, match="cannot tell who writes to .*: cannot read lock.json"):
+    with pytest.raises(
+        OutputError, match="cannot read the write lock of .*: cannot read lock.json"
+    ):
         with LocalFolder(tmp_path).lock("lock"):
             pass
 

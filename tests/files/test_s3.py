@@ -263,7 +263,7 @@ class Repository(fsspec.AbstractFileSystem):
 @pytest.mark.parametrize("kind", [NoHoldingBack, Repository])
 def test_storage_that_cannot_hold_files_back_is_refused_and_nothing_is_left(kind, image_folder):
     fsspec.register_implementation(kind.protocol, kind, clobber=True)
-    with pytest.raises(OutputError, match="cannot hold a file back until it is whole; write to a"):
+    with pytest.raises(OutputError, match="has no atomic uploads; write to a"):
         quadpipe.tokenize(image_folder, f"{kind.protocol}://data", in_process=True, **OPTIONS)
     system, root = fsspec.core.url_to_fs(f"{kind.protocol}://data")
     assert system.find(root) == []
@@ -289,7 +289,7 @@ def test_what_info_reads_does_not_grow_with_the_shards(
 
 def test_names_that_storages_take_for_patterns_are_refused():
     for url in ("s3://bucket/data[1]", "s3://bucket/*", "memory://what?"):
-        with pytest.raises(ConfigError, match=r"holds one of \* \? \[ \], which storages take"):
+        with pytest.raises(ConfigError, match=r"holds one of \* \? \[ \], which object stores"):
             open_folder(url)
 
 

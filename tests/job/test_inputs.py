@@ -14,8 +14,8 @@ from permissions import permissions_that_count
 import quadpipe
 from quadpipe.errors import JobError, SourceError
 from quadpipe.job import Progress
+from quadpipe.names import text_to_path
 from quadpipe.shards.verify import verify
-from quadpipe.sources.names import text_to_path
 
 OPTIONS = {
     "image_size": 64,

@@ -14,6 +14,7 @@ from PIL import Image
 
 import quadpipe
 from forging import edit_manifest
+from quadpipe.cli.gallery import exhibits
 from quadpipe.errors import (
     ConfigError,
     SourceError,
@@ -21,7 +22,6 @@ from quadpipe.errors import (
 )
 from quadpipe.images.library import imaging_library
 from quadpipe.job import Job, JobConfig, Progress, decoding, isolation
-from quadpipe.shards.gallery import exhibits
 from quadpipe.shards.verify import verify
 
 

@@ -157,7 +157,7 @@ def test_images_outside_the_list_are_not_taken_for_those_inside_when_shown(home,
     dataset = tokenize(path, tmp_path / "out")
     for number in range(4):
         shutil.copy(home / "alice" / "private" / "0.jpg", home / "lists" / f"{number}.jpg")
-    with pytest.raises(ConfigError, match="lies outside the folder of its list; leave out --in"):
+    with pytest.raises(ConfigError, match="is outside the folder of its list; omit --in"):
         exhibits(dataset, "train", 1, path)
 
 

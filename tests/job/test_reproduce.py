@@ -211,7 +211,7 @@ def verify(*arguments: object) -> subprocess.CompletedProcess:
 def test_the_command_says_what_it_compared(finished, images, tmp_path, jpeg):
     done = verify(finished, "--deep", "--in", images, "--inputs", "1000")
     assert done.returncode == 0, done.stderr
-    assert "whole, 38 samples checked, 23 inputs tokenized again" in done.stdout
+    assert "intact, 38 samples checked, 23 inputs retokenized" in done.stdout
     changed = shutil.copytree(images, tmp_path / "images")
     for path in changed.rglob("*.jpg"):
         path.write_bytes(jpeg(3))

@@ -158,6 +158,34 @@ def test_keys_of_other_writers_are_read(shards, part, name):
     check_agreement(done, rows, sample)
 
 
+@pytest.mark.parametrize(
+    "names", [["caption.txt"], ["boxes.npy", "a", "b.c.d", "x" * 89], ["cls2"]]
+)
+@pytest.mark.parametrize("before", [False, True])
+def test_unknown_members_are_skipped_by_the_compiled_reader(shards, part, names, before):
+    unknown = b"".join(member_bytes(f"{part[:10].decode()}.{name}", b"some text") for name in names)
+    done, rows, sample = read_both(shards, unknown + part if before else part + unknown)
+    assert done
+    assert sample.extra == dict.fromkeys(names, b"some text")
+    check_agreement(done, rows, sample)
+
+
+@pytest.mark.parametrize("names", [["a", "a"], ["a\tb"], ["x" * 89, "x" * 89], ["json"]], ids=str)
+def test_unknown_members_that_the_slow_reader_refuses_are_refused(shards, part, names):
+    unknown = b"".join(member_bytes(f"{part[:10].decode()}.{name}", b"") for name in names)
+    done, _, sample = read_both(shards, part + unknown)
+    assert not done
+    assert isinstance(sample, ShardError)
+
+
+def test_a_sample_with_very_many_members_is_read_the_slow_way(shards, part):
+    key = part[:10].decode()
+    many = b"".join(member_bytes(f"{key}.{number}", b"") for number in range(100))
+    done, _, sample = read_both(shards, part + many)
+    assert not done
+    assert len(sample.extra) == 100
+
+
 def test_a_header_of_another_numpy_is_read_the_slow_way(shards, part):
     nodes = np.load(io.BytesIO(member(part, "nodes.npy")))
     header = b"{'descr': '<i4', 'fortran_order': False, 'shape': (52, 4), }".ljust(85) + b"\n"

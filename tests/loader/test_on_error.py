@@ -301,5 +301,7 @@ def test_on_error_is_raise_or_skip(whole):
 def test_a_batch_that_no_memory_can_hold_is_refused(whole):
     loader = Loader(whole, batch_size=16)
     loader._memory._take = lambda shape, size: np.empty(1 << 60, np.uint8)
-    with pytest.raises(ConfigError, match="a batch of 16 samples is 12,288 bytes, more than there"):
+    with pytest.raises(
+        ConfigError, match="a batch of 16 samples is 12,288 bytes, more than the available"
+    ):
         list(loader.epoch(0))

@@ -19,7 +19,7 @@ from quadpipe.geometry import Geometry
 from quadpipe.loader import Loader
 from quadpipe.quadtree import grow
 from quadpipe.shards.format import npy_bytes
-from quadpipe.shards.reader import check_nodes
+from quadpipe.shards.members import check_nodes
 from quadpipe.shards.summary import summarize
 from quadpipe.shards.verify import verify
 
@@ -167,11 +167,9 @@ def test_advice_fits_what_is_wrong(dataset):
     shutil.copy(dataset / "val-000000.tar", dataset / "val-000009.tar")
     (dataset / ".quadpipe/markers/val/0000/000000.json").write_text("{}")
     advice = {line.rpartition("/")[2].split(":")[0]: line for line in findings(dataset)}
-    assert advice["train-000001.tar"].endswith("or delete it and run again the quadpipe tokenize "
+    assert advice["train-000001.tar"].endswith("or delete it and rerun the quadpipe tokenize "
                                                "command that wrote it")  # fmt: skip
-    assert advice["val-000009.tar"].endswith(
-        "extra: the manifest does not name it, readers ignore it"
-    )
+    assert advice["val-000009.tar"].endswith("extra file: not in the manifest, readers ignore it")
     assert advice["000000.json"].endswith("not a readable marker: 'rejected'; fetch it again")
 
 
@@ -227,7 +225,7 @@ def swapped_steps(data: bytes) -> bytes:
     [
         ("cls", lambda d: b"3", "cls: b'3' is not a class index below 3"),
         ("cls", lambda d: b"-1", "cls: b'-1' is not a class index"),
-        ("cls", lambda d: None, "has no member cls"),
+        ("cls", lambda d: None, "cls: missing"),
         ("json", lambda d: b"{", "json: not JSON"),
         ("json", lambda d: b"[]", "json: not a JSON object"),
         ("json", lambda d: d.replace(b'"path"', b'"pith"'), "json: has no path, or no box"),
@@ -292,8 +290,8 @@ def test_samples_of_another_shard_are_found(dataset):
         ({"tokenizer__tokens": 100.0}, "tokens must be a whole number, not 100.0"),
         ({"tokenizer__image_size": [2**20, 2**20]}, "has a side above 16,384"),
         ({"tokenizer": 5}, "5 is not an object"),
-        ({"scorer": {}}, "scorer has no name, does not say label_aware, or has odd weights"),
-        ({"imaging_library": []}, "imaging_library has no name"),
+        ({"scorer": {}}, "scorer needs a name, label_aware"),
+        ({"imaging_library": []}, "imaging_library needs a name"),
         ({"samples_per_shard": 10**10}, "samples_per_shard 10000000000 is out of range"),
         ({"splits": {}}, "it has no splits"),
         ({"splits": 5}, "it has no splits"),
@@ -330,8 +328,11 @@ def test_a_manifest_of_endless_brackets_is_refused(dataset):
     [
         ({"bytes": None}, "bytes must be a whole number, not None"),
         ({"name": 5}, "name must be text, not 5"),
-        ({"name": "val-" + "9" * 5000 + ".tar"}, "is no shard of view 0 of val"),
-        ({"name": "../evil-000000.tar"}, r"'\.\./evil-000000\.tar' is no shard of view 0 of val"),
+        ({"name": "val-" + "9" * 5000 + ".tar"}, "is not a shard of view 0 of val"),
+        (
+            {"name": "../evil-000000.tar"},
+            r"'\.\./evil-000000\.tar' is not a shard of view 0 of val",
+        ),
         ({"view": 2.5}, "view must be a whole number, not 2.5"),
         ({"samples": 0}, "has no samples or no bytes"),
         ({"sha256": None}, "sha256 must be text"),
@@ -350,7 +351,7 @@ def test_a_shard_listed_twice_or_with_other_totals_is_refused(dataset):
         quadpipe.Dataset(dataset).shards("val")
     rewrite_shard_list(dataset, lambda rows: rows.pop())
     edit_manifest(dataset, splits__val__shards=2)
-    with pytest.raises(ShardError, match="holds 1 shards, 4 samples, .* says 2, 4"):
+    with pytest.raises(ShardError, match="holds 1 shards, 4 samples, .* has 2, 4"):
         quadpipe.Dataset(dataset).shards("val")
 
 

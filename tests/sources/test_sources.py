@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from source_files import list_inputs, rows, write
 
 from quadpipe.errors import ConfigError, RejectError, SourceError
+from quadpipe.names import path_to_text, text_to_path
 from quadpipe.sources import open_source
 from quadpipe.sources.listing import Input, Span
-from quadpipe.sources.names import path_to_text, text_to_path
 
 
 def test_classes_are_the_first_folders_however_deep_the_images_lie(tmp_path):

@@ -8,19 +8,19 @@ import numpy as np
 from quadpipe.errors import ConfigError, RejectError, SourceError
 from quadpipe.images.crop import Box, decode_and_resample
 from quadpipe.images.decode import EncodedImage
+from quadpipe.names import text_to_path
 from quadpipe.render import Exhibit
 from quadpipe.shards.reader import Dataset, Sample
 from quadpipe.sources import Input, open_source
-from quadpipe.sources.names import text_to_path
 
 
 def exhibits(dataset: Dataset, split: str, count: int, source: Path | None = None) -> list[Exhibit]:
-    """The first samples of a split; with the images they were made from when `source` is given.
+    """The first samples of a split; with their source images when `source` is given.
 
-    Raises SourceError when an image cannot be read again, ConfigError when it lies elsewhere.
+    Raises SourceError when an image cannot be read, ConfigError when it is not below `source`.
     """
     if count < 1:
-        raise ConfigError(f"{count} samples cannot be shown; give 1 or more")
+        raise ConfigError(f"--samples {count} is below 1; give 1 or more")
     return [
         Exhibit(
             mosaic=sample.mosaic,
@@ -32,19 +32,21 @@ def exhibits(dataset: Dataset, split: str, count: int, source: Path | None = Non
 
 
 def _original(dataset: Dataset, sample: Sample, source: Path) -> np.ndarray:
-    """The pixels that a mosaic was cut from, read again from below `source`."""
+    """The pixels that a mosaic was cut from, read from its image below `source`."""
     path = sample.info["path"]
     decoded = text_to_path(path)  # %2e%2e leads out of the folder too
     if b".tar/" in decoded or b".." in decoded.split(b"/") or decoded[:1] == b"/" or 0 in decoded:
-        raise ConfigError(f"{path!r} is no image file below {source}; leave out --in")
+        raise ConfigError(f"{path!r} is not an image file below {source}; omit --in")
     if "row" in sample.info:
-        raise ConfigError(f"{path!r} lies outside the folder of its list; leave out --in")
+        raise ConfigError(f"{path!r} is outside the folder of its list; omit --in")
     data = open_source(source).read(Input(path, sample.label))
     try:
         image = EncodedImage(data, dataset.manifest.tokenizer.max_pixels)
         box = Box(*sample.info["box"])
         if box.x1 > image.width or box.y1 > image.height:
-            raise ConfigError(f"{path} in {source} is smaller than it was; leave out --in")
+            raise ConfigError(
+                f"{path} in {source} is smaller than when it was tokenized; omit --in"
+            )
         return decode_and_resample(image, box, dataset.manifest.tokenizer.image_size)
     except RejectError as error:
-        raise SourceError(f"{path} in {source} is no image we can use: {error}") from error
+        raise SourceError(f"{path} in {source} cannot be decoded: {error}") from error
