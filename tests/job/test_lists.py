@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 import quadpipe
+from quadpipe.cli.gallery import exhibits
 from quadpipe.errors import ConfigError, JobError, RejectError, TooManyRejectsError
 from quadpipe.job import Job, JobConfig, decoding
 from quadpipe.job.reproduce import Reproducer
-from quadpipe.shards.gallery import exhibits
 from quadpipe.shards.verify import verify
 
 OPTIONS = {

@@ -12,9 +12,9 @@ import pytest
 from source_files import list_inputs, make_tar, rows, write
 
 import quadpipe
+from quadpipe.cli.gallery import exhibits
 from quadpipe.errors import ConfigError, RejectError, SourceError
 from quadpipe.job.reproduce import Reproducer
-from quadpipe.shards.gallery import exhibits
 from quadpipe.sources import Input, open_source
 
 OPTIONS = {
