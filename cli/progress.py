@@ -1,4 +1,4 @@
-"""What a person sees of a running job: a bar on a terminal, plain lines elsewhere."""
+"""Progress of a running job: a bar on a terminal, plain lines elsewhere."""
 
 import sys
 from contextlib import suppress
@@ -14,7 +14,7 @@ _SECONDS_BETWEEN_LINES = 5.0
 
 
 def print_preview(preview: Preview, out: str) -> None:
-    """What will be read and written, on standard error."""
+    """Print what will be read and written, on standard error."""
     plan = preview.plan
     per_split = ", ".join(f"{name} {split.inputs:,}" for name, split in plan.splits.items())
     classes = f"{len(plan.classes):,} classes" if plan.classes is not None else "no labels"
@@ -36,11 +36,11 @@ def print_preview(preview: Preview, out: str) -> None:
         f"shards   {shards:,}, of up to {plan.config.dataset.samples_per_shard:,} inputs", err=True
     )
     if preview.done:
-        say(f"done     {preview.done:,} inputs already, going on from there")
+        say(f"done     {preview.done:,} inputs; continuing from there")
 
 
 class TerminalProgress(Progress):
-    """Images a second, time left and rejects, on standard error."""
+    """Images per second, time left and rejects, on standard error."""
 
     def __init__(self, out: str) -> None:
         self._out = out
@@ -74,7 +74,7 @@ class TerminalProgress(Progress):
 
 
 class _PlainLines:
-    """A file for tqdm that keeps each state of the bar as a line of its own."""
+    """A file for tqdm that prints each state of the bar as a line."""
 
     def write(self, text: str) -> None:
         if text.strip():

@@ -19,9 +19,10 @@ from quadpipe.tokenizer import TokenizerConfig
     "inputs",
     required=True,
     type=click.Path(),
-    help="A folder of images or of WebDataset tars, a .tar, or a .csv of `path,label` rows.",
+    help="A folder of images or of WebDataset tars, or a .tar, or a URL of these; or a .csv of "
+    "`path,label` rows.",
 )
-@click.option("--out", required=True, type=click.Path(), help="The folder of the dataset.")
+@click.option("--out", required=True, type=click.Path(), help="The folder or URL of the dataset.")
 @click.option(
     "--labels", type=click.Path(), help="A file of `path,label` rows for a folder of images."
 )
@@ -30,7 +31,7 @@ from quadpipe.tokenizer import TokenizerConfig
     type=click.Path(),
     help="Class names in index order, one per line, or a dataset with the same classes.",
 )
-@click.option("--no-labels", is_flag=True, help="Write no labels, whatever the source has.")
+@click.option("--no-labels", is_flag=True, help="Write no labels, even if the source has them.")
 @click.option(
     "--scorer-weights",
     type=click.Path(),
@@ -39,9 +40,9 @@ from quadpipe.tokenizer import TokenizerConfig
 @click.option(
     "--maps",
     type=click.Path(),
-    help="Scorer precomputed: a folder with a .npy map for each image, under the image's path.",
+    help="Scorer precomputed: a folder with a .npy map per image, under the image's path.",
 )
-@click.option("--dry-run", is_flag=True, help="Say what would be done, and do nothing.")
+@click.option("--dry-run", is_flag=True, help="Print the plan and exit.")
 @options_of(TokenizerConfig, DatasetConfig, RunConfig)
 def command(
     inputs: str,
@@ -56,7 +57,7 @@ def command(
 ) -> None:
     """Tokenize images into WebDataset shards of quadtree mosaics.
 
-    Run the same command again to resume. Exit codes: 0 done, 1 failed, 2 wrong usage, 3 too many
+    Rerun the same command to resume. Exit codes: 0 done, 1 failed, 2 wrong usage, 3 too many
     rejected inputs, 130 interrupted.
     """
     config = JobConfig.from_options(**options)

@@ -1,4 +1,4 @@
-"""How many CPUs this process may use, which is not how many the machine has."""
+"""The number of CPUs that this process may use, which may be fewer than the machine has."""
 
 import os
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ _MOUNTED = Path("/sys/fs/cgroup")
 def usable_cpus(groups: Path = _GROUPS, mounted: Path = _MOUNTED) -> int:
     """The CPUs that this process is bound to, or the quota of its control groups, rounded up.
 
-    At least 1. groups, mounted: where Linux says which groups those are, and what they may use.
+    At least 1. groups, mounted: where Linux lists the groups, and their limits.
     """
     quotas = [ceil(quota) for quota in _quotas(groups, mounted)]
     return max(1, min([_bound_cpus(), *quotas]))
@@ -30,8 +30,8 @@ def _bound_cpus() -> int:
 def _quotas(groups: Path, mounted: Path) -> Iterator[float]:
     """The limits, in CPUs, of the groups of this process and of all groups around them.
 
-    Inside a container the path of a group may be that of the host: what is not mounted is not
-    looked at.
+    Inside a container the path of a group may be that of the host; what is not mounted is
+    ignored.
     """
     try:
         lines = groups.read_text().splitlines()

@@ -1,6 +1,6 @@
-"""Who runs the shards: this process, or Ray. Both run the same function.
+"""Engines, which run the shards: this process, or Ray. Both run the same function.
 
-An engine yields each shard with its report, or with the error that kept it from being made.
+An engine yields each shard with its report, or with the error that it failed with.
 """
 
 import logging
@@ -30,11 +30,11 @@ from quadpipe.job.shard import ShardReport, Site, make_shard
 
 Outcome = tuple[ShardId, ShardReport | QuadpipeError]
 
-# A shard that lost its worker is made again, so many times, with a pause before: a node that has
-# died is thought to be alive for a while.
+# Retries of a shard that lost its worker, and the pause before each: Ray notices only after a while
+# that a node has died.
 _RETRIES = 3
 _SECONDS_BEFORE_RETRY = 2.0
-# Enough that no CPU waits for the driver, few enough that memory does not grow with the job.
+# Enough that no CPU waits for the driver, and not so many that memory grows with the job.
 _IN_FLIGHT_PER_CPU = 2
 # Tasks pass file names, not images; Ray would set aside a third of the memory.
 _OBJECT_STORE_BYTES = 100 * 2**20
@@ -47,9 +47,9 @@ Engine = Callable[[Iterator[ShardId]], Generator[Outcome, None, None]]
 
 @contextmanager
 def in_process(plan: Plan, site: Site, *, resumed: bool) -> Iterator[Engine]:
-    """One shard after the other, here. Errors that are not for users surface at once.
+    """One shard after the other, in this process. Internal errors are raised at once.
 
-    resumed: the first shard may be the one that the last run died of.
+    resumed: the first shard may be the one that killed the last run.
     """
 
     def make(shards: Iterator[ShardId]) -> Generator[Outcome, None, None]:
@@ -73,11 +73,11 @@ class _LostError(JobError):
 
 @contextmanager
 def on_ray(plan: Plan, site: Site) -> Iterator[Engine]:
-    """One Ray task a shard, a bounded number in flight; the pool of scorers is started first.
+    """One Ray task per shard, a bounded number in flight; the pool of scorers is started first.
 
-    A shard whose worker is lost is made again with its inputs decoded apart, since one of them may
-    have been the cause. ConfigError when Ray cannot be started, the cluster cannot be joined, or it
-    cannot hold the scorers.
+    A shard whose worker is lost is retried with its inputs decoded in a child process, since one of
+    them may have been the cause. ConfigError when Ray cannot be started, the cluster cannot be
+    joined, or it cannot hold the scorers.
     """
     run = plan.config.run
     with _ray(run, _object_store_bytes(plan, site)) as (ray, private):
@@ -87,11 +87,11 @@ def on_ray(plan: Plan, site: Site) -> Iterator[Engine]:
         shared = ray.put(plan), ray.put(replace(site, network=None) if pool else site)
 
         def make(shards: Iterator[ShardId]) -> Generator[Outcome, None, None]:
-            # What is still running when this ends is not cancelled: Ray ends the tasks of a driver
-            # that leaves, and cancelling one that is about to finish can bring the driver down.
+            # Running tasks are not cancelled when this ends: Ray ends the tasks of a driver that
+            # leaves, and cancelling a task that is about to finish can crash the driver.
             running: dict[Any, ShardId] = {}
             losses: Counter[ShardId] = Counter()
-            lost: deque[tuple[float, ShardId]] = deque()  # when to make it again; in order of time
+            lost: deque[tuple[float, ShardId]] = deque()  # retry times, in order
 
             def due() -> Iterator[ShardId]:
                 while lost and lost[0][0] <= time.monotonic():
@@ -165,7 +165,7 @@ def _slots(ray: Any, run: RunConfig, pool: PooledScorer | None, *, private: bool
             "the scorers take all CPUs of the cluster; start fewer --scorers, or add a node"
         )
     if pool or (run.workers and not private):
-        # Tasks that wait for a scorer give their CPU away: one more would be more images in memory.
+        # Tasks that wait for a scorer release their CPU: more tasks would hold more images.
         return run.workers or cpus
     # A private Ray has as many CPUs as workers, so tasks can queue.
     return cpus * _IN_FLIGHT_PER_CPU
@@ -177,7 +177,7 @@ def _local_workers(run: RunConfig) -> int:
 
 @contextmanager
 def _signals_kept() -> Iterator[None]:
-    """Ray ends a driver on SIGTERM in its own way; whoever runs the job decides."""
+    """Keep the handler of SIGTERM, which Ray replaces."""
     before = signal.getsignal(signal.SIGTERM)
     yield
     if threading.current_thread() is threading.main_thread():

@@ -31,18 +31,19 @@ from quadpipe.job.plan import Plan, ShardId
 CRASHED, TIMED_OUT = "crashed_decoder", "timeout"
 
 DECODE_SECONDS = 60
-"""More than a picture of MAX_PIXELS takes anywhere. Alone, an input has so many seconds of a
-processor, which do not depend on what else the machine does, and a good many more of the clock."""
+"""More than an image of MAX_PIXELS takes on any machine. Alone, an input has this many seconds of
+CPU time, which does not depend on the load of the machine, and _CLOCK_FACTOR times as many of the
+clock."""
 _CLOCK_FACTOR = 5
 
 
 def decode_seconds(plan: Plan) -> int:
-    """Seconds that an input is given; more where larger pictures are allowed."""
+    """Time limit per input, in seconds; longer where larger images are allowed."""
     return DECODE_SECONDS * max(1, -(-plan.config.tokenizer.max_pixels // MAX_PIXELS))
 
 
 class WatchedDecoder(Decoder):
-    """For a process that is replaced when it dies, which it does of a decoder that hangs."""
+    """Ends its process when decoding hangs; for a worker that is replaced when it dies."""
 
     def __init__(self, plan: Plan) -> None:
         super().__init__(plan)
@@ -92,8 +93,8 @@ class IsolatedDecoder(Decoder):
 
 @dataclass(frozen=True)
 class _Death:
-    """How a child ended over an input; `status` is negative for a signal, 0 for one that was
-    frozen and did not end."""
+    """How a child ended while it decoded. status: negative for a signal, 0 for a child that did not
+    end by itself."""
 
     status: int
     timed_out: bool
@@ -104,19 +105,19 @@ class _Death:
         if self.status in (0, -signal.SIGKILL, -signal.SIGTERM, -signal.SIGINT):
             return JobError(
                 f"while {path} was decoded alone, its process was stopped from outside, perhaps "
-                f"for lack of memory; run the same command again, or put an empty file in its "
+                f"for lack of memory; rerun the same command, or put an empty file in its "
                 f"place, which is rejected"
             )
         return RejectError(CRASHED, "the decoder crashes on it")
 
 
 class _Child:
-    """Asked in pickles, which are ours; answers in JSON and pixels, as it reads hostile bytes."""
+    """A decoding process. Questions are pickles; answers are not, since it reads hostile bytes."""
 
     def __init__(self, plan: Plan, cpu_seconds: int | None = None) -> None:
         ours, theirs = socket.socketpair()
-        # It finds what this process finds, and nothing in the working folder, which may be that
-        # of a stranger's dataset.
+        # It imports what this process imports, and nothing from the working folder, which may be
+        # an untrusted dataset.
         program = (
             f"import sys; sys.path[:] = {sys.path!r}; "
             f"from quadpipe.job.isolation import serve; serve({theirs.fileno()})"
@@ -141,7 +142,7 @@ class _Child:
     def decode(
         self, shard: ShardId, index: int, path: str, data: bytes, *, seconds: float
     ) -> "Views | _Death":
-        """The views of an input, or how the child died of it; raises what decoding raises."""
+        """The views of an input, or how the child died; raises what decoding raises."""
         answer = self._ask((shard, index, path, data), seconds)
         if isinstance(answer, _Death):
             return answer
@@ -178,13 +179,13 @@ class _Child:
 
 def _cannot_start(reason: str | None) -> JobError:
     return JobError(
-        f"{socket.gethostname()} cannot start a process to decode in ({reason}); see whether there "
-        f"is memory, then run the same command again"
+        f"{socket.gethostname()} cannot start a process to decode in ({reason}); check that "
+        f"memory is free, then rerun the same command"
     )
 
 
 def _is_frozen(process: int) -> bool:
-    """Whether a process is stopped, or waits for a disk: it could not use its time."""
+    """Whether a process is stopped or waits for a disk, and could not use its time."""
     try:
         status = Path(f"/proc/{process}/stat").read_text()
     except OSError:
@@ -193,7 +194,7 @@ def _is_frozen(process: int) -> bool:
 
 
 def serve(descriptor: int) -> None:
-    """What a child does: answer until nobody asks any more."""
+    """The loop of a child: answer until the parent closes the connection."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # its parent ends it
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     connection = Connection(descriptor)
@@ -207,7 +208,7 @@ def serve(descriptor: int) -> None:
             question = connection.recv()
         except EOFError:
             return
-        # The kernel's own way, in case the parent has died and the decoder hangs.
+        # Ends this process if the parent has died and the decoder hangs.
         signal.alarm(2 * _CLOCK_FACTOR * decode_seconds(plan))
         views, answer = _answer(plan, *question)
         signal.alarm(0)
@@ -223,7 +224,7 @@ def _answer(plan: Plan, *question: Any) -> tuple[Views | None, dict[str, Any]]:
         return None, {"reject": [error.reason, error.message]}
     except MemoryError:
         return None, {"memory": True}
-    except Exception:  # a fault of ours, for the log of the run
+    except Exception:  # a bug, for the log of the run
         return None, {"error": traceback.format_exc()}
     boxes = [astuple(box) for box in views.boxes]
     return views, {"width": views.width, "height": views.height, "boxes": boxes}

@@ -51,10 +51,10 @@ def _done(data: bytes, size_of: Callable[[str], int | None]) -> Marker | None:
 
 
 def withdraw(out: Folder, shards: list[ShardId]) -> None:
-    """Take back a dataset before shards of it are made anew; `merge` publishes it again.
+    """Withdraw a dataset before some of its shards are remade; `merge` publishes it again.
 
-    The manifest is kept aside for its revision; without it nobody takes the folder for finished.
-    shards: those whose decisions are to be made again too.
+    The manifest is kept under another name for its revision; a folder without it is not finished.
+    shards: those whose rejects are retried too.
     """
     if out.exists(MANIFEST):
         out.write(WITHDRAWN, out.read(MANIFEST))
@@ -64,9 +64,9 @@ def withdraw(out: Folder, shards: list[ShardId]) -> None:
 
 
 def merge(out: Folder, plan: Plan, *, allowed_rejects: int) -> None:
-    """Make the dataset whole from its finished shards.
+    """Publish the dataset of the finished shards.
 
-    What was published before and has changed since gets the next revision. Raises
+    A dataset that was published before and has changed gets the next revision. Raises
     TooManyRejectsError before the manifest is written when more than `allowed_rejects` inputs were
     rejected.
     """
@@ -78,7 +78,7 @@ def merge(out: Folder, plan: Plan, *, allowed_rejects: int) -> None:
         listed = ", ".join(f"{count:,} {reason}" for reason, count in reasons.most_common())
         raise TooManyRejectsError(
             f"{rejected:,} of {plan.inputs:,} inputs were rejected ({listed}), more than "
-            f"{allowed_rejects:,}; see {out.where(REJECTED)}, then run the same command with a "
+            f"{allowed_rejects:,}; see {out.where(REJECTED)}, then rerun the same command with a "
             f"larger --max-rejected: all shards are done, only the manifest is missing"
         )
     before = _published(out)
@@ -86,13 +86,13 @@ def merge(out: Folder, plan: Plan, *, allowed_rejects: int) -> None:
     if before and manifest != before:
         manifest = replace(manifest, revision=before.revision + 1)
     ours = card(before).encode() if before else None
-    if not out.exists(CARD) or out.read(CARD) == ours:  # people may have edited it
+    if not out.exists(CARD) or out.read(CARD) == ours:  # not edited by users
         out.write(CARD, card(manifest).encode())
     out.write(MANIFEST, manifest.to_bytes())
 
 
 def _published(out: Folder) -> Manifest | None:
-    """The manifest that is there, or was until it was withdrawn."""
+    """The current manifest, or the withdrawn one."""
     for name in (MANIFEST, WITHDRAWN):
         with suppress(ShardError):
             return Manifest.read(out, name)
@@ -100,7 +100,7 @@ def _published(out: Folder) -> Manifest | None:
 
 
 def _revision(out: Folder) -> int:
-    """That of what was published before, even of a damaged manifest; 1 without any."""
+    """The revision of the published dataset, even of a damaged manifest; 1 if there is none."""
     for name in (MANIFEST, WITHDRAWN):
         found = re.search(rb'"revision": ([1-9][0-9]{0,8})\b', out.get(name) or b"")
         if found:
@@ -148,12 +148,12 @@ def _merge_split(
 
 
 def _complete(out: Folder, tar: FinishedTar, *, labelled: bool) -> None:
-    """Take from the tar what a marker that was written before there was an index does not hold."""
+    """Read from the tar what a marker of an earlier version lacks: labels and checksums."""
     try:
         complete(tar.rows, out.contents(tar.info.name), labelled=labelled)
     except ShardError as error:
         raise ShardError(
-            f"{out.where(tar.info.name)}: {error}; remove it and run the same command again"
+            f"{out.where(tar.info.name)}: {error}; remove it and rerun the same command"
         ) from error
 
 
@@ -164,6 +164,6 @@ def _markers(out: Folder, shards: int, split: str) -> Iterator[Marker]:
     for shard, marker in zip(planned(), read_markers(out, planned()), strict=True):
         if marker is None:
             raise ShardError(
-                f"{out}: shard {shard} was changed while it was merged; run the same command again"
+                f"{out}: shard {shard} was changed while it was merged; rerun the same command"
             )
         yield marker

@@ -1,4 +1,4 @@
-"""The plan: which input goes where, fixed and stored before any work.
+"""The plan: the shard of each input, fixed and stored before any work.
 
 The inputs of a split are put in order once (shuffled by the seed, or as found in tars) and cut
 into shards of a fixed number of inputs. The order is stored in chunks of a few shards; a worker
@@ -23,15 +23,15 @@ from quadpipe.tokenizer import TOKENIZER_VERSION, TokenizerConfig
 
 SHARDS_PER_CHUNK = 16
 
-# A USTAR header, on average half a block of padding, and the little members of a sample.
+# A USTAR header, on average half a block of padding, and the small members of a sample.
 _MEMBER_OVERHEAD = 768
-# Measured on photographs: jpg at quality 95 and png against the raw bytes of the tokens.
+# Measured on photographs: jpg at quality 95 and png, relative to the raw bytes of the tokens.
 _CODEC_SHARE = {"raw": 1.0, "jpg": 0.2, "png": 0.6}
 
 
 @dataclass(frozen=True, kw_only=True)
 class PlannedSplit:
-    """Counts of one split before any input is rejected; `views` mosaics an input.
+    """Counts of one split before any input is rejected. views: mosaics per input.
 
     listing: sha256 of each chunk of its stored inputs.
     """
@@ -56,7 +56,7 @@ class ShardId:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """Everything that decides the bytes of the output; workers get it whole."""
+    """Everything that decides the bytes of the output. Each worker has a copy."""
 
     config: JobConfig
     scorer: dict[str, Any]
@@ -104,7 +104,7 @@ class Plan:
 
     @property
     def bytes_per_sample(self) -> int:
-        """About what a sample takes in a shard; for codec raw to a few per cent."""
+        """Estimated size of a sample in a shard; for codec raw within a few per cent."""
         config = self.config
         nodes = config.tokenizer.geometry.num_nodes(config.tokenizer.tokens)
         pixels = nodes * config.tokenizer.patch_size**2 * 3
@@ -151,13 +151,13 @@ def read_inputs(out: ReadableFolder, plan: Plan, shard: ShardId) -> list[Input]:
 def read_plan(folder: ReadableFolder, *, advice: str = "fetch it again") -> Plan:
     """The plan that a dataset was made from, or is being made from.
 
-    A field that is absent was added by a later version, and has its default. ConfigError when the
-    plan is not there, when it is of another tokenizer version, and when it holds what this version
-    does not know or do, which may decide bytes. ShardError, with the `advice`, when it is damaged.
+    An absent field was added by a later version, and has its default. ConfigError when there is no
+    plan, when it is of another tokenizer version, or when it has fields or values that this version
+    does not support, which may decide bytes. ShardError, with the `advice`, when it is damaged.
     """
     where = folder.where(PLAN)
     if not folder.exists(PLAN):
-        raise ConfigError(f"{where} is missing: {folder} does not say how it was made")
+        raise ConfigError(f"{where} is missing; it records how {folder} was made")
     try:
         document = json.loads(folder.read(PLAN))
         if document["tokenizer_version"] != TOKENIZER_VERSION:
@@ -176,16 +176,16 @@ def read_plan(folder: ReadableFolder, *, advice: str = "fetch it again") -> Plan
 
 
 def check_unchanged(folder: ReadableFolder, fields: list[str]) -> None:
-    """Raise ConfigError when there are fields of a plan that this version would do otherwise."""
+    """Raise ConfigError when this version does not support some fields of a plan."""
     if fields:
         raise ConfigError(
-            f"{folder} was planned by another version of quadpipe: this one does not know, or does "
-            f"otherwise, {', '.join(fields)}; use the version that planned it"
+            f"{folder} was planned by another version of quadpipe: this one does not know, or "
+            f"treats differently, {', '.join(fields)}; use the version that planned it"
         )
 
 
 def changed_fields(stored: Any, now: Any, where: str = "") -> Iterator[str]:
-    """Names of the fields of a stored JSON object that this version lacks, or has otherwise."""
+    """Names of the fields of a stored JSON object that this version lacks, or that differ."""
     if isinstance(stored, dict) and isinstance(now, dict):
         for key, value in stored.items():
             name = f"{where}.{key}" if where else key

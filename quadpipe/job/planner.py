@@ -83,7 +83,7 @@ class Planner:
         return True
 
     def store(self, out: Folder) -> None:
-        """Write the listing, then the plan; what an earlier try left without a plan goes."""
+        """Write the listing, then the plan; removes what an earlier attempt left without a plan."""
         out.remove_folder(LISTING)
         out.remove_folder(MARKERS)
         for split in self._ordered:
@@ -138,7 +138,7 @@ def _orders(inputs: Inputs, config: JobConfig) -> dict[str, tuple[str, np.ndarra
 
 
 def _differences(stored: Any, wanted: Any, where: str = "") -> Iterator[str]:
-    """What differs between two JSON documents, for people."""
+    """One line per difference between two JSON documents."""
     if isinstance(stored, dict) and isinstance(wanted, dict):
         for key in sorted(stored.keys() | wanted.keys()):
             name = f"{where}.{key}" if where else key

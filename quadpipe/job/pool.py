@@ -20,8 +20,8 @@ from quadpipe.job.run_config import RunConfig
 from quadpipe.job.shard import local_scorer
 from quadpipe.scorers import Network, Scorer
 
-# A batch that kills its actor is tried so many times more. Ray's own retries are used up while a
-# node that has died is still thought to be alive.
+# Retries of a batch that kills its actor. Ray's own retries are used up before it notices that a
+# node has died.
 _RETRIES = 3
 _SECONDS_BETWEEN_LOOKS = 5.0
 _SECONDS_BETWEEN_TRIES = 0.5
@@ -59,7 +59,7 @@ class ScorerActor:
 
 
 class PooledScorer(Scorer):
-    """Stands in a task for the scorer that the actors run; can be sent to other machines."""
+    """Replaces the scorer in a task by the actors of the pool; can be sent to other machines."""
 
     name = "pooled"
     summary = "sends images to the scorers of a pool"
@@ -112,7 +112,7 @@ class PooledScorer(Scorer):
     def _receive(
         self, turn: int, sent: tuple[Any, Any], arguments: tuple[Any, list[Any]]
     ) -> list[np.ndarray]:
-        """Wait for a batch; JobError when it is lost too often, or nobody answers any more."""
+        """Wait for a batch; JobError when it is lost too often, or no actor answers."""
         import ray
 
         losses = 0
@@ -135,7 +135,7 @@ class PooledScorer(Scorer):
             sent = self._send(turn, arguments)
 
     def _await_answer(self, ray: Any) -> None:
-        """Wait until some actor is there, busy or not; JobError when there is none for too long."""
+        """Wait until an actor answers, busy or not; JobError when none does for too long."""
         deadline = time.monotonic() + self._timeout
         while time.monotonic() < deadline:
             actor = _first_answering(ray, self._actors)
@@ -145,11 +145,11 @@ class PooledScorer(Scorer):
             time.sleep(_SECONDS_BETWEEN_TRIES)
         raise JobError(
             f"none of {len(self._actors)} scorers has answered for {self._timeout:.0f} seconds; "
-            f"bring their machines back and run the same command again"
+            f"bring their machines back and rerun the same command"
         )
 
 
-# When actors that did not answer are given batches again, for all tasks of this process.
+# When actors that did not answer get batches again, for all tasks of this process.
 _silent_until: dict[str, float] = {}
 
 

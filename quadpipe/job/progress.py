@@ -10,10 +10,10 @@ from quadpipe.job.shard import ShardReport
 class Preview:
     """What a job is about to do.
 
-    done: inputs whose shards are finished already. skipped: files passed over, by cause.
+    done: inputs whose shards are already finished. skipped: number of skipped files by reason.
     unused_classes: classes without an input. warnings: lines about what may be wrong with the
-    source. write_samples, write_bytes: what is still to be written, if nothing is rejected; the
-    bytes are an estimate. free_bytes: what the output has room for, None where nobody knows.
+    source. write_samples, write_bytes: the remaining output, if nothing is rejected; the bytes
+    are an estimate. free_bytes: free space of the output, None when unknown.
     """
 
     plan: Plan
@@ -27,13 +27,13 @@ class Preview:
 
 
 class Progress:
-    """Told how a job goes on; this one says nothing."""
+    """Progress callbacks; the base class ignores them."""
 
     def planned(self, preview: Preview) -> None:
-        """Work is about to begin: an engine is started, the plan stored."""
+        """Work is about to begin: next the engine starts and the plan is stored."""
 
     def shard_done(self, report: ShardReport) -> None:
-        """One more shard is on disk."""
+        """A shard is finished."""
 
     def close(self) -> None:
-        """Work has ended, well or not."""
+        """Work has ended, with or without an error."""

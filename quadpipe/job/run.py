@@ -1,4 +1,4 @@
-"""The driver: plan, work on what is not done, merge."""
+"""The driver: plan, make the shards that are not done, merge."""
 
 import os
 import warnings
@@ -68,12 +68,12 @@ class Job:
         return self._planner.inputs.warnings
 
     def preview(self) -> Preview:
-        """What running would do, without doing it; the same errors for an output not ours."""
+        """What `run` would do; raises the same errors for an output that cannot be used."""
         stored = self._planner.check(self.out)
         return self._preview(self._pending() if stored else list(self.plan.shards()))
 
     def run(self, progress: Progress | None = None) -> Dataset:
-        """Make what is not made yet; running again goes on where it was interrupted.
+        """Make the shards that are not done; a rerun continues after an interruption.
 
         Raises what `tokenize` does.
         """
@@ -105,8 +105,8 @@ class Job:
         return Dataset(self.out)
 
     def _is_whole(self) -> bool:
-        """Whether manifest, shard lists and indexes are there and agree; the tars' sizes were
-        looked at. A dataset that was written before there was an index gets one."""
+        """Whether manifest, shard lists and indexes exist and agree; sizes of tars were checked.
+        A dataset of an earlier version, without an index, is not whole."""
         try:
             dataset = Dataset(self.out)
             splits = dataset.manifest.splits
@@ -164,14 +164,14 @@ class Job:
                 if isinstance(outcome, ShardReport):
                     progress.shard_done(outcome)
                 elif isinstance(outcome, OutputError):
-                    raise outcome  # the next shard would meet the same
+                    raise outcome  # the next shard would fail too
                 else:
                     failed.append(f"shard {shard}: {outcome}")
         if failed:
             listed = "\n".join(failed[:20] + [f"and {len(failed) - 20} more"] * (len(failed) > 20))
             raise JobError(
                 f"{len(failed)} of {len(pending)} shards could not be made; the others are kept. "
-                f"Mend the cause and run the same command again\n{listed}"
+                f"Fix the cause and rerun the same command\n{listed}"
             )
 
 
@@ -196,13 +196,13 @@ def tokenize(
     `path,label` file for a folder. classes: a file of class names in index order, or a finished
     dataset that has them. scorer_weights: file of a scorer's network. maps: folder of maps for
     scorer precomputed. options: the fields of TokenizerConfig, DatasetConfig and RunConfig.
-    Running again with the same options resumes.
+    A rerun with the same options resumes.
 
-    Warns (UserWarning) of what may be wrong with the source, such as a single class.
+    Issues a UserWarning for a source that may be wrong, such as one with a single class.
 
     Raises ConfigError on options that cannot work or differ from the stored plan, SourceError on
     an input that cannot be listed, OutputError on an output that cannot be written, JobError when
-    shards could not be made, TooManyRejectsError when too many inputs are no images, ShardError
+    shards could not be made, TooManyRejectsError when too many inputs are rejected, ShardError
     when what is stored in `out` is damaged.
     """
     config = JobConfig.from_options(**options)
@@ -246,7 +246,7 @@ def _checked_maps(
     if maps is None:
         raise ConfigError("scorer precomputed needs maps; give their folder with --maps")
     if not Path(maps).is_dir():
-        raise ConfigError(f"{maps} is no folder; give one with a map for each image")
+        raise ConfigError(f"{maps} is not a folder; give one with a map per image")
     if config.dataset.views > 1:
         raise ConfigError("maps are of whole images, not of random crops; leave out --views")
     return Path(maps).absolute()

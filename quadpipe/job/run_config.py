@@ -6,7 +6,7 @@ from math import inf
 from quadpipe.errors import ConfigError
 from quadpipe.fields import check_fields, option
 
-# Of a resource, in Ray; and those that have options of their own there.
+# The smallest share of a resource in Ray, and the resources that have their own options there.
 _SMALLEST_SHARE = 1e-4
 _OWN_RESOURCES = ("CPU", "GPU", "memory", "object_store_memory")
 _SCORER_WAIT = 300
@@ -95,7 +95,7 @@ class RunConfig:
         return {name: count}
 
     def allowed_rejects(self, inputs: int) -> int:
-        """The largest number of rejects out of so many inputs."""
+        """The largest number of rejects for a number of inputs."""
         text = self.max_rejected.strip()
         try:
             if text.endswith("%"):

@@ -141,7 +141,7 @@ def _holds_images(root: Root, path: bytes) -> bool:
 
 
 def _listed(paths: list[bytes]) -> str:
-    """Names of folders and files for people, three at most."""
+    """Names of folders and files for a message, three at most."""
     names = [path_to_text(path.rstrip(b"/")) for path in paths[:3]]
     return ", ".join(names) + (", .." if len(paths) > 3 else "")
 

@@ -1,4 +1,4 @@
-"""Class names and indices, from folders or from files people have."""
+"""Class names and indices, from folders or from files."""
 
 import os
 from collections import Counter
@@ -19,7 +19,7 @@ _MOST_DIGITS = 9  # an index is an int32
 
 @dataclass(frozen=True, kw_only=True)
 class ClassNames:
-    """The classes that a dataset is to have, in index order. file: where they were given."""
+    """The given classes of a dataset, in index order. file: where they are from."""
 
     names: list[bytes]
     file: str
@@ -36,7 +36,7 @@ class ClassTable:
     """Gives each class name an id in the order met, and at the end an index.
 
     given: the classes to be used; by default those met. After `settle`, unused is the number of
-    classes without an input, and warnings are lines about them for people.
+    classes without an input, and warnings are lines for the user about them.
     """
 
     def __init__(self, given: ClassNames | None = None) -> None:
@@ -160,5 +160,5 @@ def read_labels(file: Path) -> dict[bytes, bytes]:
         if labels.setdefault(name, label) != label:
             raise SourceError(f"{file}: {os.fsdecode(name)!r} has two labels; keep one of them")
     if not labels:
-        raise SourceError(f"{file}: holds no `path,label` rows; write one for each image")
+        raise SourceError(f"{file}: holds no `path,label` rows; write one per image")
     return labels

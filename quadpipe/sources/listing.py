@@ -131,7 +131,7 @@ class Inputs:
     splits: inputs by split. classes: names in index order, None without labels. unused_classes:
     how many of them have no input. ordered: shards are cut in this order. read_twice: number of
     inputs that are read through links to files that are inputs themselves. skipped: number of
-    skipped files by reason. warnings: lines for people.
+    skipped files by reason. warnings: lines for the user.
     """
 
     splits: dict[str, Listing]

@@ -37,7 +37,7 @@ class Root(ABC):
     def __str__(self) -> str: ...
 
     def where(self, path: bytes) -> str:
-        """A path for people."""
+        """A path for a message."""
         return f"{self}/{os.fsdecode(path)}"
 
     @abstractmethod
@@ -46,7 +46,7 @@ class Root(ABC):
 
     @abstractmethod
     def identity(self, folder: bytes) -> object:
-        """What a folder has in common with links to it, and with nothing else."""
+        """A value that is equal only for the same folder, also through links."""
 
     @abstractmethod
     def link_target(self, path: bytes) -> bytes | None:

@@ -29,7 +29,7 @@ class Row(NamedTuple):
 def read_rows(file: Path, *, blanks: bool = False) -> Iterator[Row]:
     """(path, label) rows of a text file: a comma or tab between them, the label optional.
 
-    With `blanks` a blank does as well. A first row that starts with `path` is a header. Bytes that
+    With `blanks`, also a blank. A first row that starts with `path` is a header. Bytes that
     are not UTF-8 stay as they are. SourceError when the file cannot be read.
     """
     try:
@@ -41,7 +41,7 @@ def read_rows(file: Path, *, blanks: bool = False) -> Iterator[Row]:
 
 @dataclass(frozen=True)
 class PathList:
-    """A file of rows as it was when a source was listed, of which single rows are read again."""
+    """A table as it was when it was listed, whose single rows can be read again."""
 
     file: Path
     sha256: str
@@ -57,7 +57,7 @@ class PathList:
     def path(self, number: int) -> bytes | None:
         """The path in a row; None when there are fewer rows.
 
-        The first call in a process reads the whole file, the next ones a few lines. OSError when
+        The first call in a process reads the whole file, later calls a few lines. OSError when
         it cannot be read, SourceError when it has changed.
         """
         status = self.file.stat()
@@ -77,7 +77,7 @@ def _offsets(path_list: PathList, version: tuple[int, ...]) -> "array[int]":
     file = path_list.file
     if _sha256(file) != path_list.sha256:
         raise SourceError(
-            f"{file} was changed while the job ran; run the same command again with the list that "
+            f"{file} was changed while the job ran; rerun the same command with the list that "
             f"it was planned with"
         )
     with file.open("rb") as opened:
@@ -122,11 +122,11 @@ def _rows(opened: BinaryIO, file: Path, blanks: bool, start: int = 0) -> Iterato
             path, *label = (os.fsencode(cell.strip()) for cell in cells)
             yield Row(path, label[0] if label else None, number, begin)
     except csv.Error as error:
-        raise SourceError(f"{file} is no CSV: {error}; check its quotes") from error
+        raise SourceError(f"{file} is not a CSV file: {error}; check its quotes") from error
 
 
 class _Lines:
-    """The lines of a file as text; `bytes` is the size of those that were taken."""
+    """The lines of a file as text; `bytes` is the size of those that were read."""
 
     def __init__(self, opened: BinaryIO) -> None:
         self._opened = opened

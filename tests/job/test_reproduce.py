@@ -172,7 +172,7 @@ def test_a_dataset_of_another_machine_is_refused(finished, images, tmp_path):
     with pytest.raises(ShardError, match="plan.json cannot be used"):
         Reproducer(quadpipe.Dataset(copy), images)
     plan.unlink()
-    with pytest.raises(ConfigError, match="does not say how it was made"):
+    with pytest.raises(ConfigError, match="plan.json is missing; it records how"):
         Reproducer(quadpipe.Dataset(copy), images)
 
 

@@ -219,7 +219,7 @@ def test_an_old_tar_whose_samples_have_no_label_is_not_taken_for_whole(tmp_path)
     (dataset / "dataset.json").unlink()
     tar = dataset / "train-000001.tar"
     tar.write_bytes(tar.read_bytes().replace(b".cls\0", b".sls\0"))
-    with pytest.raises(ShardError, match=r"train-000001\.tar: .*; remove it and run the same"):
+    with pytest.raises(ShardError, match=r"train-000001\.tar: .*; remove it and rerun the same"):
         make_dataset(tmp_path)
 
 

@@ -61,7 +61,7 @@ def test_numbers_in_a_csv_are_indices(tmp_path):
 
 def test_a_csv_with_an_open_quote_is_refused(tmp_path):
     (tmp_path / "list.csv").write_text('"' + "x" * 200_000 + "\n")
-    with pytest.raises(SourceError, match="is no CSV: .*; check its quotes"):
+    with pytest.raises(SourceError, match="is not a CSV file: .*; check its quotes"):
         list_inputs(tmp_path / "list.csv")
 
 
@@ -102,7 +102,7 @@ def test_a_list_that_has_changed_is_not_read(tmp_path):
     entry, source = list_inputs(path).splits["train"][1], open_source(path)
     assert source.read(entry) == b"x"
     path.write_bytes(b"../b/x.jpg\n../a/x.jpg\n")
-    with pytest.raises(SourceError, match=r"list\.csv was changed while the job ran; run the same"):
+    with pytest.raises(SourceError, match=r"was changed while the job ran; rerun the same"):
         source.read(entry)
 
 

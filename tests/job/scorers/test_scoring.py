@@ -209,7 +209,7 @@ def test_precomputed_maps_decide_and_missing_ones_are_rejects(images, tmp_path):
         assert (fine[:, :2] < 8).all()
     with pytest.raises(ConfigError, match="scorer precomputed needs maps; give their folder"):
         quadpipe.tokenize(images, tmp_path / "x", scorer="precomputed")
-    with pytest.raises(ConfigError, match="is no folder; give one with a map for each image"):
+    with pytest.raises(ConfigError, match="is not a folder; give one with a map per image"):
         quadpipe.tokenize(images, tmp_path / "x", scorer="precomputed", maps=tmp_path / "none")
     with pytest.raises(ConfigError, match="maps are of whole images, not of random crops"):
         quadpipe.tokenize(images, tmp_path / "x", scorer="precomputed", maps=maps, views=2)
