@@ -5,7 +5,7 @@ from typing import Any
 
 from quadpipe import __version__
 from quadpipe.errors import ConfigError
-from quadpipe.fields import check_fields, known_fields
+from quadpipe.fields import check_fields, known_fields, unknown_fields
 from quadpipe.model.config import TrainConfig
 from quadpipe.model.quadformer import QuadformerConfig
 from quadpipe.shards.format import Codec
@@ -80,8 +80,9 @@ class RunManifest:
         """A warning about the ignored fields, empty if there are none."""
         if not self.ignored:
             return ""
+        writer = f"quadpipe {self.quadpipe}" if self.quadpipe else "another version"
         return (
-            f"was written by quadpipe {self.quadpipe!r}; {__version__} ignores its "
+            f"was written by {writer}; quadpipe {__version__} ignores its "
             f"{', '.join(map(repr, self.ignored))}"
         )
 
@@ -99,7 +100,7 @@ class RunManifest:
         ignored = [name for name in document if name not in entries]
         for part, kind in _PARTS.items():
             known = known_fields(kind, document[part])
-            unknown = [f"{part}.{name}" for name in document[part] if name not in known]
+            unknown = [f"{part}.{name}" for name in unknown_fields(kind, document[part])]
             if part == "model" and unknown:
                 raise ConfigError(
                     f"{unknown[0]!r} decides what the model computes, and quadpipe {__version__} "

@@ -103,9 +103,19 @@ def known_fields(kind: type, document: Any) -> dict[str, Any]:
     """
     if not isinstance(document, dict):
         raise TypeError(f"{document!r} is not an object")
-    names = {name: name for name in _hints(kind)}
-    names |= {o.formerly: name for name, o in _declared(kind).items() if o.formerly}
+    names = _names(kind)
     return {names[name]: value for name, value in document.items() if name in names}
+
+
+def unknown_fields(kind: type, document: dict[str, Any]) -> list[str]:
+    """The names in a JSON object that `known_fields` leaves out."""
+    return [name for name in document if name not in _names(kind)]
+
+
+def _names(kind: type) -> dict[str, str]:
+    """The fields' names of today by those of today and of before."""
+    names = {name: name for name in _hints(kind)}
+    return names | {o.formerly: name for name, o in _declared(kind).items() if o.formerly}
 
 
 _declared = cache(declared_options)

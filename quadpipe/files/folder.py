@@ -117,10 +117,6 @@ class Folder(ReadableFolder):
         """Write a small file in place, which need not survive a crash."""
 
     @abstractmethod
-    def append(self, name: str, data: bytes) -> None:
-        """Add to a log, which need not survive a crash."""
-
-    @abstractmethod
     def remove(self, name: str) -> None:
         """Remove a file, if it is there, so that it stays removed."""
 

@@ -151,14 +151,6 @@ class LocalFolder(Folder):
         except OSError as error:
             raise _unwritable(path, error) from error
 
-    def append(self, name: str, data: bytes) -> None:
-        path = self.path(name)
-        try:
-            with path.open("ab") as file:
-                file.write(data)
-        except OSError as error:
-            raise _unwritable(path, error) from error
-
     def remove(self, name: str) -> None:
         path = self.path(name)
         try:

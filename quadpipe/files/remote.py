@@ -55,7 +55,6 @@ class RemoteFolder(Folder):
     def __init__(self, url: str) -> None:
         self.url = url.rstrip("/")
         self._opened: tuple[int, Any, str] | None = None
-        self._appended = 0
         self._open()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -136,7 +135,7 @@ class RemoteFolder(Folder):
             parts = self._reading(name, lambda: self._system.cat_ranges(*ranges, on_error="raise"))
             lengths = np.fromiter(map(len, parts), np.int64, len(parts))
             if (lengths > stops - starts).any():
-                raise ShardError(
+                raise UnreadableError(
                     f"{self.where(name)}: the server does not serve parts of files; cache "
                     f"shards in a local folder with --cache DIR"
                 )
@@ -207,12 +206,6 @@ class RemoteFolder(Folder):
 
     def overwrite(self, name: str, data: bytes) -> None:
         self._put(name, data)
-
-    def append(self, name: str, data: bytes) -> None:
-        """Objects do not grow: each addition is a file of its own."""
-        stem, dot, ending = name.rpartition(".")
-        self._put(f"{stem}-{self._appended:06d}{dot}{ending}", data)
-        self._appended += 1
 
     @contextmanager
     def staged(self, name: str) -> Iterator[StagedFile]:

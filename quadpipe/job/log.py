@@ -3,28 +3,36 @@
 import json
 import os
 import socket
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 from quadpipe import __version__
-from quadpipe.errors import OutputError, QuadpipeError
-from quadpipe.files import Folder
+from quadpipe.errors import QuadpipeError
+from quadpipe.files import Folder, LocalFolder
 from quadpipe.job.plan import ShardId
 from quadpipe.job.shard import ShardReport
 from quadpipe.shards.format import LOGS
 
-# Rows are kept together: on object stores each addition is a file of its own.
 _SECONDS_BETWEEN_WRITES = 10.0
 
 
 class RunLog:
-    """A file in `.quadpipe/logs/`, the only folder that may differ between runs."""
+    """A file in `.quadpipe/logs/`, the only folder that may differ between runs.
+
+    Logs name hosts and paths and are never uploaded: for an output at a URL the file is in the
+    temporary folder of this machine.
+    """
 
     def __init__(self, out: Folder) -> None:
-        stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
-        self._out, self._name = out, f"{LOGS}/{stamp}-{os.getpid()}.jsonl"
+        name = f"{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}-{os.getpid()}.jsonl"
+        if isinstance(out, LocalFolder):
+            self.path = out.path(f"{LOGS}/{name}")
+        else:
+            self.path = Path(tempfile.gettempdir(), f"quadpipe-{name}")
         self._rows: list[bytes] = []
         self._written = time.monotonic()
 
@@ -67,7 +75,7 @@ class RunLog:
 
     def _write(self) -> None:
         # A log that cannot be written must not stop the work, nor hide why it stopped.
-        with suppress(OutputError):
-            self._out.append(self._name, b"".join(self._rows))
+        with suppress(OSError), self.path.open("ab") as file:
+            file.write(b"".join(self._rows))
         self._rows.clear()
         self._written = time.monotonic()

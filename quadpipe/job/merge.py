@@ -11,7 +11,7 @@ from tempfile import TemporaryFile
 from typing import Any
 
 from quadpipe.errors import ShardError, TooManyRejectsError
-from quadpipe.files import Folder
+from quadpipe.files import Folder, LocalFolder
 from quadpipe.job.plan import Plan, ShardId
 from quadpipe.shards.card import card
 from quadpipe.shards.format import (
@@ -116,7 +116,9 @@ def _merge_split(
     digest = hashlib.sha256()
     counts: Counter[str] = Counter()
     name = shard_list_name(split)
-    with TemporaryFile() as index, out.staged(name) as file:
+    # Beside the output: the temporary folder of the machine may be small.
+    place = out.root if isinstance(out, LocalFolder) else None
+    with TemporaryFile(dir=place) as index, out.staged(name) as file:
         for marker in _markers(out, planned.shards, split):
             for reject in marker.rejected:
                 reasons[reject.reason] += 1

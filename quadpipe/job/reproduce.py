@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from quadpipe.errors import ConfigError, ShardError, SourceError
+from quadpipe.errors import ConfigError, ShardError, SourceError, UnreadableError
 from quadpipe.job.decoding import Decoder
 from quadpipe.job.isolation import IsolatedDecoder
 from quadpipe.job.plan import ShardId, changed_fields, check_unchanged, read_inputs, read_plan
@@ -114,6 +114,8 @@ class Reproducer:
                     count = min(self._batch, len(listed) - start)
                     try:
                         yield count, list(self._compare(decoder, shard, listed, start))
+                    except UnreadableError:  # the samples may be intact
+                        raise
                     except (SourceError, ShardError) as error:
                         yield count, [str(error)]
 
@@ -172,6 +174,8 @@ class Reproducer:
 
     def _stored(self, tar: FinishedTar, rank: int) -> bytes:
         """The bytes of a sample by its number in the shard."""
+        if rank >= len(tar.rows):
+            raise ShardError(f"the marker of {tar.info.name} does not fit the listing")
         start = tar.rows["offset"][rank : rank + 1]
         stop = start + tar.rows["size"][rank]
         contents, begins = self._folder.open_ranges(tar.info.name)(start, stop)

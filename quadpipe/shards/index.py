@@ -22,6 +22,8 @@ from quadpipe.shards.tar import BLOCK, END, read_headers, read_part
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
+_ROWS_AT_ONCE = 1 << 16
+
 FIELDS = (
     ("shard", "<i4"),
     ("offset", "<i8"),
@@ -119,15 +121,23 @@ def _fits(rows: np.ndarray, shards: Sequence[ShardInfo]) -> bool:
     counts = np.array([shard.samples for shard in shards], np.int64)
     ends = np.array([shard.bytes for shard in shards], np.int64) - len(END)
     first = np.cumsum(counts) - counts
-    starts, stops = rows["offset"].astype(np.int64), rows["offset"] + rows["size"].astype(np.int64)
-    expected = np.roll(stops, 1)
-    expected[first] = 0
-    return (
-        np.array_equal(rows["shard"], np.repeat(np.arange(len(shards)), counts))
-        and np.array_equal(starts, expected)
-        and bool((stops[first + counts - 1] <= ends).all())
-        and bool((rows["size"] >= BLOCK).all())
-    )
+    before = np.zeros(1, np.int64)
+    for begin in range(0, len(rows), _ROWS_AT_ONCE):
+        part = rows[begin : begin + _ROWS_AT_ONCE]
+        numbers = np.arange(begin, begin + len(part))
+        shard = np.searchsorted(first, numbers, side="right") - 1
+        stops = part["offset"] + part["size"].astype(np.int64)
+        starts = np.concatenate([before, stops[:-1]])
+        starts[numbers == first[shard]] = 0
+        if not (
+            np.array_equal(part["shard"], shard)
+            and np.array_equal(part["offset"], starts)
+            and (part["size"] >= BLOCK).all()
+            and (stops <= ends[shard]).all()
+        ):
+            return False
+        before = stops[-1:]
+    return True
 
 
 def scan(contents: Contents, info: ShardInfo) -> tuple[np.ndarray, str]:

@@ -135,15 +135,14 @@ def _as_json(tar: FinishedTar) -> dict[str, Any]:
 
 def _finished_tar(view: Any) -> FinishedTar:
     info = ShardInfo(**known_fields(ShardInfo, view))
-    none = [0] * info.samples, [-1] * info.samples
-    columns = view["offsets"], view.get("checksums", none[0]), view.get("labels", none[1])
+    columns = [view[name] for name in ("offsets", "checksums", "labels") if name in view]
     for column in columns:
         whole = isinstance(column, list) and all(type(number) is int for number in column)
-        if not whole or len(column) != info.samples:
+        if not whole or not 0 < len(column) == info.samples:
             raise ValueError(
                 f"{info.name} has {info.samples} samples, but its lists another number of entries"
             )
-    offsets, checksums, labels = columns
+    offsets, checksums, labels = columns if len(columns) == 3 else (view["offsets"], 0, -1)
     rows = make_rows(offsets, info.bytes - len(END), checksums, labels)
     if offsets[0] or (rows["size"] <= 0).any():
         raise ValueError(f"the samples of {info.name} do not follow each other")

@@ -212,7 +212,7 @@ def test_what_is_wrong_is_said_in_a_line_without_a_traceback(arguments, code, me
         (("--tokens", 196), "holds 100 tokens, not 196"),
         (("--split", "test"), "has no split 'test'"),
         (("--samples", 0), "--samples 0 is below 1"),
-        (("--in", "nowhere"), "cannot read"),
+        (("--in", "nowhere"), "nowhere does not exist"),
     ],
 )
 def test_show_says_what_a_dataset_cannot_show(shards, tmp_path, arguments, message):

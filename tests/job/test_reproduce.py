@@ -225,7 +225,7 @@ def test_the_command_says_what_it_compared(finished, images, tmp_path, jpeg):
     assert "--deep needs --in" in done.stderr
     done = verify(finished, "--in", images)
     assert done.returncode == 2
-    assert "are for --deep; add it" in done.stderr
+    assert "need --deep" in done.stderr
     done = verify(finished, "--deep", "--in", images, "--inputs", "0")
     assert done.returncode == 2
     assert "inputs 0 is below 1" in done.stderr

@@ -15,6 +15,8 @@ from forging import edit_manifest, make_dataset, put_index, remove_index
 from quadpipe.errors import ConfigError, ShardError
 from quadpipe.loader import Loader, webdataset
 from quadpipe.shards.index import ROW, scan
+from quadpipe.shards.marker import Marker
+from quadpipe.shards.verify import verify
 
 
 @pytest.fixture(scope="module")
@@ -151,6 +153,43 @@ def test_an_index_that_does_not_fit_the_shard_list_is_refused(dataset, column, r
     put_index(dataset, "train", rows)
     with pytest.raises(ShardError, match=r"train\.index\.npy does not fit the shard list of train"):
         Loader(dataset, batch_size=4)
+
+
+def test_an_index_with_a_sample_of_negative_size_is_refused(dataset):
+    rows = np.load(dataset / "train.index.npy")
+    rows["size"][0] += rows["size"][1] + 512
+    rows["offset"][1] = rows["size"][0]
+    rows["size"][1] = -512
+    put_index(dataset, "train", rows)
+    with pytest.raises(ShardError, match=r"train\.index\.npy does not fit the shard list of train"):
+        Loader(dataset, batch_size=4)
+
+
+def test_a_checksum_of_zero_stands_for_none(dataset):
+    rows = np.load(dataset / "train.index.npy")
+    rows["checksum"] = 0
+    put_index(dataset, "train", rows)
+    assert len(list(Loader(dataset, batch_size=4).epoch(0))) == 4
+    assert len(list(quadpipe.Dataset(dataset).samples("train"))) == 32
+    assert list(verify(quadpipe.Dataset(dataset))) == []
+
+
+@pytest.mark.parametrize("samples", [0, -1, 10**13])
+def test_a_marker_that_claims_other_samples_than_it_lists_is_not_readable(dataset, samples):
+    path = dataset / ".quadpipe/markers/train/0000/000000.json"
+    marker = json.loads(path.read_text())
+    marker["inputs"] = samples
+    for view in marker["views"]:
+        view["samples"] = samples
+        if samples == 0:
+            view |= {"offsets": [], "checksums": [], "labels": []}
+        else:
+            del view["checksums"], view["labels"]
+    path.write_text(json.dumps(marker))
+    with pytest.raises(ShardError, match="not a readable marker"):
+        Marker.parse(path.read_bytes())
+    (finding,) = {line.partition(": not")[0] for line in verify(quadpipe.Dataset(dataset))}
+    assert finding.endswith("000000.json")
 
 
 def test_offsets_of_a_stranger_in_the_middle_of_samples_lose_those_samples(dataset):
