@@ -87,7 +87,7 @@ def test_a_full_disk_stops_the_job_and_loses_nothing(image_folder, tmp_path, mon
 
     with monkeypatch.context() as patched:
         patched.setattr(shard_module.ShardWriter, "add", full)
-        with pytest.raises(OutputError, match="No space left on device; free some space and run"):
+        with pytest.raises(OutputError, match="No space left on device; free some space and rerun"):
             tokenize(image_folder, tmp_path / "out")
     assert len(list((tmp_path / "out").glob("*.tar"))) == 2
     tokenize(image_folder, tmp_path / "out")

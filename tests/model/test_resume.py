@@ -243,7 +243,7 @@ def test_a_run_of_a_later_version_is_read_and_ignored_options_are_named(
     edit_json(
         run / "config.json", quadpipe="9.0", train__mixup=0.2, tokenizer__gamma=2, notes={"a": 1}
     )
-    says = "was written by quadpipe '9.0'; .* ignores its 'notes', 'train.mixup', 'tokenizer.gamma'"
+    says = "was written by quadpipe 9.0; .* ignores its 'notes', 'train.mixup', 'tokenizer.gamma'"
     heard = Heard()
     train(shards, run, **SMALL, resume=True, progress=heard)
     assert any(re.search(says, warning) for warning in heard.warnings)

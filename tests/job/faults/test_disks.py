@@ -40,7 +40,7 @@ def test_a_full_disk_loses_nothing(engine, images, tmp_path, small_disk, undistu
         subprocess.run(["pkill", "-CONT", "-f", "make_shard|quadpipe.cli"], check=False)
         _, errors = process.communicate(timeout=60)
     assert process.returncode == 1
-    assert "No space left on device; free some space and run the same command again" in errors
+    assert "No space left on device; free some space and rerun the same command" in errors
     assert "Traceback" not in errors
     filler.unlink()
     check(run(images, out, "--in-process"))
@@ -60,4 +60,4 @@ def fill(path: Path) -> None:
 def test_a_read_only_output_is_refused(images, tmp_path, small_disk):
     subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
     says = check(run(images, small_disk / "out", "--in-process"), 1)
-    assert "Read-only file system; choose an --out that can be written" in says
+    assert "Read-only file system; choose a writable --out" in says

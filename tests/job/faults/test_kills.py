@@ -132,7 +132,8 @@ def test_an_orphaned_worker_writes_nothing_into_the_next_run(
             orphan.send_signal(signal.SIGCONT)
             _, errors = orphan.communicate(timeout=60)
             assert orphan.returncode == 1
-            assert b"is not ours to write to any more: process" in errors
+            assert b"lost the write lock of" in errors
+            assert b": process " in errors
             assert sorted(path.name for path in out.iterdir()) == before
     check(run(images, out, "--in-process"))
     account(out, undisturbed)
@@ -249,7 +250,7 @@ def test_one_interrupt_ends_in_order(number, images, tmp_path, undisturbed, acco
         process.send_signal(number)
         _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert b"quadpipe: interrupted; run the same command again to go on" in errors
+    assert b"quadpipe: interrupted; rerun the same command to continue" in errors
     assert b"Traceback" not in errors
     check(run(images, out, "--in-process"))
     account(out, undisturbed)
