@@ -130,7 +130,7 @@ def read_photographs(folder: Path | None) -> list[Image.Image]:
 def make_cells(
     photographs: Sequence[Image.Image],
     each: int,
-    shares: Sequence[float],
+    shares: tuple[float, float],
     chance: np.random.Generator,
 ) -> dict[tuple[str, str], Cell]:
     """`each` scenes on smooth and on textured backgrounds, at all contrasts."""
