@@ -161,7 +161,7 @@ def make_cells(
 
 
 def random_crop(
-    photograph: Image.Image, shares: Sequence[float], chance: np.random.Generator
+    photograph: Image.Image, shares: tuple[float, float], chance: np.random.Generator
 ) -> np.ndarray:
     """uint8 `[256, 256, 3]`, of a random square."""
     side = round(min(photograph.size) * chance.uniform(*shares))
@@ -174,7 +174,8 @@ def random_crop(
 def local_variances(image: np.ndarray) -> np.ndarray:
     """Variance of the grey levels of each block of 16 x 16 pixels."""
     blocks = (image @ GREY).reshape(SIDE // PATCH, PATCH, SIDE // PATCH, PATCH)
-    return blocks.var(axis=(1, 3)).ravel()
+    variances: np.ndarray = blocks.var(axis=(1, 3)).ravel()
+    return variances
 
 
 def place_digit(digit: np.ndarray, chance: np.random.Generator) -> np.ndarray:
@@ -200,7 +201,8 @@ def blend(image: np.ndarray, ink: np.ndarray, opacity: float) -> np.ndarray:
     place = image[ink > 0.5].mean(axis=0)
     colour = place + (LEVELS if place @ GREY < 128 else -LEVELS)
     cover = (opacity * ink)[..., None]
-    return ((1 - cover) * image + cover * colour).round().clip(0, 255).astype(np.uint8)
+    blended: np.ndarray = (1 - cover) * image + cover * colour
+    return blended.round().clip(0, 255).astype(np.uint8)
 
 
 def make_scorers(shufflenet_weights: Path | None) -> dict[str, Scorer]:

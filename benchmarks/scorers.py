@@ -401,7 +401,8 @@ class PlainShuffleNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.maxpool(self.conv1(x))
-        return self.conv5(self.stage4(self.stage3(self.stage2(x))))
+        features: Tensor = self.conv5(self.stage4(self.stage3(self.stage2(x))))
+        return features
 
 
 class PlainUnit(nn.Module):
