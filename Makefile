@@ -1,6 +1,6 @@
 # make demo    tokenize real photographs, draw them, train a small model and use it
 # make test    run the tests
-# make check   lint, and the tests that are quick and start no process
+# make check   lint, and the tests that start no process
 # make lint    check style, and types on the installed wheel
 # make bench   run the benchmarks and write docs/performance.md; PEERS=python adds other loaders
 # make soak    MINUTES=5 of each: random kills, damaged images, damaged shards; and the rarer tests
