@@ -52,7 +52,7 @@ test: $(VENV)/installed
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 check: lint
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m 'not slow and not soak' --no-processes
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-processes
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .

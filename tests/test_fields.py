@@ -4,7 +4,14 @@ import numpy as np
 import pytest
 
 from quadpipe.errors import ConfigError
-from quadpipe.fields import check_fields, declared_options, known_fields, option, same_option
+from quadpipe.fields import (
+    check_fields,
+    declared_options,
+    known_fields,
+    option,
+    same_option,
+    unknown_fields,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,4 +111,6 @@ def test_a_declaration_can_be_borrowed_with_another_default():
 
 
 def test_entries_of_an_earlier_version_have_their_names_of_today():
-    assert known_fields(Declared, {"batch": 5, "lr": 1.0}) == {"batch_size": 5, "lr": 1.0}
+    document = {"batch": 5, "lr": 1.0, "later": 2}
+    assert known_fields(Declared, document) == {"batch_size": 5, "lr": 1.0}
+    assert unknown_fields(Declared, document) == ["later"]
