@@ -22,7 +22,7 @@ _COMMANDS = {
     "train": "Train a Quadformer on shards.",
     "eval": "Evaluate a trained model at several budgets.",
     "predict": "Classify images with a trained model.",
-    "scorers": "List what can say which patches matter.",
+    "scorers": "List the scorers.",
     "show": "Draw an image or a dataset as mosaics.",
 }
 

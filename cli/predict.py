@@ -18,6 +18,7 @@ from quadpipe.model.run_folder import load_run, pick_device
 @click.option("--top", type=click.IntRange(1), default=5, show_default=True, help="Classes named.")
 @click.option("--show", type=click.Path(path_type=Path), help="Draw what the model saw, a .png.")
 @click.option("--device", default="auto", type=click.Choice(["auto", "cpu", "cuda"]))
+@click.option("--scorer", help="The shards' scorer, if it is your own: MODULE:CALLABLE.")
 @click.option("--backbone", help="The network of the shards' scorer, where it is your own.")
 @click.option(
     "--scorer-weights", type=click.Path(path_type=Path), help="Its weights, as for tokenize."
@@ -30,6 +31,7 @@ def command(
     top: int,
     show: Path | None,
     device: str,
+    scorer: str | None,
     backbone: str | None,
     scorer_weights: Path | None,
     as_json: bool,
@@ -42,6 +44,7 @@ def command(
         folder,
         pick_device(device),
         tokens,
+        scorer=scorer,
         backbone=backbone,
         scorer_weights=scorer_weights,
     )

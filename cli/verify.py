@@ -30,6 +30,7 @@ from quadpipe.shards.verify import verify
 )
 @click.option("--seed", type=int, help="With --deep: draws the same inputs again.")
 @click.option("--maps", type=click.Path(path_type=Path), help="With --deep: as for tokenize.")
+@click.option("--scorer", help="With --deep: the scorer, if it is your own: MODULE:CALLABLE.")
 @click.option("--backbone", help="With --deep: the network of the scorer, where it is your own.")
 @click.option(
     "--scorer-weights",

@@ -44,8 +44,8 @@ from quadpipe.tokenizer import Tokenizer
 class Again:
     """Tokenizes inputs of a dataset again and compares the bytes; writes nothing.
 
-    source: what the dataset was made from. maps, backbone, scorer_weights: as for `tokenize`; a
-    backbone `module:callable` is never taken from the dataset.
+    source: what the dataset was made from. maps, scorer, backbone, scorer_weights: as for
+    `tokenize`; a scorer or backbone `module:callable` is never taken from the dataset.
 
     Raises ConfigError when the dataset does not say how it was made, or the network is another than
     it was made with, JobError when this machine would write other bytes, ShardError when the plan
@@ -58,6 +58,7 @@ class Again:
         source: str | os.PathLike[str],
         *,
         maps: str | os.PathLike[str] | None = None,
+        scorer: str | None = None,
         backbone: str | None = None,
         scorer_weights: str | os.PathLike[str] | None = None,
     ) -> None:
@@ -70,12 +71,17 @@ class Again:
                 f"which needs it"
             )
         check_machine(plan)
-        network = config.same_network(plan.scorer.get("weights_sha256"), backbone, scorer_weights)
+        network = config.same_code(
+            plan.scorer.get("weights_sha256"),
+            scorer=scorer,
+            backbone=backbone,
+            weights=scorer_weights,
+        )
         self._source = Source.at(Path(source))
         self._maps = None if maps is None else Path(maps)
         self._tokenizer = Tokenizer(config, scorer=local_scorer(plan, network))
-        scorer = self._tokenizer.scorer.as_json()
-        check_unchanged(dataset.folder, list(changed_fields(plan.scorer, scorer, "scorer")))
+        now = self._tokenizer.scorer.as_json()
+        check_unchanged(dataset.folder, list(changed_fields(plan.scorer, now, "scorer")))
 
     def check(self, inputs: int, seed: int | None = None) -> Iterator[tuple[int, list[str]]]:
         """Compare at least `inputs` inputs, drawn at random, in whole batches of the scorer.

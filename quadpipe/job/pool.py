@@ -18,7 +18,7 @@ from quadpipe.geometry import Geometry
 from quadpipe.job.config import RunConfig
 from quadpipe.job.plan import Plan
 from quadpipe.job.shard import local_scorer
-from quadpipe.scorers import Network, Scorer
+from quadpipe.scorers import Scorer, ScorerCode
 
 # A batch that kills its actor is tried so many times more. Ray's own retries are used up while a
 # node that has died is still thought to be alive.
@@ -179,7 +179,7 @@ def cpus_of_scorers(run: RunConfig) -> int:
     return 0 if not run.pooled or run.gpus_per_scorer else run.scorers or 1
 
 
-def start_pool(ray: Any, plan: Plan, network: Network | None, *, private: bool) -> PooledScorer:
+def start_pool(ray: Any, plan: Plan, network: ScorerCode | None, *, private: bool) -> PooledScorer:
     """Start the actors and wait until all of them have built their network.
 
     ConfigError when they cannot be placed in time, naming what is missing, or cannot be built.

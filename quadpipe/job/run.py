@@ -84,7 +84,7 @@ class Job:
         self.source = Path(source)
         self.out = open_folder(out)
         _check_apart(self.source, self.out)
-        network = config.tokenizer.find_network(scorer_weights)
+        network = config.tokenizer.find_code(scorer_weights)
         scorer = config.tokenizer.make_scorer(network)
         self._site = Site(
             source=Source.at(self.source),

@@ -20,7 +20,7 @@ from quadpipe.images.library import describe, imaging_library
 from quadpipe.job.decoding import CRASHED, TIMED_OUT, Decoder
 from quadpipe.job.plan import Plan, ShardId, read_inputs
 from quadpipe.mosaic import Mosaic
-from quadpipe.scorers import Network, Scorer
+from quadpipe.scorers import Scorer, ScorerCode
 from quadpipe.scorers.precomputed import read_map
 from quadpipe.shards.format import marker_name, sample_key, shard_name
 from quadpipe.shards.manifest import ShardInfo
@@ -65,13 +65,14 @@ class View:
 class Site:
     """Where a job finds what it needs, which decides no bytes; workers get it whole.
 
-    maps: folder of importance maps, for scorer precomputed. network: of a network scorer.
+    maps: folder of importance maps, for scorer precomputed. network: of a network scorer,
+    or the user's own scorer.
     """
 
     source: Source
     out: Folder
     maps: Path | None = None
-    network: Network | None = None
+    network: ScorerCode | None = None
 
 
 def make_shard(
@@ -278,7 +279,7 @@ def tokenized(tokenizer: Tokenizer, batches: Iterator[list[View]]) -> Iterator[t
             yield from zip(views, tokenizer.cut(images, maps()), strict=True)
 
 
-def local_scorer(plan: Plan, network: Network | None) -> Scorer:
+def local_scorer(plan: Plan, network: ScorerCode | None) -> Scorer:
     """The plan's scorer in this process; a network is built once and kept.
 
     JobError when torch would give other bytes here.
@@ -298,5 +299,5 @@ def local_scorer(plan: Plan, network: Network | None) -> Scorer:
 
 
 @lru_cache(maxsize=1)
-def _scorer(config: TokenizerConfig, network: Network | None, batch: int, device: str) -> Scorer:
+def _scorer(config: TokenizerConfig, network: ScorerCode | None, batch: int, device: str) -> Scorer:
     return config.make_scorer(network, batch=batch, device=device)

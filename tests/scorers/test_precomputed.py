@@ -183,7 +183,7 @@ def test_a_missing_hint_is_a_clear_error(square):
         quadpipe.Tokenizer(scorer="precomputed")(square[0])
     maps = np.stack([np.eye(16)] * 2)
     assert len(quadpipe.Tokenizer(scorer="precomputed")(square[:2], maps)) == 2
-    with pytest.raises(ConfigError, match="give one hint an image"):
+    with pytest.raises(ConfigError, match="give one hint per image"):
         quadpipe.Tokenizer(scorer="precomputed")(square[:2], 5)
-    with pytest.raises(ConfigError, match="give one hint an image"):
+    with pytest.raises(ConfigError, match="give one hint per image"):
         quadpipe.Tokenizer(scorer="precomputed")(square[:2], [np.eye(16)])
