@@ -8,6 +8,7 @@ import click
 
 from quadpipe.fields import declared_options
 from quadpipe.scorers import SCORERS, NetworkScorer, Scorer
+from quadpipe.scorers.own import OwnScorer
 from quadpipe.tokenizer import TokenizerConfig
 
 
@@ -39,7 +40,7 @@ def command(as_json: bool) -> None:
             _print_option("--" + name.replace("_", "-"), text)
         if scorer.uses_network:
             _print_option("--scorer-weights", "File of the network's weights.")
-    click.echo("MODULE:CALLABLE".ljust(14) + " your own scorer, imported and called")
+    click.echo(f"{OwnScorer.name}\n{'':<14}{OwnScorer.summary}")
     click.echo(
         "\nAll scorers except uniform take --thresholds. docs/scorers.md compares the scorers."
     )

@@ -11,7 +11,7 @@ from quadpipe.cli.options import options_of
 from quadpipe.cli.pictures import check_png, write_picture
 from quadpipe.errors import ConfigError, QuadpipeError, SourceError
 from quadpipe.render import Exhibit
-from quadpipe.scorers.precomputed import read_array
+from quadpipe.scorers.maps import read_array
 from quadpipe.shards.gallery import exhibits
 from quadpipe.shards.reader import Dataset
 from quadpipe.tokenizer import Tokenizer, TokenizerConfig

@@ -15,8 +15,9 @@ from PIL import Image
 from quadpipe.errors import ConfigError
 from quadpipe.fields import check_fields, option
 from quadpipe.geometry import MAX_IMAGE_SIDE, Geometry
+from quadpipe.images.color import to_rgb
 from quadpipe.images.crop import RESIZES, Box, centre_box, decode_and_resample, resample
-from quadpipe.images.decode import BYTES_PER_PIXEL, MAX_PIXELS, EncodedImage, to_rgb
+from quadpipe.images.decode import BYTES_PER_PIXEL, MAX_PIXELS, EncodedImage
 from quadpipe.mosaic import RESAMPLERS, Mosaic, cut
 from quadpipe.quadtree import grow, join_maps, subtract_thresholds
 from quadpipe.scorers import SCORERS

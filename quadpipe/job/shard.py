@@ -21,7 +21,7 @@ from quadpipe.job.decoding import CRASHED, TIMED_OUT, Decoder
 from quadpipe.job.plan import Plan, ShardId, read_inputs
 from quadpipe.mosaic import Mosaic
 from quadpipe.scorers import Scorer, ScorerCode
-from quadpipe.scorers.precomputed import read_map
+from quadpipe.scorers.maps import read_map
 from quadpipe.shards.format import marker_name, sample_key, shard_name
 from quadpipe.shards.manifest import ShardInfo
 from quadpipe.shards.marker import FinishedTar, Marker
