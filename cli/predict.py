@@ -22,6 +22,7 @@ from quadpipe.model.run_folder import load_run, pick_device
     "--show", type=click.Path(path_type=Path), help="Draw the tokens of the images to this .png."
 )
 @click.option("--device", default="auto", type=click.Choice(["auto", "cpu", "cuda"]))
+@click.option("--scorer", help="The shards' scorer, if it is your own: MODULE:CALLABLE.")
 @click.option("--backbone", help="Network of the shards' scorer, if it is your own.")
 @click.option(
     "--scorer-weights", type=click.Path(path_type=Path), help="Its weights, as for tokenize."
@@ -34,6 +35,7 @@ def command(
     top: int,
     show: Path | None,
     device: str,
+    scorer: str | None,
     backbone: str | None,
     scorer_weights: Path | None,
     as_json: bool,
@@ -46,6 +48,7 @@ def command(
         folder,
         pick_device(device),
         tokens,
+        scorer=scorer,
         backbone=backbone,
         scorer_weights=scorer_weights,
     )

@@ -1,4 +1,4 @@
-"""`quadpipe scorers`: what can say which patches matter."""
+"""`quadpipe scorers`: list the scorers."""
 
 import json
 import textwrap
@@ -8,16 +8,17 @@ import click
 
 from quadpipe.fields import declared_options
 from quadpipe.scorers import SCORERS, NetworkScorer, Scorer
+from quadpipe.scorers.own import OwnScorer
 from quadpipe.tokenizer import TokenizerConfig
 
 
 @click.command("scorers")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(as_json: bool) -> None:
-    """List the scorers with their options, and what they cost.
+    """List the scorers with their options and costs.
 
-    Costs are milliseconds for an image of 256 x 256 pixels on one core, as benchmarks/scorers.py
-    has measured them; the decoder takes about 2.
+    A cost is milliseconds per image of 256 x 256 pixels on one core, measured by
+    benchmarks/scorers.py. Decoding an image takes about 2.
     """
     if as_json:
         click.echo(json.dumps([_row(scorer) for scorer in SCORERS.values()], indent=2))
@@ -29,17 +30,25 @@ def command(as_json: bool) -> None:
         if scorer.hint:
             source = "the labels" if scorer.label_aware else "the folder --maps"
             click.echo(f"{'':<14}needs {scorer.hint} of each image, from {source}")
-        for name in scorer.options:
-            text = declared[name].help
+        for name in scorer.option_names():
+            option = declared[name]
+            text = option.help
+            if option.choices:
+                text += f" One of {', '.join(option.choices)}."
             if name == "backbone" and issubclass(scorer, NetworkScorer):
                 text += f" By default {scorer.default_backbone}."
-            lines = textwrap.wrap(text, 60)
-            for number, line in enumerate(lines):
-                flag = "" if number else "--" + name.replace("_", "-")
-                click.echo(f"{'':<14}{flag:<20}{line}")
+            _print_option("--" + name.replace("_", "-"), text)
         if scorer.uses_network:
-            click.echo(f"{'':<14}{'--scorer-weights':<20}File of the network's weights.")
-    click.echo("\nAll but uniform take --thresholds; docs/scorers.md says when to use which.")
+            _print_option("--scorer-weights", "File of the network's weights.")
+    click.echo(f"{OwnScorer.name}\n{'':<14}{OwnScorer.summary}")
+    click.echo(
+        "\nAll scorers except uniform take --thresholds. docs/scorers.md compares the scorers."
+    )
+
+
+def _print_option(flag: str, text: str) -> None:
+    for number, line in enumerate(textwrap.wrap(text, 60)):
+        click.echo(f"{'':<14}{flag if number == 0 else '':<20}{line}")
 
 
 def _row(scorer: type[Scorer]) -> dict[str, Any]:
@@ -47,7 +56,7 @@ def _row(scorer: type[Scorer]) -> dict[str, Any]:
         "name": scorer.name,
         "summary": scorer.summary,
         "cost": scorer.cost,
-        "options": list(scorer.options),
+        "options": list(scorer.option_names()),
         "hint": scorer.hint,
         "label_aware": scorer.label_aware,
         "uses_network": scorer.uses_network,

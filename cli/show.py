@@ -12,7 +12,7 @@ from quadpipe.cli.options import options_of
 from quadpipe.cli.pictures import check_png, write_picture
 from quadpipe.errors import ConfigError, QuadpipeError, SourceError
 from quadpipe.render import Exhibit
-from quadpipe.scorers.precomputed import read_array
+from quadpipe.scorers.maps import read_array
 from quadpipe.shards.reader import Dataset
 from quadpipe.tokenizer import Tokenizer, TokenizerConfig
 

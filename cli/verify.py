@@ -34,6 +34,7 @@ from quadpipe.shards.verify import verify
     type=click.Path(path_type=Path),
     help="With --deep: folder of importance maps, as for tokenize.",
 )
+@click.option("--scorer", help="With --deep: the scorer, if it is your own: MODULE:CALLABLE.")
 @click.option("--backbone", help="With --deep: the scorer's own network, as for tokenize.")
 @click.option(
     "--scorer-weights",

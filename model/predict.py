@@ -27,7 +27,7 @@ class Prediction:
 class Predictor:
     """A trained model with its tokenizer.
 
-    backbone, scorer_weights: the network of the run's scorer, if the user names it; a
+    scorer, backbone, scorer_weights: the run's scorer and its network, if the user names them; a
     `module:callable` is never taken from the run. Raises ConfigError if the scorer needs more than
     pixels, or its network is not the one that the shards were made with.
     """
@@ -38,23 +38,26 @@ class Predictor:
         device: torch.device,
         tokens: int | None = None,
         *,
+        scorer: str | None = None,
         backbone: str | None = None,
         scorer_weights: Path | None = None,
     ) -> None:
         config: RunManifest = run.config()
-        scorer = scorer_type(config.tokenizer.scorer)
-        if config.label_aware or scorer.hint:
-            needs = "labels" if config.label_aware else f"{scorer.hint} of each image"
+        hint = scorer_type(config.tokenizer.scorer).hint
+        if config.label_aware or hint:
+            needs = "labels" if config.label_aware else f"{hint} of each image"
             raise ConfigError(
-                f"{run} was trained on shards whose scorer, {scorer.name}, looks at {needs}, which "
-                f"new images do not have; train on shards of another scorer"
+                f"{run} was trained on shards whose scorer, {config.tokenizer.scorer}, looks at "
+                f"{needs}, which new images do not have; train on shards of another scorer"
             )
         trained = config.train.tokens or config.tokenizer.tokens
         self.tokens = trained if tokens is None else tokens
-        network = config.tokenizer.same_network(config.scorer_sha256, backbone, scorer_weights)
+        code = config.tokenizer.same_code(
+            config.scorer_sha256, scorer=scorer, backbone=backbone, weights=scorer_weights
+        )
         self._tokenizer = Tokenizer(
             replace(config.tokenizer, tokens=self.tokens),
-            scorer=config.tokenizer.make_scorer(network),
+            scorer=config.tokenizer.make_scorer(code),
         )
         self._codec = config.make_codec()
         self._classes = config.classes

@@ -14,6 +14,7 @@ from quadpipe.errors import ConfigError
 from quadpipe.fields import check_fields
 
 MAX_TOKENS = 2**20
+MAX_IMAGE_SIDE = 16_384
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -119,7 +119,7 @@ def cut(
     as in the paper, the mean of each block's four centre pixels, `(a + b + c + d + 2) >> 2`, or
     `area`, the mean of the block rounded half up.
     """
-    from quadpipe.kernels import cut_tokens
+    from quadpipe.mosaic_kernels import cut_tokens
 
     if resample not in RESAMPLERS:
         raise ConfigError(f"resample {resample!r} is not one of {', '.join(RESAMPLERS)}")

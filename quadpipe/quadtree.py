@@ -84,12 +84,12 @@ def grow(importance: np.ndarray, geometry: Geometry, tokens: int) -> Trees:
     importance: float32 `[B, A]` by patch id, from `join_maps`. Raises ConfigError when the
     budget is not legal.
     """
-    from quadpipe.kernels import grow_trees
+    from quadpipe.quadtree_kernels import grow_trees
 
-    nodes, _, worth = grow_trees(
+    nodes, _, split_importance = grow_trees(
         importance, geometry.boxes, geometry.children, geometry.roots, geometry.num_splits(tokens)
     )
-    return Trees(nodes=nodes, importance=worth)
+    return Trees(nodes=nodes, importance=split_importance)
 
 
 def split_order(importance: np.ndarray, geometry: Geometry) -> np.ndarray:
@@ -97,7 +97,7 @@ def split_order(importance: np.ndarray, geometry: Geometry) -> np.ndarray:
 
     importance: float32 `[B, A]` by patch id, from `join_maps`.
     """
-    from quadpipe.kernels import grow_trees
+    from quadpipe.quadtree_kernels import grow_trees
 
     order: np.ndarray
     _, order, _ = grow_trees(

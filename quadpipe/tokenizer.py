@@ -6,7 +6,6 @@ Letters: B batch; H, W image height and width in pixels.
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from math import isqrt
 from os import PathLike
 from typing import Any, overload
 
@@ -15,56 +14,36 @@ from PIL import Image
 
 from quadpipe.errors import ConfigError
 from quadpipe.fields import check_fields, option
-from quadpipe.geometry import Geometry
+from quadpipe.geometry import MAX_IMAGE_SIDE, Geometry
+from quadpipe.images.color import to_rgb
 from quadpipe.images.crop import RESIZES, Box, centre_box, decode_and_resample, resample
-from quadpipe.images.decode import BYTES_PER_PIXEL, MAX_PIXELS, EncodedImage, to_rgb
+from quadpipe.images.decode import BYTES_PER_PIXEL, MAX_PIXELS, EncodedImage
 from quadpipe.mosaic import RESAMPLERS, Mosaic, cut
 from quadpipe.quadtree import grow, join_maps, subtract_thresholds
-from quadpipe.scorers import SCORERS, Network, find_network, make_scorer, scorer_type
+from quadpipe.scorers import SCORERS
 from quadpipe.scorers.base import Scorer
-from quadpipe.scorers.feature import DISTANCES
-from quadpipe.scorers.network import BACKBONES, DTYPES, NetworkScorer
-from quadpipe.scorers.uniform import Uniform
+from quadpipe.scorers.choice import ScorerChoice
 from quadpipe.seeds import LARGEST_SEED
 
 TOKENIZER_VERSION = 1
 """Raised only when the same configuration gives other bytes than before."""
-
-MAX_IMAGE_SIDE = 16_384
 
 _LARGEST_MAX_PIXELS = 2**31 - 1  # what PIL counts with
 _LARGEST_THRESHOLD = 1e30  # float32 holds importances less thresholds
 
 
 @dataclass(frozen=True, kw_only=True)
-class TokenizerConfig:
-    """Everything that decides an image's mosaic; raises ConfigError when it cannot work.
+class TokenizerConfig(ScorerChoice):
+    """The options that decide an image's mosaic; raises ConfigError when they cannot work.
 
-    image_size may be given as a number for a square; it is kept as (H, W). Whether the scorer is
-    there is asked by `make_scorer`: datasets of other scorers can be read.
+    image_size may be given as a number for a square; it is kept as (H, W). An unknown scorer is
+    refused by `make_scorer`, not here, so that datasets of other scorers can be read.
     """
 
     image_size: tuple[int, int] = option((256, 256), "Image size in pixels: 256, or HxW.")
     patch_size: int = option(16, "Side of the smallest patch, and of every token, in pixels.")
     max_patch_size: int = option(64, "Side of the largest patch: patch size times a power of two.")
     tokens: int = option(100, "Tokens per image; every smaller budget is stored with it.")
-    scorer: str = option(
-        "pixel-blur", "What decides which patches are split; `quadpipe scorers` lists them."
-    )
-    backbone: str | None = option(
-        None,
-        f"Network of the scorers feature and grad-cam: {', '.join(BACKBONES)}, or "
-        f"MODULE:CALLABLE, which is imported and called.",
-    )
-    scorer_stride: int | None = option(
-        None, "Scorer feature: stride of the features in pixels, 32 (the default) or 16."
-    )
-    scorer_distance: str | None = option(
-        None, f"Scorer feature: distance of features, {' or '.join(DISTANCES)}; by default mse."
-    )
-    scorer_dtype: str | None = option(
-        None, f"Precision of the network, {' or '.join(DTYPES)}; by default float32."
-    )
     thresholds: tuple[tuple[int, float], ...] | None = option(
         None,
         "Subtract these from the importance of patches, by side in pixels, as 32=5.75,64=4; APT's "
@@ -99,8 +78,10 @@ class TokenizerConfig:
         check_fields(self)
         if max(self.image_size) > MAX_IMAGE_SIDE:
             raise ConfigError(f"image_size {self.image_size} has a side above {MAX_IMAGE_SIDE:,}")
-        if self.scorer == Uniform.name:
-            self._check_uniform()
+        if self.scorer in SCORERS:
+            SCORERS[self.scorer].check_grid(
+                self.image_size, self.patch_size, self.max_patch_size, self.tokens
+            )
         self.geometry.num_splits(self.tokens)
         if self.thresholds is not None:
             object.__setattr__(self, "thresholds", self._checked_thresholds(self.thresholds))
@@ -117,34 +98,6 @@ class TokenizerConfig:
                 f"more than {self.max_pixels:,} are rejected; give max_pixels {height * width} or "
                 f"more"
             )
-
-    def _check_uniform(self) -> None:
-        """Raise ConfigError, with options that work, unless the tokens are a grid over the image.
-
-        Sizes below 1 are left to the geometry.
-        """
-        side, (height, width) = self.patch_size, self.image_size
-        if min(side, height, width, self.tokens) < 1:
-            return
-        rows, columns = height // side, width // side
-        fits = (rows * side, columns * side) == (height, width)
-        if fits and self.max_patch_size == side and rows * columns == self.tokens:
-            return
-        root = isqrt(self.tokens)
-        choices = [
-            f"--tokens {n * n} --image-size {n * side} --max-patch-size {side}"
-            for n in range(root, root + 1 if root * root == self.tokens else root + 2)
-            if n * side <= MAX_IMAGE_SIDE
-        ]
-        if fits:
-            choices.append(
-                f"--tokens {rows * columns} --max-patch-size {side} for images of {height}x{width}"
-            )
-        raise ConfigError(
-            f"scorer uniform cuts an image into a grid of equal patches, and {self.tokens} tokens "
-            f"of {side} pixels are not a grid over {height}x{width} with patches of {side} to "
-            f"{self.max_patch_size}; give {', or '.join(dict.fromkeys(choices))}"
-        )
 
     def _checked_thresholds(
         self, thresholds: tuple[tuple[int, float], ...]
@@ -179,92 +132,6 @@ class TokenizerConfig:
             return Box(0, 0, width, height)
         return centre_box(width, height, self.image_size, self.crop_pct)
 
-    def find_network(self, weights: str | PathLike[str] | None = None) -> Network | None:
-        """The network of the scorer, None where it needs none.
-
-        Imports and calls a backbone `module:callable`: only for a configuration that the user has
-        given, never for one from a file. Raises ConfigError when the network is not there, and
-        when weights are given to a scorer without one.
-        """
-        kind = scorer_type(self.scorer)
-        if not issubclass(kind, NetworkScorer):
-            if weights is not None:
-                raise ConfigError(
-                    f"scorer {self.scorer} has no network; leave out the scorer's weights"
-                )
-            return None
-        self._check_scorer_options(kind)
-        return find_network(self.backbone or kind.default_backbone, weights)
-
-    def same_network(
-        self, sha256: str | None, backbone: str | None, weights: str | PathLike[str] | None
-    ) -> Network | None:
-        """The network that shards were made with, for a configuration that comes from them.
-
-        sha256: of its weights. backbone, weights: where the user names the network; a
-        `module:callable` is taken from nowhere else. ConfigError when it is another network.
-        """
-        kind = scorer_type(self.scorer)
-        if not issubclass(kind, NetworkScorer):
-            if backbone or weights:
-                raise ConfigError(
-                    f"scorer {kind.name} has no network; leave out --backbone and --scorer-weights"
-                )
-            return None
-        theirs = self.backbone or kind.default_backbone
-        if backbone not in (None, theirs):
-            raise ConfigError(
-                f"the shards were made with backbone {theirs}, not {backbone}; give that"
-            )
-        if backbone is None and ":" in theirs:
-            raise ConfigError(
-                f"the shards were made with a network that somebody wrote; where it is yours to "
-                f"run, name it with --backbone {theirs}"
-            )
-        network = self.find_network(weights)
-        if network and network.sha256 != sha256:
-            raise ConfigError(
-                f"the network's weights have sha256 {network.sha256[:12]}.., those of the shards "
-                f"{(sha256 or 'unknown')[:12]}..; give the same file with --scorer-weights"
-            )
-        return network
-
-    def make_scorer(
-        self,
-        network: Network | None = None,
-        *,
-        batch: int | None = None,
-        device: str = "cpu",
-    ) -> Scorer:
-        """The scorer; a network scorer needs its `network`, batch and device are for it.
-
-        ConfigError when there is no such scorer, it does not fit the geometry, or it is given an
-        option that is another's.
-        """
-        kind = scorer_type(self.scorer)
-        self._check_scorer_options(kind)
-        parameters: dict[str, Any] = {
-            name.removeprefix("scorer_"): getattr(self, name)
-            for name in kind.options
-            if getattr(self, name) is not None
-        }
-        if kind.uses_network:
-            if network is None:
-                raise ConfigError(
-                    f"scorer {self.scorer} needs its network; name it yourself with --backbone and "
-                    f"--scorer-weights"
-                )
-            parameters |= {"network": network, "batch": batch, "device": device}
-        return make_scorer(self.scorer, self.geometry, **parameters)
-
-    def _check_scorer_options(self, kind: type[Scorer]) -> None:
-        for name in ("backbone", "scorer_stride", "scorer_distance", "scorer_dtype"):
-            if getattr(self, name) is not None and name not in kind.options:
-                users = [other for other, type_ in SCORERS.items() if name in type_.options]
-                raise ConfigError(
-                    f"{name} is for scorer {' and '.join(users)}, not {self.scorer}; leave it out"
-                )
-
     def as_json(self) -> dict[str, Any]:
         """As JSON can hold it; `TokenizerConfig(**config.as_json())` is equal."""
         return asdict(self) | {"image_size": list(self.image_size)}
@@ -279,10 +146,10 @@ class Tokenizer:
 
     Options are those of TokenizerConfig, and `scorer_weights`, the file of a scorer's network;
     `scorer` may also be a Scorer of your own. Raises ConfigError when they cannot work. `hints`
-    are for scorers that must be told more than pixels: the image's class (grad-cam) or importance
-    map (precomputed), for several images a list. A backbone `module:callable` is called where it
-    is an option, not where it stands in a `config`, which may come from a file: give the scorer
-    then.
+    are for scorers that need more than pixels: the image's class (grad-cam) or importance map
+    (precomputed); for several images a list. A scorer or backbone `module:callable` is called if
+    it is given as an option. In a `config`, which may come from a file, it is refused; give the
+    scorer itself then.
     """
 
     def __init__(
@@ -300,10 +167,11 @@ class Tokenizer:
         self.config = config or TokenizerConfig(**options)
         self.geometry = self.config.geometry
         if not isinstance(scorer, Scorer):
-            # A backbone in a configuration may come from a file: only options are called.
-            trusted = config is None or ":" not in (self.config.backbone or "")
-            network = self.config.find_network(scorer_weights) if trusted else None
-            scorer = self.config.make_scorer(network)
+            # A `config` may come from a file: user code is run only where it is an option.
+            trusted = config is None or not config.names_user_code
+            scorer = self.config.make_scorer(
+                self.config.find_code(scorer_weights) if trusted else None
+            )
         self.scorer = scorer
 
     @overload

@@ -62,6 +62,8 @@ def run(line: str, folder: Path, **places: str) -> None:
 def test_the_commands_of_the_scorers_page_run(folder, image_folder, tmp_path):
     (tmp_path / "cat.jpg").symlink_to(folder / "cat.jpg")
     (tmp_path / "imagenet").symlink_to(image_folder)
+    (module,) = blocks(SCORERS, 'python title="my_scorers.py"')
+    (tmp_path / "my_scorers.py").write_text(module)
     for line in "".join(blocks(SCORERS, "console")).splitlines():
         run(f"{line} --in-process" if "tokenize" in line else line, tmp_path)
     (example,) = blocks(SCORERS, "python")

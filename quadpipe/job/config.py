@@ -81,10 +81,8 @@ class JobConfig:
 
     def __post_init__(self) -> None:
         self.make_codec()
-        if scorer_type(self.tokenizer.scorer).uses_network:
-            return  # its network is found when the job starts
-        self.tokenizer.make_scorer()
-        if self.run.pooled:
+        self.tokenizer.check_scorer()
+        if self.run.pooled and not scorer_type(self.tokenizer.scorer).uses_network:
             raise ConfigError(
                 f"scorer {self.tokenizer.scorer} has no network to run in actors; leave out "
                 f"scorers, gpus_per_scorer and scorer_resource"

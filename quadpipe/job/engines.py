@@ -81,10 +81,10 @@ def on_ray(plan: Plan, site: Site) -> Iterator[Engine]:
     """
     run = plan.config.run
     with _ray(run, _object_store_bytes(plan, site)) as (ray, private):
-        pool = start_pool(ray, plan, site.network, private=private) if run.pooled else None
+        pool = start_pool(ray, plan, site.code, private=private) if run.pooled else None
         slots = _slots(ray, run, pool, private=private)
         task = ray.remote(num_cpus=1, max_retries=0)(make_shard)
-        shared = ray.put(plan), ray.put(replace(site, network=None) if pool else site)
+        shared = ray.put(plan), ray.put(replace(site, code=None) if pool else site)
 
         def make(shards: Iterator[ShardId]) -> Generator[Outcome, None, None]:
             # Running tasks are not cancelled when this ends: Ray ends the tasks of a driver that
@@ -148,7 +148,7 @@ def _reach(address: str) -> None:
 def _object_store_bytes(plan: Plan, site: Site) -> int:
     """Room for the network, and for the batches that are on their way to scorers."""
     run, dataset = plan.config.run, plan.config.dataset
-    weights = site.network.weights if site.network else None
+    weights = site.code.weights if site.code else None
     room = _OBJECT_STORE_BYTES + 2 * len(weights or b"")
     if not run.pooled:
         return room

@@ -18,7 +18,7 @@ from quadpipe.geometry import Geometry
 from quadpipe.job.plan import Plan
 from quadpipe.job.run_config import RunConfig
 from quadpipe.job.shard import local_scorer
-from quadpipe.scorers import Network, Scorer
+from quadpipe.scorers import Scorer, ScorerCode
 
 # Retries of a batch that kills its actor. Ray's own retries are used up before it notices that a
 # node has died.
@@ -44,8 +44,8 @@ class ScorerActor:
         if self._scorer is None:
             import ray
 
-            plan, network = ray.get(shared)
-            self._scorer = local_scorer(plan, network)
+            plan, code = ray.get(shared)
+            self._scorer = local_scorer(plan, code)
 
     def score(
         self, shared: list[Any], images: np.ndarray, hints: Sequence[Any]
@@ -179,7 +179,7 @@ def cpus_of_scorers(run: RunConfig) -> int:
     return 0 if not run.pooled or run.gpus_per_scorer else run.scorers or 1
 
 
-def start_pool(ray: Any, plan: Plan, network: Network | None, *, private: bool) -> PooledScorer:
+def start_pool(ray: Any, plan: Plan, code: ScorerCode | None, *, private: bool) -> PooledScorer:
     """Start the actors and wait until all of them have built their network.
 
     ConfigError when they cannot be placed in time, naming what is missing, or cannot be built.
@@ -204,7 +204,7 @@ def start_pool(ray: Any, plan: Plan, network: Network | None, *, private: bool) 
         max_restarts=-1,
         concurrency_groups={_CONTROL: 1},
     )(ScorerActor)
-    shared = [ray.put(plan), ray.put(network)]
+    shared = [ray.put(plan), ray.put(code)]
     actors = [actor.remote() for _ in range(count)]
     started = _start(ray, actors, shared, run.scorer_timeout)
     if started < count:

@@ -30,8 +30,8 @@ from quadpipe.tokenizer import Tokenizer
 class Reproducer:
     """Tokenizes inputs of a dataset again and compares the bytes; writes nothing.
 
-    source: what the dataset was made from. maps, backbone, scorer_weights: as for `tokenize`; a
-    backbone `module:callable` is never taken from the dataset.
+    source: what the dataset was made from. maps, scorer, backbone, scorer_weights: as for
+    `tokenize`; a scorer or backbone `module:callable` is never taken from the dataset.
 
     Raises ConfigError when the dataset has no plan, or the network is not the one that it was made
     with, JobError when this machine would write other bytes, SourceError when the source cannot be
@@ -44,6 +44,7 @@ class Reproducer:
         source: str | os.PathLike[str],
         *,
         maps: str | os.PathLike[str] | None = None,
+        scorer: str | None = None,
         backbone: str | None = None,
         scorer_weights: str | os.PathLike[str] | None = None,
     ) -> None:
@@ -57,12 +58,17 @@ class Reproducer:
                 f"which needs it"
             )
         check_machine(plan)
-        network = config.same_network(plan.scorer.get("weights_sha256"), backbone, scorer_weights)
+        code = config.same_code(
+            plan.scorer.get("weights_sha256"),
+            scorer=scorer,
+            backbone=backbone,
+            weights=scorer_weights,
+        )
         self._source = open_source(source)
         self._maps = None if maps is None else Path(maps)
-        self._tokenizer = Tokenizer(config, scorer=local_scorer(plan, network))
-        scorer = self._tokenizer.scorer.as_json()
-        check_unchanged(dataset.folder, list(changed_fields(plan.scorer, scorer, "scorer")))
+        self._tokenizer = Tokenizer(config, scorer=local_scorer(plan, code))
+        now = self._tokenizer.scorer.as_json()
+        check_unchanged(dataset.folder, list(changed_fields(plan.scorer, now, "scorer")))
 
     def check(self, inputs: int, seed: int | None = None) -> Iterator[tuple[int, list[str]]]:
         """Compare at least `inputs` inputs, drawn at random, in whole batches of the scorer.

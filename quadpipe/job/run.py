@@ -44,13 +44,13 @@ class Job:
         self.config = config
         self.out = open_folder(out)
         _check_apart(os.fspath(source), self.out)
-        network = config.tokenizer.find_network(scorer_weights)
-        scorer = config.tokenizer.make_scorer(network)
+        code = config.tokenizer.find_code(scorer_weights)
+        scorer = config.tokenizer.make_scorer(code)
         self._site = Site(
             source=open_source(source),
             out=self.out,
             maps=_checked_maps(scorer, maps, config),
-            network=network,
+            code=code,
         )
         self._planner = Planner(
             self._site.source,

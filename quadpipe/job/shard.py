@@ -16,7 +16,7 @@ from quadpipe.job.decoding import Decoder
 from quadpipe.job.isolation import CRASHED, TIMED_OUT
 from quadpipe.job.plan import Plan, ShardId, read_inputs
 from quadpipe.job.steps import Sample, Steps
-from quadpipe.scorers import Network, Scorer
+from quadpipe.scorers import Scorer, ScorerCode
 from quadpipe.shards.format import marker_name, shard_name
 from quadpipe.shards.manifest import ShardInfo
 from quadpipe.shards.marker import FinishedTar, Identity, Marker, Reject
@@ -41,13 +41,14 @@ class ShardReport:
 class Site:
     """Locations and weights that a job needs beside its plan; workers get it whole.
 
-    maps: folder of importance maps, for scorer precomputed. network: of a network scorer.
+    maps: folder of importance maps, for scorer precomputed. code: of a network scorer, or the
+    user's own scorer.
     """
 
     source: Source
     out: Folder
     maps: Path | None = None
-    network: Network | None = None
+    code: ScorerCode | None = None
 
 
 def make_shard(
@@ -67,7 +68,7 @@ def make_shard(
     started = time.monotonic()
     check_machine(plan)
     inputs = read_inputs(site.out, plan, shard)
-    tokenizer = Tokenizer(plan.config.tokenizer, scorer=scorer or local_scorer(plan, site.network))
+    tokenizer = Tokenizer(plan.config.tokenizer, scorer=scorer or local_scorer(plan, site.code))
     decided = _begin(site.out, shard)
     with closing(decoder(plan)) as opened:
         steps = Steps(
@@ -173,14 +174,14 @@ def decided_rejects(out: ReadableFolder, shard: ShardId) -> dict[Identity, Rejec
     return {r.identity: r for r in rejects if r.reason in (CRASHED, TIMED_OUT)}
 
 
-def local_scorer(plan: Plan, network: Network | None) -> Scorer:
+def local_scorer(plan: Plan, code: ScorerCode | None) -> Scorer:
     """The plan's scorer in this process; a network is built once and kept.
 
     JobError when torch would give other bytes here.
     """
     scorer = _scorer(
         plan.config.tokenizer,
-        network,
+        code,
         plan.config.dataset.score_batch,
         plan.scorer["device"] or "cpu",
     )
@@ -193,5 +194,5 @@ def local_scorer(plan: Plan, network: Network | None) -> Scorer:
 
 
 @lru_cache(maxsize=1)
-def _scorer(config: TokenizerConfig, network: Network | None, batch: int, device: str) -> Scorer:
-    return config.make_scorer(network, batch=batch, device=device)
+def _scorer(config: TokenizerConfig, code: ScorerCode | None, batch: int, device: str) -> Scorer:
+    return config.make_scorer(code, batch=batch, device=device)

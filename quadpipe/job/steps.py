@@ -18,7 +18,7 @@ from quadpipe.job.decoding import Decoder
 from quadpipe.job.plan import Plan, ShardId
 from quadpipe.mosaic import Mosaic
 from quadpipe.scorers import Scorer
-from quadpipe.scorers.precomputed import read_map
+from quadpipe.scorers.maps import read_map
 from quadpipe.shards.format import sample_key
 from quadpipe.shards.marker import Identity, Reject
 from quadpipe.sources import Input, Source

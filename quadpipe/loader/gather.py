@@ -17,7 +17,7 @@ from numba import carray  # type: ignore[attr-defined]
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
-from quadpipe.kernels import compiled
+from quadpipe.compiled import compiled
 from quadpipe.shards.tar import BLOCK
 
 _DOT, _SPACE, _ZERO, _EIGHT, _LAST = (ord(character) for character in ". 08~")

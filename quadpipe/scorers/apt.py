@@ -46,7 +46,7 @@ class Entropy(Scorer):
             )
 
     def _score(self, images: np.ndarray, hints: Sequence[Any]) -> list[np.ndarray]:
-        from quadpipe.kernels import entropy_sums
+        from quadpipe.scorers.kernels import entropy_sums
 
         sides = self._sides()
         table = count_log2_table(sides[0] ** 2)
@@ -73,7 +73,7 @@ class Laplacian(Scorer):
     cost = "0.1 ms"
 
     def _score(self, images: np.ndarray, hints: Sequence[Any]) -> list[np.ndarray]:
-        from quadpipe.kernels import laplacian_sums
+        from quadpipe.scorers.kernels import laplacian_sums
 
         sides = self._sides()
         sums = [laplacian_sums(images, sides[-1])]

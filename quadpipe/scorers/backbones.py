@@ -3,7 +3,6 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from hashlib import sha256
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from quadpipe.errors import ConfigError
 from quadpipe.images import IMAGENET_MEAN, IMAGENET_STD
+from quadpipe.scorers.own import import_named
 from quadpipe.scorers.shufflenet import ShuffleNet
 from quadpipe.weights import listing, parse_weights, state_dict_problems
 
@@ -107,9 +107,8 @@ def build_named(target: str, weights: dict[str, Tensor] | None, where: str) -> B
     it has a method `head(features)` that gives logits, and may have `classes`, their names. Call
     this only for what the user has named, never for a name from a file.
     """
-    name, _, attribute = target.partition(":")
     try:
-        module, stride = getattr(import_module(name), attribute)()
+        module, stride = import_named(target)()
     except Exception as error:  # whatever the user's code raises
         raise ConfigError(
             f"backbone {target} cannot be made: {type(error).__name__}: {error}; give "

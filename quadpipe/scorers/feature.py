@@ -1,39 +1,51 @@
-"""`feature`, the paper's main scorer: what a network no longer sees when a patch is blurred.
+"""`feature`, the paper's main scorer: the change of a network's features when a patch is blurred.
 
 Letters: B batch; C channels; h, w rows and columns of the feature map; H, W of the image.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from quadpipe.errors import ConfigError
+from quadpipe.fields import declared_options, option
 from quadpipe.geometry import Geometry
 from quadpipe.scorers.base import Parameter
-from quadpipe.scorers.network import SHUFFLENET, NetworkScorer
+from quadpipe.scorers.network import SHUFFLENET
+from quadpipe.scorers.network_scorer import NetworkOptions, NetworkScorer
 from quadpipe.scorers.pooling import pool_to_scale
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-DISTANCES = ("mse", "cosine")
+
+@dataclass(frozen=True, kw_only=True)
+class FeatureOptions(NetworkOptions):
+    scorer_stride: int | None = option(
+        None, "Scorer feature: stride of the features in pixels, 32 (the default) or 16."
+    )
+    scorer_distance: str | None = option(
+        None,
+        "Scorer feature: distance between features; by default mse.",
+        choices=("mse", "cosine"),
+    )
 
 
 class Feature(NetworkScorer):
     """Distance between features of the image and of the image blurred, averaged over a patch.
 
     For patches of scale s the whole image is downsampled by 2**s and upsampled back, bilinear,
-    half-pixel centres, no antialiasing; the distance of the two feature vectors of each cell,
+    half-pixel centers, no antialiasing; the distance of the two feature vectors of each cell,
     `mse` over the C channels or `cosine`, 1 - cos (0 where both are zero), is averaged over the
     patch (arXiv 2304.00287, section 3.2, and the authors' code). Features are those of `backbone`
     before its classifier, at a 32nd or a 16th of the image's resolution.
     """
 
     name = "feature"
-    summary = "what a network no longer sees of a blurred patch (the paper's main scorer)"
+    summary = "change of a network's features when a patch is blurred (the paper's main scorer)"
     cost = "11 ms (ShuffleNetV2 x0.5), 66 ms (EfficientNet-Lite0)"
-    options = ("backbone", "scorer_stride", "scorer_distance", "scorer_dtype")
+    options = FeatureOptions
     default_backbone = SHUFFLENET
 
     def __init__(
@@ -45,8 +57,7 @@ class Feature(NetworkScorer):
         **network_options: Any,
     ) -> None:
         super().__init__(geometry, **network_options)
-        if distance not in DISTANCES:
-            raise ConfigError(f"scorer_distance {distance!r} is not one of {', '.join(DISTANCES)}")
+        declared_options(FeatureOptions)["scorer_distance"].check("scorer_distance", distance)
         self._stride = self._backbone.strides[0] if stride is None else stride
         self._check_network(self._stride)
         self._distance = distance

@@ -12,7 +12,8 @@ import numpy as np
 
 from quadpipe.errors import ConfigError
 from quadpipe.geometry import Geometry
-from quadpipe.scorers.network import EFFICIENTNET, NetworkScorer
+from quadpipe.scorers.network import EFFICIENTNET
+from quadpipe.scorers.network_scorer import NetworkScorer
 from quadpipe.scorers.pooling import pool_to_patches
 
 if TYPE_CHECKING:
@@ -31,7 +32,6 @@ class GradCam(NetworkScorer):
     name = "grad-cam"
     summary = "where a classifier sees the image's own class (the paper's oracle; needs labels)"
     cost = "22 ms (EfficientNet-Lite0)"
-    options = ("backbone", "scorer_dtype")
     hint = "the class"
     label_aware = True
     default_backbone = EFFICIENTNET

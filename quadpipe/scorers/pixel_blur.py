@@ -32,7 +32,7 @@ class BlurScorer(Scorer):
             )
 
     def _score(self, images: np.ndarray, hints: Sequence[Any]) -> list[np.ndarray]:
-        from quadpipe.kernels import blur_errors
+        from quadpipe.scorers.kernels import blur_errors
 
         maps = []
         for scale, side in zip(self._splittable_scales(), self._sides(), strict=True):

@@ -1,4 +1,4 @@
-"""`random`: the floor that a scorer has to beat."""
+"""`random`: the baseline that every scorer has to beat."""
 
 import hashlib
 from collections.abc import Sequence
@@ -14,13 +14,13 @@ from quadpipe.seeds import random_bits
 class Random(Scorer):
     """Uniform in [0, 1), drawn from the seed and the image's own pixels.
 
-    So the same image has the same mosaic in a job, in Python and at inference, whoever asks.
+    An image has the same mosaic in a job, in Python and at inference.
     """
 
     name = "random"
-    summary = "uniform noise, seeded by the image: the floor that a scorer has to beat"
+    summary = "uniform noise, seeded by the image: the baseline that every scorer has to beat"
     cost = "0.1 ms"
-    options = ("seed",)
+    uses_seed = True
 
     def __init__(self, geometry: Geometry, *, seed: int = 0) -> None:
         super().__init__(geometry)

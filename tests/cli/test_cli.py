@@ -97,9 +97,10 @@ def test_show_draws_an_image_at_several_budgets(image_folder, tmp_path):
 
 def test_scorers_are_listed_with_options_and_costs():
     text = run("scorers").stdout
-    assert "feature       what a network no longer sees of a blurred patch" in text
+    assert "feature       change of a network's features when a patch is blurred" in text
     assert "By default efficientnet-lite0." in " ".join(text.split())
     assert "needs the class of each image, from the labels" in text
+    assert "One of mse, cosine." in text
     rows = {row["name"]: row for row in json.loads(run("scorers", "--json").stdout)}
     assert rows["feature"]["uses_network"]
     assert rows["random"]["options"] == ["seed"]
@@ -173,7 +174,7 @@ def test_too_many_rejects_exit_with_3(image_folder, tmp_path):
             "neither a number nor",
         ),
         (("tokenize", "--in", "x", "--out", "y", "--view-scale", "1"), 2, "is not two numbers"),
-        (("tokenize", "--in", "x", "--out", "y", "--scorer", "magic"), 2, "no scorer is called"),
+        (("tokenize", "--in", "x", "--out", "y", "--scorer", "magic"), 2, "there is no scorer"),
         (("tokenize", "--in", "x", "--out", "y"), 1, "x does not exist; give a folder"),
         (("info", "."), 1, "is not a finished dataset"),
         (("verify", "nowhere"), 1, "is not a finished dataset"),

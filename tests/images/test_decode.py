@@ -12,7 +12,8 @@ from corpus import ENCODED, chunk, claim, more_scans
 from PIL import Image, features
 
 from quadpipe.errors import RejectError
-from quadpipe.images.decode import FORMATS, EncodedImage, to_rgb
+from quadpipe.images.color import to_rgb
+from quadpipe.images.decode import FORMATS, EncodedImage
 
 
 def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
@@ -329,7 +330,7 @@ def test_pictures_converted_in_bands_are_those_converted_whole(bits, channels, m
     if channels == 3:
         data = with_chunk(data, b"tRNS", np.array(pixel, ">u2").tobytes())
     whole = pixels(data)
-    monkeypatch.setattr("quadpipe.images.decode._BAND_PIXELS", 17 * 5)
+    monkeypatch.setattr("quadpipe.images.color._BAND_PIXELS", 17 * 5)
     np.testing.assert_array_equal(pixels(data), whole)
 
 
@@ -338,7 +339,7 @@ def test_integers_converted_in_bands_are_those_converted_whole(kind, monkeypatch
     values = np.random.default_rng(6).integers(0, 65536, (30, 40)).astype(kind)
     data = encoded(Image.fromarray(values), "TIFF")
     whole = pixels(data)
-    monkeypatch.setattr("quadpipe.images.decode._BAND_PIXELS", 100)
+    monkeypatch.setattr("quadpipe.images.color._BAND_PIXELS", 100)
     np.testing.assert_array_equal(pixels(data), whole)
 
 

@@ -135,7 +135,7 @@ def test_a_networks_scores_are_made_again_in_the_same_batches(images, tmp_path, 
     state = torch.load(shufflenet_weights, weights_only=True)
     state["conv1.0.weight"] += 1
     torch.save(state, other)
-    with pytest.raises(ConfigError, match="the network's weights have sha256"):
+    with pytest.raises(ConfigError, match="the scorer's weights have sha256"):
         Reproducer(quadpipe.Dataset(out), images, scorer_weights=other)
 
 
@@ -199,7 +199,9 @@ def test_a_strangers_backbone_is_not_called(finished, images, tmp_path):
         document = json.loads((copy / name).read_text())
         document["tokenizer"] |= {"scorer": "feature", "backbone": "os:abort"}
         (copy / name).write_text(json.dumps(document))
-    with pytest.raises(ConfigError, match="with a network that somebody wrote"):
+    with pytest.raises(
+        ConfigError, match="with backbone os:abort, a user's own code; if you trust it"
+    ):
         Reproducer(quadpipe.Dataset(copy), images)
 
 

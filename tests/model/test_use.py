@@ -166,7 +166,9 @@ def test_predict_runs_no_code_that_a_run_names(scored_by_a_network, shards, tmp_
     picture = next((shards.parent / "images").rglob("*.png"))
     done = run_cli("predict", copy, picture, cwd=tmp_path)
     assert done.returncode == 2
-    assert "a network that somebody wrote; where it is yours to run, name it with" in done.stderr
+    assert (
+        "with backbone evil:make, a user's own code; if you trust it, name it with" in done.stderr
+    )
     assert not (tmp_path / "was-run").exists()
 
 

@@ -5,8 +5,9 @@ import quadpipe
 from quadpipe.errors import ConfigError, RejectError, SourceError
 from quadpipe.geometry import Geometry
 from quadpipe.scorers import make_scorer
+from quadpipe.scorers.maps import read_array, read_map
 from quadpipe.scorers.pooling import pool_to_patches
-from quadpipe.scorers.precomputed import map_levels, read_array, read_map
+from quadpipe.scorers.precomputed import map_levels
 
 GEOMETRY = Geometry(height=256, width=256, patch_size=16, max_patch_size=64)
 WIDE = Geometry(height=64, width=128, patch_size=16, max_patch_size=64)
@@ -121,14 +122,14 @@ def test_maps_that_are_none_are_refused(importance, message):
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (b"", "is no NumPy array"),
-        (b"\x93NUMPY\x01\x00\x04\x00{}  ", "is no NumPy array"),
-        (b"hello" * 100, "is no NumPy array"),
+        (b"", "is not a NumPy array"),
+        (b"\x93NUMPY\x01\x00\x04\x00{}  ", "is not a NumPy array"),
+        (b"hello" * 100, "is not a NumPy array"),
         ("objects", "holds Python objects"),
-        ("terabytes", "is no NumPy array"),
-        ("short", "is no NumPy array"),
-        ("cut header", "is no NumPy array"),
-        ("negative", "odd shape"),
+        ("terabytes", "is not a NumPy array"),
+        ("short", "is not a NumPy array"),
+        ("cut header", "is not a NumPy array"),
+        ("negative", "negative shape"),
         ("nan", "finite"),
     ],
 )
@@ -172,7 +173,7 @@ def test_one_map_from_a_file(tmp_path):
     np.save(tmp_path / "x.npy", np.asfortranarray(np.arange(16.0).reshape(4, 4)))
     np.testing.assert_array_equal(read_array(tmp_path / "x.npy"), np.arange(16.0).reshape(4, 4))
     (tmp_path / "y.npy").write_text("hello")
-    with pytest.raises(ConfigError, match=r"y\.npy: y\.npy is no NumPy array"):
+    with pytest.raises(ConfigError, match=r"y\.npy: y\.npy is not a NumPy array"):
         read_array(tmp_path / "y.npy")
     with pytest.raises(SourceError, match="cannot read"):
         read_array(tmp_path / "none.npy")
@@ -183,7 +184,7 @@ def test_a_missing_hint_is_a_clear_error(square):
         quadpipe.Tokenizer(scorer="precomputed")(square[0])
     maps = np.stack([np.eye(16)] * 2)
     assert len(quadpipe.Tokenizer(scorer="precomputed")(square[:2], maps)) == 2
-    with pytest.raises(ConfigError, match="give one hint an image"):
+    with pytest.raises(ConfigError, match="give one hint per image"):
         quadpipe.Tokenizer(scorer="precomputed")(square[:2], 5)
-    with pytest.raises(ConfigError, match="give one hint an image"):
+    with pytest.raises(ConfigError, match="give one hint per image"):
         quadpipe.Tokenizer(scorer="precomputed")(square[:2], [np.eye(16)])

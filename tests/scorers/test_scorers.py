@@ -128,14 +128,14 @@ def test_every_scorer_says_what_it_is():
         assert kind.name == name
         assert kind.summary
         assert kind.cost
-        assert set(kind.options) <= {f.name for f in fields(quadpipe.TokenizerConfig)}
+        assert set(kind.option_names()) <= {f.name for f in fields(quadpipe.TokenizerConfig)}
         assert kind.label_aware <= bool(kind.hint)
 
 
 @pytest.mark.parametrize(
     ("name", "shape", "message"),
     [
-        ("nonsense", geometry(), "no scorer is called 'nonsense'; use one of pixel-blur"),
+        ("nonsense", geometry(), "there is no scorer 'nonsense'; use one of pixel-blur"),
         ("uniform", geometry(), "give max_patch_size 16, equal to patch_size, and 256 tokens"),
         ("pixel-blur", geometry(max_patch_size=16), "nothing to score; use scorer uniform"),
         (

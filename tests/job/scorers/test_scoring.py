@@ -105,7 +105,7 @@ def test_a_network_of_ones_own_runs_in_workers_and_pool(images, tmp_path, files_
         )
         assert done.returncode == 1
         assert "shard train 000000: backbone own_net:make failed on images" in done.stderr
-        assert "RuntimeError: the network is broken; mend it" in done.stderr
+        assert "RuntimeError: the network is broken; fix it" in done.stderr
         assert "Traceback" not in done.stderr
 
 

@@ -1,0 +1,172 @@
+"""The choice of a scorer: its name, options, network and weights, and whose code is run."""
+
+import typing
+from dataclasses import dataclass, fields
+from os import PathLike
+from typing import Any, TypeVar
+
+from quadpipe.errors import ConfigError
+from quadpipe.fields import option, same_option
+from quadpipe.geometry import Geometry
+from quadpipe.scorers import SCORERS, Network, Scorer, ScorerCode, make_scorer, scorer_type
+from quadpipe.scorers.network import find_network
+from quadpipe.scorers.network_scorer import NetworkScorer
+from quadpipe.scorers.own import NamedScorer, OwnScorer
+
+_Class = TypeVar("_Class", bound=type)
+
+
+def _with_scorer_options(kind: _Class) -> _Class:
+    """The class with a field for each option that a scorer declares."""
+    for scorer in SCORERS.values():
+        for name, hint in typing.get_type_hints(scorer.options).items():
+            kind.__annotations__[name] = hint
+            setattr(kind, name, same_option(scorer.options, name))
+    return kind
+
+
+@dataclass(frozen=True, kw_only=True)
+@_with_scorer_options
+class ScorerChoice:
+    """The part of a configuration that decides the scorer.
+
+    A configuration may come from a file, so `make_scorer` never runs a user's code by its name
+    alone: it needs the `ScorerCode`. `find_code` gives it for what the user has named, `same_code`
+    for a file's configuration whose code the user has named again.
+    """
+
+    scorer: str = option(
+        "pixel-blur",
+        "Scorer that ranks the patches; `quadpipe scorers` lists them. MODULE:CALLABLE is your "
+        "own, imported and called.",
+    )
+
+    @property
+    def geometry(self) -> Geometry:
+        raise NotImplementedError
+
+    @property
+    def names_user_code(self) -> bool:
+        """Whether the scorer or its backbone is a `module:callable`."""
+        return ":" in self.scorer or ":" in (self._backbone() or "")
+
+    def find_code(self, weights: str | PathLike[str] | None = None) -> ScorerCode | None:
+        """The network or the user's own scorer; None where the scorer needs neither.
+
+        Imports and calls a `module:callable`: only for a configuration that the user has given,
+        never for one from a file. Raises ConfigError when it cannot be made, and when weights are
+        given to a scorer without a network.
+        """
+        kind = scorer_type(self.scorer)
+        self._check_options(kind)
+        if issubclass(kind, NetworkScorer):
+            return find_network(self._backbone() or kind.default_backbone, weights)
+        if weights is not None:
+            raise ConfigError(
+                f"scorer {self.scorer} has no network; leave out the scorer's weights"
+            )
+        if not issubclass(kind, OwnScorer):
+            return None
+        own = self.make_scorer(NamedScorer(target=self.scorer))
+        assert isinstance(own, OwnScorer)
+        own.check_repeatable()
+        return NamedScorer(
+            target=self.scorer, description=own.description, sha256=own.weights_sha256
+        )
+
+    def same_code(
+        self,
+        sha256: str | None,
+        *,
+        scorer: str | None = None,
+        backbone: str | None = None,
+        weights: str | PathLike[str] | None = None,
+    ) -> ScorerCode | None:
+        """The network or own scorer that shards were made with, for a configuration from them.
+
+        sha256: of its weights. scorer, backbone, weights: as the user names them; a
+        `module:callable` is run only if it is named there. ConfigError when they differ from those
+        of the shards.
+        """
+        kind = scorer_type(self.scorer)
+        if not issubclass(kind, NetworkScorer) and (backbone or weights):
+            raise ConfigError(
+                f"scorer {self.scorer} has no network; leave out --backbone and --scorer-weights"
+            )
+        _check_named("scorer", self.scorer, scorer)
+        if issubclass(kind, NetworkScorer):
+            _check_named("backbone", self._backbone() or kind.default_backbone, backbone)
+        code = self.find_code(weights)
+        if code and code.sha256 != sha256:
+            raise ConfigError(
+                f"the scorer's weights have sha256 {(code.sha256 or 'unknown')[:12]}.., those of "
+                f"the shards {(sha256 or 'unknown')[:12]}..; give the same file with "
+                f"--scorer-weights"
+            )
+        return code
+
+    def make_scorer(
+        self, code: ScorerCode | None = None, *, batch: int | None = None, device: str = "cpu"
+    ) -> Scorer:
+        """The scorer. batch and device are for network scorers, which need their network as `code`.
+
+        ConfigError when there is no such scorer, it does not fit the geometry, it has an option of
+        another scorer, or its code is missing.
+        """
+        kind = scorer_type(self.scorer)
+        self._check_options(kind)
+        parameters: dict[str, Any] = {
+            name.removeprefix("scorer_"): getattr(self, name)
+            for name in kind.option_names()
+            if getattr(self, name) is not None
+        }
+        if issubclass(kind, OwnScorer):
+            if not isinstance(code, NamedScorer) or code.target != self.scorer:
+                raise ConfigError(
+                    f"scorer {self.scorer} is a user's own code; if you trust it, name it yourself "
+                    f"with --scorer {self.scorer}"
+                )
+            parameters["code"] = code
+        elif kind.uses_network:
+            if not isinstance(code, Network):
+                raise ConfigError(
+                    f"scorer {self.scorer} needs its network; name it yourself with --backbone and "
+                    f"--scorer-weights"
+                )
+            parameters |= {"network": code, "batch": batch, "device": device}
+        return make_scorer(self.scorer, self.geometry, **parameters)
+
+    def check_scorer(self) -> None:
+        """Raise what `make_scorer` raises, as far as it can be known without the code."""
+        kind = scorer_type(self.scorer)
+        self._check_options(kind)
+        if not kind.uses_network and not issubclass(kind, OwnScorer):
+            self.make_scorer()
+
+    def _check_options(self, kind: type[Scorer]) -> None:
+        for item in fields(self):
+            users = [n for n, scorer in SCORERS.items() if item.name in _own_options(scorer)]
+            if users and kind.name not in users and getattr(self, item.name) is not None:
+                raise ConfigError(
+                    f"{item.name} is for scorer {' and '.join(users)}, not {self.scorer}; leave it "
+                    f"out"
+                )
+
+    def _backbone(self) -> str | None:
+        named: str | None = getattr(self, "backbone")  # noqa: B009  declared by NetworkOptions
+        return named
+
+
+def _own_options(scorer: type[Scorer]) -> set[str]:
+    return {item.name for item in fields(scorer.options)}
+
+
+def _check_named(what: str, theirs: str, named: str | None) -> None:
+    """ConfigError unless the user names what the shards were made with, or need not name it."""
+    if named not in (None, theirs):
+        raise ConfigError(f"the shards were made with {what} {theirs}, not {named}; give that one")
+    if named is None and ":" in theirs:
+        raise ConfigError(
+            f"the shards were made with {what} {theirs}, a user's own code; if you trust it, name "
+            f"it with --{what} {theirs}"
+        )
