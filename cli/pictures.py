@@ -1,12 +1,11 @@
 """Write pictures to disk."""
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import click
+from PIL import Image
 
 from quadpipe.errors import ConfigError, OutputError
-from quadpipe.render import Exhibit, draw
 
 
 def check_png(out: Path) -> None:
@@ -15,10 +14,10 @@ def check_png(out: Path) -> None:
         raise ConfigError(f"{out} does not end in .png; rename it")
 
 
-def write_picture(exhibits: Sequence[Exhibit], budgets: Sequence[int], out: Path) -> None:
-    """Draw exhibits into a PNG and print its name."""
+def write_picture(picture: Image.Image, out: Path) -> None:
+    """Save a picture as PNG and print its name."""
     try:
-        draw(exhibits, budgets).save(out)
+        picture.save(out)
     except OSError as error:
         raise OutputError(f"cannot write {out}: {error.strerror or error}") from error
     click.echo(out)

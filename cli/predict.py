@@ -9,6 +9,7 @@ from quadpipe.cli.pictures import check_png, write_picture
 from quadpipe.cli.text import say
 from quadpipe.model.predict import Predictor
 from quadpipe.model.run_folder import load_run, pick_device
+from quadpipe.render import draw
 
 
 @click.command("predict")
@@ -68,4 +69,4 @@ def command(
             for name, share in prediction.classes:
                 click.echo(f"  {share:6.1%}  {name}")
     if show:
-        write_picture([p.exhibit for p in predictions], [predictor.tokens], show)
+        write_picture(draw([p.exhibit for p in predictions], [predictor.tokens]), show)

@@ -1,5 +1,6 @@
 """`quadpipe show`: pictures of mosaics."""
 
+from collections.abc import Iterator, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,8 @@ from quadpipe.cli.gallery import exhibits
 from quadpipe.cli.options import options_of
 from quadpipe.cli.pictures import check_png, write_picture
 from quadpipe.errors import ConfigError, QuadpipeError, SourceError
-from quadpipe.render import Exhibit
+from quadpipe.render import Exhibit, draw, draw_scorers
+from quadpipe.scorers import Scorer, scorer_type
 from quadpipe.scorers.maps import read_array
 from quadpipe.shards.reader import Dataset
 from quadpipe.tokenizer import Tokenizer, TokenizerConfig
@@ -50,7 +52,15 @@ from quadpipe.tokenizer import Tokenizer, TokenizerConfig
     type=click.Path(path_type=Path),
     help="Weights of the scorer's network, a .safetensors or .pth file.",
 )
-@options_of(TokenizerConfig, leave_out=("tokens",))
+@click.option(
+    "--scorer",
+    "scorers",
+    multiple=True,
+    default=[TokenizerConfig.scorer],
+    show_default=True,
+    help="Scorer of an image; repeat it to compare several.",
+)
+@options_of(TokenizerConfig, leave_out=("tokens", "scorer"))
 @click.pass_context
 def command(
     context: click.Context,
@@ -63,46 +73,74 @@ def command(
     source: Path | None,
     class_name: str | None,
     map_path: Path | None,
+    scorers: tuple[str, ...],
     scorer_weights: Path | None,
     **options: Any,
 ) -> None:
     """Draw an image, its quadtree and its mosaic. WHAT is an image file, or a dataset in a folder
     or at a URL.
 
-    Repeat --tokens to compare budgets side by side. With --in, a dataset's mosaics are shown beside
-    their source images.
+    Repeat --tokens to compare budgets side by side, and --scorer to compare scorers, with their
+    importance as a heat map. With --in, a dataset's mosaics are shown beside their source images.
     """
     check_png(out)
     if "://" in what or Path(what).is_dir():
         of_images = [f.name for f in fields(TokenizerConfig)]
-        of_images += ["class_name", "map_path", "scorer_weights"]
+        of_images += ["class_name", "map_path", "scorers", "scorer_weights"]
         _refuse_given(context, of_images, "an image file")
         dataset = Dataset(what)
         shown = exhibits(dataset, split or next(iter(dataset.manifest.splits)), samples, source)
-        budgets = budgets or (dataset.manifest.tokenizer.tokens,)
+        picture = draw(shown, sorted(budgets or (dataset.manifest.tokenizer.tokens,)))
     else:
         _refuse_given(context, ["samples", "split", "source"], "a dataset")
         budgets = budgets or (TokenizerConfig.tokens,)
-        tokenizer = Tokenizer(tokens=max(budgets), scorer_weights=scorer_weights, **options)
-        hint = _hint(tokenizer, class_name, map_path)
-        shown = [_image_exhibit(Path(what), tokenizer, hint)]
-    write_picture(shown, sorted(budgets), out)
+        tokenizers = [
+            Tokenizer(tokens=max(budgets), scorer=name, **own)
+            for name, own in _options_by_scorer(
+                scorers, options | {"scorer_weights": scorer_weights}
+            )
+        ]
+        given = {"--class": class_name, "--map": map_path and read_array(map_path)}
+        hints = _hints([tokenizer.scorer for tokenizer in tokenizers], given)
+        path = Path(what)
+        shown = [_exhibit(path, *pair) for pair in zip(tokenizers, hints, strict=True)]
+        picture = (draw_scorers if len(shown) > 1 else draw)(shown, sorted(budgets))
+    write_picture(picture, out)
 
 
-def _hint(tokenizer: Tokenizer, class_name: str | None, map_path: Path | None) -> Any:
-    """The scorer's extra input for the image; ConfigError when it is missing or not needed."""
-    scorer = tokenizer.scorer
-    given = {"--class": class_name, "--map": map_path}
-    wanted = "--class" if scorer.label_aware else "--map" if scorer.hint else None
+def _options_by_scorer(
+    scorers: Sequence[str], given: dict[str, Any]
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Each scorer with its options: without those that only others of the scorers take.
+
+    An option that none of them takes is left to all, which refuse it.
+    """
+    kinds = {name: scorer_type(name) for name in scorers}
+    taken = {
+        name: {*kind.option_names(), *(("scorer_weights",) if kind.uses_network else ())}
+        for name, kind in kinds.items()
+    }
+    for name in scorers:
+        others = set().union(*taken.values()) - taken[name]
+        yield name, {option: value for option, value in given.items() if option not in others}
+
+
+def _hints(scorers: Sequence[Scorer], given: dict[str, Any]) -> list[Any]:
+    """Each scorer's extra input for the image; ConfigError when it is missing or not needed."""
+    wanted = ["--class" if s.label_aware else "--map" if s.hint else "" for s in scorers]
     for option, value in given.items():
-        if value is not None and option != wanted:
-            raise ConfigError(f"{option} does not apply to scorer {scorer.name}; omit it")
-    if wanted and given[wanted] is None:
-        raise ConfigError(f"scorer {scorer.name} needs {scorer.hint} of the image; give {wanted}")
-    return class_name if map_path is None else read_array(map_path)
+        if value is not None and option not in wanted:
+            names = " and ".join(scorer.name for scorer in scorers)
+            raise ConfigError(f"{option} does not apply to scorer {names}; omit it")
+    for scorer, option in zip(scorers, wanted, strict=True):
+        if option and given[option] is None:
+            raise ConfigError(
+                f"scorer {scorer.name} needs {scorer.hint} of the image; give {option}"
+            )
+    return [given.get(option) for option in wanted]
 
 
-def _image_exhibit(path: Path, tokenizer: Tokenizer, hint: Any) -> Exhibit:
+def _exhibit(path: Path, tokenizer: Tokenizer, hint: Any) -> Exhibit:
     try:
         data = path.read_bytes()
     except OSError as error:
@@ -111,7 +149,14 @@ def _image_exhibit(path: Path, tokenizer: Tokenizer, hint: Any) -> Exhibit:
         image = tokenizer.prepare_file(data)
     except QuadpipeError as error:
         raise SourceError(f"{path} cannot be decoded: {error}") from error
-    return Exhibit(mosaic=tokenizer.tokenize(image[None], [hint])[0], title=path.name, image=image)
+    maps = tokenizer.scorer.score(image[None], [hint])
+    return Exhibit(
+        mosaic=tokenizer.cut(image[None], maps)[0],
+        title=path.name,
+        scorer=tokenizer.scorer.name,
+        image=image,
+        importance=maps[-1][0] if maps else None,
+    )
 
 
 def _refuse_given(context: click.Context, names: list[str], kind: str) -> None:

@@ -1,4 +1,4 @@
-"""Pictures of mosaics for people: the image, its quadtree, its mosaic, at one or more budgets."""
+"""Pictures of mosaics: the image, its quadtree, its mosaic, its importance, at some budgets."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,15 +15,26 @@ _CAPTION = 36
 _TEXT_SIZE = 20
 _INK, _PALE_INK = (24, 24, 24), (96, 96, 96)
 _LINE, _SHADOW = (255, 255, 255), (0, 0, 0)
+_SMOOTH = Image.Resampling.BICUBIC
+# Dark blue, purple, orange, yellow: lighter is higher, also in print and for color-blind eyes.
+_HEAT = np.array([(13, 8, 135), (156, 23, 158), (237, 121, 83), (240, 249, 33)], float)
+_HEAT_STOPS = np.linspace(0, 1, len(_HEAT))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Exhibit:
-    """One mosaic to be shown. image: the original, uint8 `[H, W, 3]`, where it is at hand."""
+    """One mosaic to be shown.
+
+    image: the original, uint8 `[H, W, 3]`, where it is at hand. scorer, importance: name of the
+    scorer, and its importance of patches in a grid over the image, float `[rows, columns]`, for
+    `draw_scorers`.
+    """
 
     mosaic: Mosaic
     title: str
     image: np.ndarray | None = None
+    scorer: str = ""
+    importance: np.ndarray | None = None
 
 
 def draw(exhibits: Sequence[Exhibit], budgets: Sequence[int]) -> Image.Image:
@@ -45,6 +56,47 @@ def draw(exhibits: Sequence[Exhibit], budgets: Sequence[int]) -> Image.Image:
     return sheet
 
 
+def draw_scorers(exhibits: Sequence[Exhibit], budgets: Sequence[int]) -> Image.Image:
+    """One image under several scorers, RGB: the image, then a column for each exhibit.
+
+    A column has the importance as a heat map from its smallest (dark) to its largest value
+    (yellow), then the quadtree at each budget. All exhibits must have one geometry, their image
+    and, where the scorer has one, their importance. Raises ConfigError as `draw` does.
+    """
+    columns = []
+    for exhibit in exhibits:
+        column = [_captioned(_heat_map(exhibit), exhibit.scorer)]
+        for budget in budgets:
+            tree = _quadtree(exhibit, exhibit.mosaic.rebuild(budget), budget)
+            column.append(_captioned(tree, f"{budget} tokens"))
+        columns.append(column)
+    first = exhibits[0]
+    assert first.image is not None
+    left = _captioned(_zoomed(first.image, _zoom(first.mosaic), _SMOOTH), first.title)
+    return _framed(_beside(left, _stack([list(row) for row in zip(*columns, strict=True)])))
+
+
+def _heat_map(exhibit: Exhibit) -> Image.Image:
+    """Importance in colors, with the light and dark of the image; gray without importance."""
+    assert exhibit.image is not None
+    gray = np.asarray(Image.fromarray(exhibit.image).convert("L"))
+    shade = 0.6 + 0.4 * gray[..., None] / 255
+    height, width = gray.shape
+    if exhibit.importance is None:
+        return _zoomed(_as_pixels(255 * shade.repeat(3, 2)), _zoom(exhibit.mosaic), _SMOOTH)
+    values = exhibit.importance.astype(np.float64)
+    values -= values.min()
+    values /= values.max() or 1.0
+    rows, columns = values.shape
+    colors = np.stack([np.interp(values, _HEAT_STOPS, channel) for channel in _HEAT.T], -1)
+    colors = colors.repeat(height // rows, 0).repeat(width // columns, 1)
+    return _zoomed(_as_pixels(colors * shade), _zoom(exhibit.mosaic), _SMOOTH)
+
+
+def _as_pixels(values: np.ndarray) -> np.ndarray:
+    return np.clip(values + 0.5, 0, 255).astype(np.uint8)
+
+
 def draw_quadtrees(exhibits: Sequence[Exhibit], budget: int, columns: int) -> Image.Image:
     """Quadtrees only, RGB: a panel for each exhibit with its title below, row by row.
 
@@ -58,7 +110,10 @@ def draw_quadtrees(exhibits: Sequence[Exhibit], budget: int, columns: int) -> Im
     ]
     panels += [Image.new("RGB", panels[0].size, "white")] * (-len(panels) % columns)
     rows = [panels[first : first + columns] for first in range(0, len(panels), columns)]
-    grid = _stack(rows)
+    return _framed(_stack(rows))
+
+
+def _framed(grid: Image.Image) -> Image.Image:
     framed = Image.new("RGB", (grid.width + _GAP, grid.height + _GAP), "white")
     framed.paste(grid, (_GAP, _GAP))
     return framed
@@ -68,7 +123,7 @@ def _quadtree(exhibit: Exhibit, rebuilt: np.ndarray, budget: int) -> Image.Image
     """Outlines of the leaves on the image, or on what the leaves show of it."""
     zoom = _zoom(exhibit.mosaic)
     shown = rebuilt if exhibit.image is None else exhibit.image
-    tree = _zoomed(shown, zoom, Image.Resampling.BICUBIC)
+    tree = _zoomed(shown, zoom, _SMOOTH)
     _draw_boxes(tree, exhibit.mosaic.leaves(budget), exhibit.mosaic.geometry.patch_size * zoom)
     return tree
 
@@ -89,7 +144,7 @@ def _block(exhibit: Exhibit, budgets: Sequence[int]) -> Image.Image:
         mosaics.append(_captioned(pixels, f"mosaic, {budget} tokens"))
     grid = _stack([trees, mosaics] if len(budgets) > 1 else [trees + mosaics])
     if exhibit.image is not None:
-        image = _captioned(_zoomed(exhibit.image, zoom, Image.Resampling.BICUBIC), "image")
+        image = _captioned(_zoomed(exhibit.image, zoom, _SMOOTH), "image")
         grid = _beside(image, grid)
     titled = Image.new("RGB", (grid.width, grid.height + _CAPTION), "white")
     titled.paste(grid, (0, _CAPTION))

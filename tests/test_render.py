@@ -4,7 +4,7 @@ from PIL import Image
 
 import quadpipe
 from quadpipe.errors import ConfigError
-from quadpipe.render import Exhibit, draw, draw_quadtrees
+from quadpipe.render import Exhibit, draw, draw_quadtrees, draw_scorers
 
 
 @pytest.fixture
@@ -46,6 +46,29 @@ def test_several_budgets_stand_side_by_side(exhibit):
 def test_exhibits_stand_below_each_other_and_do_without_an_image(exhibit):
     bare = Exhibit(mosaic=exhibit.mosaic, title="x" * 300)
     assert panels(draw([bare, bare], [64])) == (2, 2)
+
+
+def test_scorers_are_columns_of_a_heat_map_and_quadtrees(square):
+    importance = np.zeros((8, 8))
+    importance[2, 5] = 3.0
+    tokenizer = quadpipe.Tokenizer(scorer="laplacian", tokens=64)
+    mosaic = tokenizer.tokenize(square[:1])[0]
+    shown = [
+        Exhibit(mosaic=mosaic, title="a.jpg", image=square[0], scorer="a", importance=importance),
+        Exhibit(mosaic=mosaic, title="a.jpg", image=square[0], scorer="b"),
+    ]
+    sheet = draw_scorers(shown, [31, 64])
+    assert panels(sheet) == (3, 3)
+    pixels = np.asarray(sheet).astype(int)
+    heat, plain = (pixels[16 : 16 + 512, left : left + 512] for left in (16 + 528, 16 + 2 * 528))
+    warm = heat[..., 0] > heat[..., 2]
+    hot = np.zeros((8, 8), bool)
+    hot[2, 5] = True
+    inner = np.zeros((64, 64), bool)
+    inner[8:-8, 8:-8] = True  # interpolation mixes colors at the edges
+    inner = np.tile(inner, (8, 8))
+    assert (warm == hot.repeat(64, 0).repeat(64, 1))[inner].all()
+    assert (plain.max(-1) == plain.min(-1)).all()
 
 
 def test_quadtrees_stand_in_rows_with_their_titles(square):

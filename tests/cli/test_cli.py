@@ -95,6 +95,25 @@ def test_show_draws_an_image_at_several_budgets(image_folder, tmp_path):
         assert image.size == (16 + 3 * 528, 2 * (512 + 36) + 36 + 16)
 
 
+def test_show_compares_scorers(image_folder, tmp_path):
+    picture = next(image_folder.rglob("*.jpg"))
+    np.save(tmp_path / "map.npy", np.eye(16))
+    given = ("show", picture, "--tokens", 37, "--out", tmp_path / "x.png", "--scorer", "random")
+    done = run(*given, "--scorer", "precomputed", "--map", tmp_path / "map.npy",
+               "--scorer", "pixel-blur", "--seed", 3)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    with Image.open(tmp_path / "x.png") as image:
+        assert image.size == (16 + 4 * 528, 2 * (512 + 36) + 16)
+    for options, message in (
+        (("--class", "cat"), "--class does not apply to scorer random and entropy; omit it"),
+        (("--backbone", "efficientnet-lite0"), "not random; leave it out"),
+        (("--scorer", "precomputed"), "needs an importance map of the image; give --map"),
+    ):
+        done = run(*given, "--scorer", "entropy", *options)
+        assert done.returncode == 2, options
+        assert message in done.stderr
+
+
 def test_scorers_are_listed_with_options_and_costs():
     text = run("scorers").stdout
     assert "feature       change of a network's features when a patch is blurred" in text

@@ -87,7 +87,7 @@ FIELDS = [
     for name, (_, _, kinds) in HANDED_ON.items()
     for kind in kinds
     for item in fields(kind)
-    if (name, item.name) != ("show", "tokens")  # its --tokens are budgets
+    if name != "show" or item.name not in ("tokens", "scorer")  # it takes several of them
 ]
 
 
