@@ -1,45 +1,37 @@
 """The choice of a scorer: its name, options, network and weights, and whose code is run."""
 
-import typing
 from dataclasses import dataclass, fields
 from os import PathLike
-from typing import Any, TypeVar
+from typing import Any
 
 from quadpipe.errors import ConfigError
-from quadpipe.fields import option, same_option
+from quadpipe.fields import option
 from quadpipe.geometry import Geometry
 from quadpipe.scorers import SCORERS, Network, Scorer, ScorerCode, make_scorer, scorer_type
+from quadpipe.scorers.feature import FeatureOptions
 from quadpipe.scorers.network import find_network
 from quadpipe.scorers.network_scorer import NetworkScorer
 from quadpipe.scorers.own import NamedScorer, OwnScorer
 
-_Class = TypeVar("_Class", bound=type)
-
-
-def _with_scorer_options(kind: _Class) -> _Class:
-    """The class with a field for each option that a scorer declares."""
-    for scorer in SCORERS.values():
-        for name, hint in typing.get_type_hints(scorer.options).items():
-            kind.__annotations__[name] = hint
-            setattr(kind, name, same_option(scorer.options, name))
-    return kind
-
 
 @dataclass(frozen=True, kw_only=True)
-@_with_scorer_options
-class ScorerChoice:
+class _ScorerName:
+    scorer: str = option(
+        "pixel-blur",
+        "Scorer that ranks the patches; `quadpipe scorers` lists them. MODULE:CALLABLE is your "
+        "own, imported and called.",
+    )
+
+
+# A scorer's own options are declared beside it; their class is a base here.
+@dataclass(frozen=True, kw_only=True)
+class ScorerChoice(FeatureOptions, _ScorerName):
     """The part of a configuration that decides the scorer.
 
     A configuration may come from a file, so `make_scorer` never runs a user's code by its name
     alone: it needs the `ScorerCode`. `find_code` gives it for what the user has named, `same_code`
     for a file's configuration whose code the user has named again.
     """
-
-    scorer: str = option(
-        "pixel-blur",
-        "Scorer that ranks the patches; `quadpipe scorers` lists them. MODULE:CALLABLE is your "
-        "own, imported and called.",
-    )
 
     @property
     def geometry(self) -> Geometry:
@@ -48,7 +40,7 @@ class ScorerChoice:
     @property
     def names_user_code(self) -> bool:
         """Whether the scorer or its backbone is a `module:callable`."""
-        return ":" in self.scorer or ":" in (self._backbone() or "")
+        return ":" in self.scorer or ":" in (self.backbone or "")
 
     def find_code(self, weights: str | PathLike[str] | None = None) -> ScorerCode | None:
         """The network or the user's own scorer; None where the scorer needs neither.
@@ -60,7 +52,7 @@ class ScorerChoice:
         kind = scorer_type(self.scorer)
         self._check_options(kind)
         if issubclass(kind, NetworkScorer):
-            return find_network(self._backbone() or kind.default_backbone, weights)
+            return find_network(self.backbone or kind.default_backbone, weights)
         if weights is not None:
             raise ConfigError(
                 f"scorer {self.scorer} has no network; leave out the scorer's weights"
@@ -95,7 +87,7 @@ class ScorerChoice:
             )
         _check_named("scorer", self.scorer, scorer)
         if issubclass(kind, NetworkScorer):
-            _check_named("backbone", self._backbone() or kind.default_backbone, backbone)
+            _check_named("backbone", self.backbone or kind.default_backbone, backbone)
         code = self.find_code(weights)
         if code and code.sha256 != sha256:
             raise ConfigError(
@@ -151,10 +143,6 @@ class ScorerChoice:
                     f"{item.name} is for scorer {' and '.join(users)}, not {self.scorer}; leave it "
                     f"out"
                 )
-
-    def _backbone(self) -> str | None:
-        named: str | None = getattr(self, "backbone")  # noqa: B009  declared by NetworkOptions
-        return named
 
 
 def _own_options(scorer: type[Scorer]) -> set[str]:

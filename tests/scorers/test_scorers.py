@@ -148,3 +148,9 @@ def test_every_scorer_says_what_it_is():
 def test_scorers_that_do_not_fit_are_refused_with_advice(name, shape, message):
     with pytest.raises(ConfigError, match=message):
         make_scorer(name, shape)
+
+
+def test_every_option_of_a_scorer_is_one_of_the_configuration():
+    options = {name for scorer in SCORERS.values() for name in scorer.option_names()}
+    assert {"backbone", "scorer_stride", "seed"} <= options
+    assert options <= {item.name for item in fields(quadpipe.TokenizerConfig)}
