@@ -4,6 +4,7 @@ import io
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -30,7 +31,7 @@ def square(photographs: list[np.ndarray]) -> np.ndarray:
 def jpeg(photographs: list[np.ndarray]) -> Callable[..., bytes]:
     """Makes a JPEG of a part of a photograph; other numbers give other parts."""
 
-    def make(number: int = 0, size: tuple[int, int] = (200, 150), **options: object) -> bytes:
+    def make(number: int = 0, size: tuple[int, int] = (200, 150), **options: Any) -> bytes:
         photograph = photographs[number % 2]
         width, height = size
         top, left = number * 37 % (427 - height), number * 53 % (640 - width)

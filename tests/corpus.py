@@ -15,6 +15,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -67,8 +68,8 @@ def readable() -> dict[str, bytes]:
     deep = pixels.astype(np.uint16) * 256 + 77
     exif = Image.Exif()
     exif[0x0112] = 6
-    animation = {"save_all": True, "append_images": [second, second.rotate(90)]}
-    made = {
+    animation: dict[str, Any] = {"save_all": True, "append_images": [second, second.rotate(90)]}
+    made: dict[str, Any] = {
         "baseline.jpg": _encoded(first, "JPEG"),
         "progressive.jpg": _encoded(first, "JPEG", progressive=True),
         "full-colour.jpg": _encoded(first, "JPEG", subsampling=0, quality=97),
@@ -116,7 +117,7 @@ def readable() -> dict[str, bytes]:
         "text.pbm": b"P1 64 48\n" + b"01" * (64 * 48 // 2),
         "float.pnm": b"Pf\n64 48\n-1.0\n" + np.asarray(grey, "<f4").tobytes(),
     }
-    stored = {path.name: path.read_bytes() for path in sorted(ENCODED.iterdir())}
+    stored: dict[str, Any] = {path.name: path.read_bytes() for path in sorted(ENCODED.iterdir())}
     return {name: data for name, data in {**made, **stored}.items() if name not in NOT_OPENED}
 
 
@@ -431,7 +432,7 @@ DAMAGES: tuple[Callable[[bytes, random.Random], bytes], ...] = (
 )
 
 
-def _encoded(image: Image.Image, kind: str, **options: object) -> bytes:
+def _encoded(image: Image.Image, kind: str, **options: Any) -> bytes:
     file = io.BytesIO()
     image.save(file, kind, **options)
     return file.getvalue()

@@ -2,20 +2,21 @@
 
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import job_runs
 from injection import Fault
 
-OPTIONS = {"samples_per_shard": 3, "tokens": 40}
+OPTIONS: dict[str, Any] = {"samples_per_shard": 3, "tokens": 40}
 NONE = Fault()
 
 
-def command(images: Path, out: Path | str, *more: str, **options: object) -> list[str]:
+def command(images: Path, out: Path | str, *more: str, **options: Any) -> list[str]:
     return job_runs.command(images, out, {**OPTIONS, **options}, *more)
 
 
 def run(
-    images: Path, out: Path, *more: str, fault: Fault = NONE, **options: object
+    images: Path, out: Path, *more: str, fault: Fault = NONE, **options: Any
 ) -> subprocess.CompletedProcess:
     return subprocess.run(
         command(images, out, *more, **options),

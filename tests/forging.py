@@ -27,7 +27,7 @@ from quadpipe.shards.summary import summarize
 from quadpipe.shards.tar import END, member_bytes, read_members, read_part
 
 
-def make_dataset(folder: Path, inputs: int = 20, **options: object) -> Path:
+def make_dataset(folder: Path, inputs: int = 20, **options: Any) -> Path:
     """Noise of 32 x 32 pixels in two classes: 16 tokens, shards of four samples, about 4 kB each.
 
     The first 16 of the inputs are the split train, the others val.
@@ -38,7 +38,13 @@ def make_dataset(folder: Path, inputs: int = 20, **options: object) -> Path:
         path = folder / "images" / split / ("left", "right")[number % 2] / f"{number:02d}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(rng.integers(0, 256, (32, 32, 3), np.uint8)).save(path)
-    given = {"image_size": 32, "patch_size": 4, "max_patch_size": 16, "tokens": 16, "crop_pct": 1.0}
+    given: dict[str, Any] = {
+        "image_size": 32,
+        "patch_size": 4,
+        "max_patch_size": 16,
+        "tokens": 16,
+        "crop_pct": 1.0,
+    }
     given |= {"samples_per_shard": 4, "in_process": True} | options
     quadpipe.tokenize(folder / "images", folder / "shards", **given)
     return folder / "shards"
@@ -52,7 +58,7 @@ def tar_of(members: Iterable[tuple[str, bytes]]) -> bytes:
     return b"".join(member_bytes(name, data) for name, data in members) + END
 
 
-def edit_json(file: Path, **changes: object) -> None:
+def edit_json(file: Path, **changes: Any) -> None:
     """Set entries by their path with __ between the keys; None removes one."""
     document = json.loads(file.read_text())
     for path, value in changes.items():
@@ -67,7 +73,7 @@ def edit_json(file: Path, **changes: object) -> None:
     file.write_text(json.dumps(document))
 
 
-def edit_manifest(dataset: Path, **changes: object) -> None:
+def edit_manifest(dataset: Path, **changes: Any) -> None:
     """Change entries of the manifest, as `edit_json` does."""
     edit_json(dataset / "dataset.json", **changes)
 
@@ -81,7 +87,10 @@ def rewrite_shard_list(
     change(rows)
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    totals = {f"splits__{split}__shard_list_sha256": digest, f"splits__{split}__shards": len(rows)}
+    totals: dict[str, Any] = {
+        f"splits__{split}__shard_list_sha256": digest,
+        f"splits__{split}__shards": len(rows),
+    }
     numbers = all(type(row.get(key)) is int for row in rows for key in ("bytes", "samples"))
     if numbers and all(row.get("view") in (0, 1) for row in rows):
         totals[f"splits__{split}__bytes"] = sum(row["bytes"] for row in rows)

@@ -2,15 +2,16 @@
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import quadpipe
 
 
-def tokenize(source: Path, out: Path, **options: object) -> quadpipe.Dataset:
+def tokenize(source: Path, out: Path, **options: Any) -> quadpipe.Dataset:
     return quadpipe.tokenize(source, out, **{"in_process": True, "samples_per_shard": 4, **options})
 
 
-def command(images: Path, out: Path | str, options: dict[str, object], *more: str) -> list[str]:
+def command(images: Path, out: Path | str, options: dict[str, Any], *more: str) -> list[str]:
     given = [
         word
         for name, value in options.items()

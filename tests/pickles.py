@@ -3,6 +3,7 @@
 import io
 import pickle
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -14,7 +15,7 @@ class Hostile:
         return (Path.touch, (MARKER,))
 
 
-def saved(document: object, **options: object) -> bytes:
+def saved(document: object, **options: Any) -> bytes:
     """A torch file."""
     file = io.BytesIO()
     torch.save(document, file, **options)

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from quadpipe.model.run_folder import RunFolder
 from quadpipe.model.step import StepResult
 from quadpipe.model.train import Trainer
 
-SMALL = {
+SMALL: dict[str, Any] = {
     "model": "nano",
     "tokens": 16,
     "epochs": 3,

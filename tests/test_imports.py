@@ -7,6 +7,7 @@ import sys
 import time
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -153,7 +154,7 @@ def test_the_wheel_holds_every_module_and_runs(wheel, tmp_path):
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
         archive.extractall(tmp_path)
-    expected = {
+    expected: dict[str, Any] = {
         f"{name.replace('.', '/')}/__init__.py"
         if path.name == "__init__.py"
         else f"{name.replace('.', '/')}.py"

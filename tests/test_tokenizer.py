@@ -1,4 +1,5 @@
 import io
+from typing import Any
 
 import numpy as np
 import pytest
@@ -132,7 +133,9 @@ def test_a_uniform_grid_that_does_not_fit_is_told_what_to_type(options, choices)
     for choice in choices:
         assert choice in str(refused.value)
         words = choice.partition(" for ")[0].split()
-        given = {words[i][2:].replace("-", "_"): int(words[i + 1]) for i in range(0, len(words), 2)}
+        given: dict[str, Any] = {
+            words[i][2:].replace("-", "_"): int(words[i + 1]) for i in range(0, len(words), 2)
+        }
         config = TokenizerConfig(**{**options, "scorer": "uniform", **given})
         assert config.geometry.roots == config.tokens
 

@@ -8,6 +8,7 @@ import struct
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -40,7 +41,7 @@ def safetensors(header: object, body: bytes = b"", *, length: int | None = None)
     return struct.pack("<Q", len(packed) if length is None else length) + packed + body
 
 
-def tensor(shape: list[int], start: int, end: int, dtype: str = "F32") -> dict[str, object]:
+def tensor(shape: list[int], start: int, end: int, dtype: str = "F32") -> dict[str, Any]:
     return {"dtype": dtype, "shape": shape, "data_offsets": [start, end]}
 
 
@@ -60,8 +61,8 @@ def nothing() -> bytes:
     return saved({"a": torch.zeros(3)})
 
 
-def circle() -> dict[str, object]:
-    document: dict[str, object] = {}
+def circle() -> dict[str, Any]:
+    document: dict[str, Any] = {}
     document["state"] = [document]
     return document
 

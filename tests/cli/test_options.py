@@ -109,7 +109,7 @@ def test_an_option_reaches_the_field_it_is_named_after(name, item: Field[Any], m
 
 
 def test_the_source_on_the_card_is_not_what_is_tokenized(monkeypatch):
-    def job(inputs: str, out: str, config: JobConfig, **_: object) -> None:
+    def job(inputs: str, out: str, config: JobConfig, **_: Any) -> None:
         raise ReachedError(inputs, out, config.dataset.source)
 
     monkeypatch.setattr("quadpipe.cli.tokenize.Job", job)

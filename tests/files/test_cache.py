@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import fsspec
 import pytest
@@ -20,7 +21,7 @@ from quadpipe.model.run_folder import RunFolder
 @pytest.fixture(scope="module")
 def whole(image_folder, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("whole") / "out"
-    options = {"samples_per_shard": 4, "tokens": 40, "val_share": 0.2}
+    options: dict[str, Any] = {"samples_per_shard": 4, "tokens": 40, "val_share": 0.2}
     quadpipe.tokenize(image_folder, out, in_process=True, **options)
     return out
 
@@ -33,7 +34,7 @@ def published(s3, whole) -> str:
     return "s3://bucket/published"
 
 
-def batches(dataset: quadpipe.Dataset, **options: object) -> list[tuple[list[str], bytes]]:
+def batches(dataset: quadpipe.Dataset, **options: Any) -> list[tuple[list[str], bytes]]:
     loader = Loader(dataset, batch_size=5, seed=3, **options)
     return [
         (batch.keys, batch.tokens.numpy().tobytes())
@@ -135,7 +136,7 @@ def test_a_cache_never_holds_more_while_shards_arrive_slowly(
     "the disk of the cache is full", "an error that says so, also with --on-error skip"
 )
 def test_a_cache_on_a_full_disk_is_said(published, tmp_path, monkeypatch):
-    def full(*arguments: object, **options: object) -> None:
+    def full(*arguments: object, **options: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     cached = quadpipe.Dataset(published, cache=Cache(folder=tmp_path, bytes=10**7))

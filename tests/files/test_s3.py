@@ -5,7 +5,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import fsspec
 import pytest
@@ -23,7 +23,7 @@ from quadpipe.files import (
 from quadpipe.shards.summary import summarize
 from quadpipe.shards.verify import verify
 
-OPTIONS = {"samples_per_shard": 4, "tokens": 40, "val_share": 0.2}
+OPTIONS: dict[str, Any] = {"samples_per_shard": 4, "tokens": 40, "val_share": 0.2}
 GO_ON = "the next run goes on; bytes of an undisturbed run, no unfinished upload is left"
 
 
@@ -277,7 +277,7 @@ def test_what_info_reads_does_not_grow_with_the_shards(
     monkeypatch.setattr("quadpipe.shards.summary.BYTES_LOOKED_AT", 150_000)
     read = []
     for per_shard in (8, 23):
-        options = {**OPTIONS, "samples_per_shard": per_shard, "val_share": 0.0}
+        options: dict[str, Any] = {**OPTIONS, "samples_per_shard": per_shard, "val_share": 0.0}
         dataset = quadpipe.tokenize(image_folder, f"{url}-{per_shard}", in_process=True, **options)
         before = proxy.sent
         split = summarize(quadpipe.Dataset(f"{url}-{per_shard}"))["splits"]["train"]

@@ -5,6 +5,7 @@ import sys
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from quadpipe.images.color import to_rgb
 from quadpipe.images.decode import FORMATS, EncodedImage
 
 
-def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
+def encoded(image: Image.Image, kind: str, **options: Any) -> bytes:
     file = io.BytesIO()
     image.save(file, kind, **options)
     return file.getvalue()
@@ -310,7 +311,7 @@ def test_tiffs_whose_damaged_parts_would_be_what_memory_was_are_refused(kind):
 
 @pytest.mark.parametrize("kind", ["animated", "lossless", "lossy"])
 def test_a_canvas_is_looked_at_before_libwebp_takes_memory_for_it(kind, monkeypatch):
-    def fail(file: object, **options: object) -> None:
+    def fail(file: object, **options: Any) -> None:
         raise MemoryError
 
     data = claim((ENCODED / f"{kind}.webp").read_bytes(), 16_000, 16_001)

@@ -15,6 +15,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from reliability import compare, tree
 
@@ -40,11 +41,11 @@ def forked(work: Callable[[], object]) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
-def main(images: Path, folder: Path, options: dict[str, object]) -> None:
+def main(images: Path, folder: Path, options: dict[str, Any]) -> None:
     before = folder / "before"
     retry = bool(options.pop("retry_rejected", False))
 
-    def tokenize(out: Path, **more: object) -> None:
+    def tokenize(out: Path, **more: Any) -> None:
         quadpipe.tokenize(images, out, in_process=True, max_rejected="50%", **options, **more)
 
     if retry:  # the run that is disturbed is the second one, after an input was mended

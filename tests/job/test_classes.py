@@ -2,13 +2,14 @@
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import quadpipe
 from quadpipe.errors import ConfigError, ShardError, SourceError
 
-OPTIONS = {
+OPTIONS: dict[str, Any] = {
     "image_size": 64,
     "patch_size": 8,
     "max_patch_size": 32,
@@ -17,7 +18,7 @@ OPTIONS = {
 }
 
 
-def tokenize(source: Path, out: Path, **options: object) -> quadpipe.Dataset:
+def tokenize(source: Path, out: Path, **options: Any) -> quadpipe.Dataset:
     return quadpipe.tokenize(source, out, **{**OPTIONS, **options})
 
 

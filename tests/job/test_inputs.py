@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from permissions import permissions_that_count
@@ -17,7 +18,7 @@ from quadpipe.job import Progress
 from quadpipe.names import text_to_path
 from quadpipe.shards.verify import verify
 
-OPTIONS = {
+OPTIONS: dict[str, Any] = {
     "image_size": 64,
     "patch_size": 8,
     "max_patch_size": 32,
@@ -27,7 +28,7 @@ OPTIONS = {
 }
 
 
-def tokenize(source: Path, out: Path, **options: object) -> quadpipe.Dataset:
+def tokenize(source: Path, out: Path, **options: Any) -> quadpipe.Dataset:
     return quadpipe.tokenize(source, out, **{**OPTIONS, **options})
 
 
@@ -215,7 +216,7 @@ def test_inputs_that_change_before_they_are_read_are_read_as_they_are_then(
         for path in (images / "many").iterdir():
             path.write_bytes(b"no image" if damaged else jpeg(int(path.stem) + 50, (90, 90)))
 
-    options = {"max_rejected": "100%"}
+    options: dict[str, Any] = {"max_rejected": "100%"}
     tokenize(images, tmp_path / "out", progress=Planned(change), **options)
     tokenize(images, tmp_path / "after", **options)
     assert files_of(tmp_path / "out") == files_of(tmp_path / "after")
@@ -263,7 +264,7 @@ def test_errors_that_pass_leave_no_trace(failing, images, tmp_path, files_of, mo
     function = "pread" if failing == "short read" else failing
     real = getattr(os, function)
 
-    def unreliable(file: object, *arguments: object, **options: object) -> object:
+    def unreliable(file: object, *arguments: object, **options: Any) -> object:
         """Fails twice for each image, then works."""
         path = os.readlink(f"/proc/self/fd/{file}") if isinstance(file, int) else file
         name = os.fsencode(path)

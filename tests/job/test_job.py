@@ -6,6 +6,7 @@ import json
 import shutil
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -123,7 +124,7 @@ def test_bytes_are_pinned(codec, tmp_path):
         folder = tmp_path / "images" / "ab"[number % 2]
         folder.mkdir(parents=True, exist_ok=True)
         Image.fromarray(pixels).save(folder / f"{number}.ppm")
-    options = {"image_size": 128, "tokens": 40, "crop_pct": 1.0, "codec": codec}
+    options: dict[str, Any] = {"image_size": 128, "tokens": 40, "crop_pct": 1.0, "codec": codec}
     tokenize(tmp_path / "images", tmp_path / "out", **options)
     digest = hashlib.sha256((tmp_path / "out" / "train-000000.tar").read_bytes()).hexdigest()
     assert digest == PINNED[codec]
@@ -217,8 +218,14 @@ def test_the_limit_of_pixels_is_that_of_the_plan_wherever_images_are_decoded(
     image_folder, tmp_path
 ):
     """The photographs have 30,000 pixels."""
-    small = {"image_size": 64, "patch_size": 8, "max_patch_size": 32, "tokens": 40, "limit": 4}
-    given = {**small, "max_pixels": 29_999, "max_rejected": "100%"}
+    small: dict[str, Any] = {
+        "image_size": 64,
+        "patch_size": 8,
+        "max_patch_size": 32,
+        "tokens": 40,
+        "limit": 4,
+    }
+    given: dict[str, Any] = {**small, "max_pixels": 29_999, "max_rejected": "100%"}
     for more in ({}, {"retry_rejected": True}):  # the second decodes in child processes
         dataset = tokenize(image_folder, tmp_path / "out", **given, **more)
         assert dataset.manifest.splits["train"].rejected == 4
@@ -270,7 +277,7 @@ def test_large_jpegs_are_decoded_at_a_reduced_size(jpeg, tmp_path, monkeypatch):
 
 def test_the_seed_changes_views_and_the_val_share(image_folder, tmp_path):
     def drawn(seed: int) -> tuple[set, dict]:
-        options = {"seed": seed, "views": 2, "val_share": 0.3}
+        options: dict[str, Any] = {"seed": seed, "views": 2, "val_share": 0.3}
         dataset = tokenize(image_folder, tmp_path / str(seed), **options)
         boxes = {s.info["path"]: tuple(s.info["box"]) for s in dataset.samples("train", view=1)}
         return {s.info["path"] for s in dataset.samples("val")}, boxes

@@ -5,6 +5,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,7 +16,7 @@ from quadpipe.job import Job, JobConfig, decoding
 from quadpipe.job.reproduce import Reproducer
 from quadpipe.shards.verify import verify
 
-OPTIONS = {
+OPTIONS: dict[str, Any] = {
     "image_size": 64,
     "patch_size": 8,
     "max_patch_size": 32,
@@ -27,7 +28,7 @@ OPTIONS = {
 PEOPLE = ("alice", "bob", "carol")
 
 
-def tokenize(source: Path, out: Path, **options: object) -> quadpipe.Dataset:
+def tokenize(source: Path, out: Path, **options: Any) -> quadpipe.Dataset:
     return quadpipe.tokenize(source, out, **{"in_process": True, **OPTIONS, **options})
 
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +16,13 @@ import quadpipe
 from quadpipe.errors import ConfigError, JobError, ShardError, SourceError
 from quadpipe.job.reproduce import Reproducer
 
-OPTIONS = {"samples_per_shard": 7, "score_batch": 3, "views": 2, "val_share": 0.2, "tokens": 40}
+OPTIONS: dict[str, Any] = {
+    "samples_per_shard": 7,
+    "score_batch": 3,
+    "views": 2,
+    "val_share": 0.2,
+    "tokens": 40,
+}
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +41,7 @@ def finished(images, tmp_path_factory) -> Path:
     return out
 
 
-def findings(dataset: Path, source: Path, inputs: int = 1000, **options: object) -> list[str]:
+def findings(dataset: Path, source: Path, inputs: int = 1000, **options: Any) -> list[str]:
     again = Reproducer(quadpipe.Dataset(dataset), source, **options)
     return [line for _, lines in again.check(inputs) for line in lines]
 
@@ -126,7 +133,7 @@ def test_a_listing_that_was_changed_is_a_finding(finished, images, tmp_path):
 
 def test_a_networks_scores_are_made_again_in_the_same_batches(images, tmp_path, shufflenet_weights):
     out = tmp_path / "out"
-    options = {**OPTIONS, "scorer": "feature", "scorer_weights": shufflenet_weights}
+    options: dict[str, Any] = {**OPTIONS, "scorer": "feature", "scorer_weights": shufflenet_weights}
     quadpipe.tokenize(images, out, in_process=True, max_rejected="20%", **options)
     assert findings(out, images, scorer_weights=shufflenet_weights) == []
     other = tmp_path / "other.pth"
@@ -146,7 +153,7 @@ def test_maps_are_given_to_the_scorer_that_needs_them(images, finished, tmp_path
         path.parent.mkdir(parents=True, exist_ok=True)
         np.save(path, np.random.default_rng(len(image.name)).random((16, 16), np.float32))
     out = tmp_path / "out"
-    options = {**OPTIONS, "views": 1, "scorer": "precomputed"}
+    options: dict[str, Any] = {**OPTIONS, "views": 1, "scorer": "precomputed"}
     quadpipe.tokenize(images, out, in_process=True, max_rejected="20%", maps=maps, **options)
     assert findings(out, images, maps=maps) == []
     for dataset, given in ((out, None), (finished, maps)):
@@ -154,7 +161,7 @@ def test_maps_are_given_to_the_scorer_that_needs_them(images, finished, tmp_path
             Reproducer(quadpipe.Dataset(dataset), images, maps=given)
 
 
-def edit(path: Path, **changes: object) -> None:
+def edit(path: Path, **changes: Any) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 

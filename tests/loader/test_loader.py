@@ -2,6 +2,7 @@ import hashlib
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import fsspec
 import fsspec.asyn
@@ -18,12 +19,17 @@ from quadpipe.loader import Loader, webdataset
 @pytest.fixture(scope="module")
 def shards(image_folder, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("loader") / "shards"
-    options = {"samples_per_shard": 4, "val_share": 0.2, "views": 2, "in_process": True}
+    options: dict[str, Any] = {
+        "samples_per_shard": 4,
+        "val_share": 0.2,
+        "views": 2,
+        "in_process": True,
+    }
     quadpipe.tokenize(image_folder, out, **options)
     return out
 
 
-def keys(shards: object, epoch: int = 0, consumed: int = 0, **options: object) -> list[list[str]]:
+def keys(shards: object, epoch: int = 0, consumed: int = 0, **options: Any) -> list[list[str]]:
     loader = Loader(shards, "train", **{"batch_size": 5, **options})
     return [batch.keys for batch in loader.epoch(epoch, consumed=consumed)]
 
@@ -162,15 +168,15 @@ class AsyncFiles(fsspec.asyn.AsyncFileSystem):
 
     protocol = "asyncfiles"
 
-    async def _info(self, path: str, **options: object) -> dict:
+    async def _info(self, path: str, **options: Any) -> dict:
         if not Path(path).exists():
             raise FileNotFoundError(path)
         return {"name": path, "size": Path(path).stat().st_size, "type": "file"}
 
-    async def _cat_file(self, path: str, start=None, end=None, **options: object) -> bytes:
+    async def _cat_file(self, path: str, start=None, end=None, **options: Any) -> bytes:
         return Path(path).read_bytes()[start:end]
 
-    def _open(self, path: str, mode: str = "rb", **options: object):
+    def _open(self, path: str, mode: str = "rb", **options: Any):
         return open(path, mode)
 
 

@@ -4,6 +4,7 @@ import pickle
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import fsspec
 import numpy as np
@@ -146,7 +147,7 @@ def test_the_loader_raises_or_keeps_the_place_of_what_it_skips(
     whole, dataset, damage, lost, workers
 ):
     damage(dataset)
-    options = {"batch_size": 5, "tokens": 13}
+    options: dict[str, Any] = {"batch_size": 5, "tokens": 13}
     with pytest.raises(ShardError, match=SHARD):
         list(Loader(dataset, "train", **options, workers=workers).epoch(0))
     expected = list(Loader(whole, "train", **options).epoch(0))
@@ -194,7 +195,7 @@ def test_ranks_make_the_same_steps_whatever_is_damaged(whole, dataset, world_siz
     lost = ["0000000005", *(f"{index:010d}" for index in range(12, 16))]
     steps = []
     for rank in range(world_size):
-        given = {"batch_size": 5, "rank": rank, "world_size": world_size}
+        given: dict[str, Any] = {"batch_size": 5, "rank": rank, "world_size": world_size}
         expected = list(Loader(whole, "train", **given).epoch(1))
         loader = Loader(dataset, "train", **given, on_error="skip")
         batches = list(loader.epoch(1))

@@ -3,6 +3,7 @@
 import random
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -55,9 +56,14 @@ def undisturbed(shards, tmp_path_factory) -> Path:
 def made_otherwise(shards, tmp_path_factory) -> Callable[..., Path]:
     """The images of `shards` tokenized with other options."""
 
-    def make(**options: object) -> Path:
+    def make(**options: Any) -> Path:
         out = tmp_path_factory.mktemp("otherwise") / "shards"
-        given = {"image_size": 64, "patch_size": 8, "max_patch_size": 32, "tokens": 40}
+        given: dict[str, Any] = {
+            "image_size": 64,
+            "patch_size": 8,
+            "max_patch_size": 32,
+            "tokens": 40,
+        }
         given |= {"val_share": 0.16, "in_process": True, "limit": 16} | options
         quadpipe.tokenize(shards.parent / "images", out, **given)
         return out

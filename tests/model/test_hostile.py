@@ -5,6 +5,7 @@ import shutil
 import struct
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -19,7 +20,7 @@ from quadpipe.model import train
 from quadpipe.model.quadformer import Quadformer
 from quadpipe.model.run_folder import RunFolder
 
-OPTIONS = {
+OPTIONS: dict[str, Any] = {
     "model": "nano",
     "tokens": 16,
     "epochs": 1,

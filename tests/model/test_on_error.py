@@ -8,6 +8,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -28,7 +29,7 @@ from quadpipe.model.run_folder import RunFolder
 from quadpipe.model.signals import InterruptedTrainingError
 from quadpipe.model.train import Trainer
 
-OPTIONS = {
+OPTIONS: dict[str, Any] = {
     "model": "nano",
     "epochs": 2,
     "batch_size": 5,
@@ -101,7 +102,7 @@ def test_a_run_that_stopped_at_damage_continues_with_skip_and_a_warning(damaged,
     assert rows_of(tmp_path / "run")[-1]["step"] == 8
 
 
-def make_trainer(dataset: Path, out: Path, **options: object) -> Trainer:
+def make_trainer(dataset: Path, out: Path, **options: Any) -> Trainer:
     config = TrainConfig(**OPTIONS | {"flip": 0.0} | options)
     return Trainer(quadpipe.Dataset(dataset), RunFolder(out), config, torch.device("cpu"), World())
 
@@ -122,7 +123,7 @@ def without_blanks(batch: Batch) -> Batch:
 
 @pytest.mark.parametrize("parts", [1, 2])
 def test_a_step_is_that_of_the_batch_without_the_skipped_samples(damaged, tmp_path, parts):
-    options = {"grad_accum_steps": parts, "clip_grad": 0.0}
+    options: dict[str, Any] = {"grad_accum_steps": parts, "clip_grad": 0.0}
     trainers = [make_trainer(damaged, tmp_path / str(n), **options) for n in range(2)]
     gradients: list[list[torch.Tensor]] = [[], []]
     for trainer, kept in zip(trainers, gradients, strict=True):
@@ -187,7 +188,7 @@ def test_means_are_taken_over_the_samples_that_were_not_skipped(damaged, tmp_pat
 
 @pytest.mark.parametrize("stop_at", [2, 6])
 def test_resuming_in_the_middle_is_exact(damaged, tmp_path, monkeypatch, stop_at):
-    options = OPTIONS | {"log_interval": 3}
+    options: dict[str, Any] = OPTIONS | {"log_interval": 3}
     train(damaged, tmp_path / "whole", **options)
     with monkeypatch.context() as patched:
         stop_after(patched, stop_at)

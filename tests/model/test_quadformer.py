@@ -1,6 +1,7 @@
 import pickle
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -286,7 +287,7 @@ def test_sinusoidal_models_take_the_rest_of_the_weights(timm_state, tmp_path):
     ],
 )
 def test_weights_that_do_not_fit_are_refused_with_a_list(timm_state, tmp_path, change, message):
-    state = dict(timm_state)
+    state: dict[str, Any] = dict(timm_state)
     change(state)
     save_file(state, tmp_path / "vit.safetensors")
     model = Quadformer(PLAIN)

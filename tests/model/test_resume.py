@@ -9,6 +9,7 @@ import signal
 import subprocess
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -73,7 +74,7 @@ def test_a_stopped_run_continues_to_the_same_losses(shards, undisturbed, tmp_pat
 
 
 def test_resuming_restores_moving_averages_and_intervals(shards, tmp_path, monkeypatch):
-    options = SMALL | {"ema_decay": 0.9, "log_interval": 3, "drop_path": 0.1}
+    options: dict[str, Any] = SMALL | {"ema_decay": 0.9, "log_interval": 3, "drop_path": 0.1}
     train(shards, tmp_path / "whole", **options)
     with monkeypatch.context() as patched:
         stop_after(patched, 10)
@@ -178,7 +179,7 @@ def test_another_run_or_dataset_is_not_resumed(shards, undisturbed, image_folder
 
 
 def test_resuming_on_different_shards_names_the_differences(shards, undisturbed, tmp_path):
-    changes = {
+    changes: dict[str, Any] = {
         "codec": {"name": "png"},
         "imaging_library": {"name": "Pillow", "version": "11.0"},
         "tokenizer__resize": "squash",
@@ -352,7 +353,7 @@ def test_damaged_checkpoints_are_refused(shards, undisturbed, tmp_path):
 
 
 def test_a_longer_warm_up_of_an_older_version_is_kept_when_resumed(shards, tmp_path, monkeypatch):
-    options = SMALL | {"warmup_epochs": 2.0}
+    options: dict[str, Any] = SMALL | {"warmup_epochs": 2.0}
     with monkeypatch.context() as patched:
         patched.setattr(checks, "_RUN_BY_WARMUP", 1)
         train(shards, tmp_path / "whole", **options)

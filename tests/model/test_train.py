@@ -8,6 +8,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -80,7 +81,7 @@ def test_a_missing_tensorboard_is_reported_before_anything_is_written(
 
 
 def test_gradient_accumulation_does_not_change_losses(shards, tmp_path):
-    options = SMALL | {"epochs": 1}
+    options: dict[str, Any] = SMALL | {"epochs": 1}
     train(shards, tmp_path / "whole", **options)
     train(shards, tmp_path / "parts", **options | {"grad_accum_steps": 3})
     whole, parts = losses(tmp_path / "whole"), losses(tmp_path / "parts")
@@ -88,7 +89,7 @@ def test_gradient_accumulation_does_not_change_losses(shards, tmp_path):
 
 
 def test_a_non_finite_loss_stops_before_the_update(shards, tmp_path):
-    options = SMALL | {"clip_grad": 0.0, "warmup_epochs": 0.0, "lr": 1e6}
+    options: dict[str, Any] = SMALL | {"clip_grad": 0.0, "warmup_epochs": 0.0, "lr": 1e6}
     with pytest.raises(NonFiniteLossError, match=r"not finite at step \d+; .*Samples: 00000.*--lr"):
         train(shards, tmp_path / "run", **options)
     weights, _, _ = RunFolder(tmp_path / "run").weights("last.safetensors")
@@ -111,7 +112,7 @@ def test_a_non_finite_validation_loss_is_reported_after_saving(shards, tmp_path,
 
 
 def test_bf16_and_other_options_train(shards, tmp_path):
-    options = SMALL | {
+    options: dict[str, Any] = SMALL | {
         "epochs": 1, "amp": "bf16", "positions": "learned", "pool": "area", "scale_embedding": True,
         "drop_path": 0.1, "layer_decay": 0.8, "gradient_checkpointing": True, "color_jitter": 0.3,
         "token_dropout": 0.2, "ema_decay": 0.99, "tensorboard": True,
@@ -177,7 +178,7 @@ def test_invalid_combinations_are_refused_before_anything_is_written(
 
 def test_a_long_warm_up_is_shortened_to_a_tenth_of_the_run_with_a_warning(shards, tmp_path):
     heard = Heard()
-    options = SMALL | {"epochs": 2, "warmup_epochs": 5.0}
+    options: dict[str, Any] = SMALL | {"epochs": 2, "warmup_epochs": 5.0}
     train(shards, tmp_path / "run", **options, progress=heard)
     says = "the warm-up of 5 epochs is shortened to 0.2, a tenth of the run"
     assert heard.warnings == [says]

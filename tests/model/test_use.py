@@ -5,6 +5,7 @@ import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -208,7 +209,12 @@ def test_init_from_a_run_matches_the_head_by_class_names(shards, undisturbed, tm
 
 def test_init_from_a_run_uses_its_moving_average_and_its_grid(made_otherwise, tmp_path):
     shards = made_otherwise(image_size=(64, 96), tokens=42)
-    options = SMALL | {"epochs": 1, "positions": "learned", "ema_decay": 0.9, "tokens": 18}
+    options: dict[str, Any] = SMALL | {
+        "epochs": 1,
+        "positions": "learned",
+        "ema_decay": 0.9,
+        "tokens": 18,
+    }
     train(shards, tmp_path / "run", **options)
     config = RunFolder(tmp_path / "run").config()
     model = Quadformer(replace(config.model, grid=(8, 8)))

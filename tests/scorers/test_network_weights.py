@@ -4,6 +4,7 @@ import hashlib
 import pickle
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -94,7 +95,7 @@ def test_wrapped_weights_are_unwrapped_and_circles_end(shufflenet_weights, tmp_p
     wrapped = {"model": {"state_dict": {f"module.{k}": v for k, v in state.items()}}}
     torch.save(wrapped, tmp_path / "x.pth")
     find_network("shufflenet-v2-x0.5", tmp_path / "x.pth").build()
-    circle: dict[str, object] = {}
+    circle: dict[str, Any] = {}
     circle["model"] = circle
     torch.save(circle, tmp_path / "circle.pth")
     with pytest.raises(ConfigError, match="does not fit: missing"):

@@ -1,5 +1,6 @@
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -104,7 +105,9 @@ def test_uniform_has_nothing_to_score():
 def test_a_scorer_can_be_made_again_from_its_parameters(name, square):
     kind = SCORERS[name]
     shape = geometry(max_patch_size=16) if name == "uniform" else geometry()
-    beside = {"network": find_network("efficientnet-lite0")} if kind.uses_network else {}
+    beside: dict[str, Any] = (
+        {"network": find_network("efficientnet-lite0")} if kind.uses_network else {}
+    )
     hints = {"grad-cam": [985, 985, 425, 425], "precomputed": [np.eye(16)] * 4}.get(name)
     scorer = make_scorer(name, shape, **beside)
     again = make_scorer(name, shape, **beside, **scorer.parameters)
@@ -117,7 +120,9 @@ def test_a_scorer_can_be_made_again_from_its_parameters(name, square):
 def test_every_scorer_scores_no_images(name):
     kind = SCORERS[name]
     shape = geometry(max_patch_size=16) if name == "uniform" else geometry()
-    beside = {"network": find_network("efficientnet-lite0")} if kind.uses_network else {}
+    beside: dict[str, Any] = (
+        {"network": find_network("efficientnet-lite0")} if kind.uses_network else {}
+    )
     maps = make_scorer(name, shape, **beside).score(np.zeros((0, 256, 256, 3), np.uint8), [])
     expected = [] if name == "uniform" else [(0, 4, 4), (0, 8, 8)]
     assert [level.shape for level in maps] == expected

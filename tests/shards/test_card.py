@@ -1,4 +1,5 @@
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import yaml
@@ -11,8 +12,12 @@ from quadpipe.shards.manifest import Manifest
 @pytest.fixture(scope="module")
 def manifest(image_folder, tmp_path_factory) -> Manifest:
     out = tmp_path_factory.mktemp("card")
-    described = {"name": 'Temples: "old" ones', "license": "cc-by-4.0", "source": "scikit-learn"}
-    options = {"in_process": True, "val_share": 0.2, "codec": "jpg", **described}
+    described: dict[str, Any] = {
+        "name": 'Temples: "old" ones',
+        "license": "cc-by-4.0",
+        "source": "scikit-learn",
+    }
+    options: dict[str, Any] = {"in_process": True, "val_share": 0.2, "codec": "jpg", **described}
     return quadpipe.tokenize(image_folder, out, **options).manifest
 
 

@@ -1,5 +1,6 @@
 import io
 import tarfile
+from typing import Any
 
 import numpy as np
 import pytest
@@ -35,7 +36,7 @@ def test_arrays_written_by_numpy_itself_are_read():
     np.testing.assert_array_equal(npy_array(data, "<i4", (3, 4)), array)
 
 
-def saved(array: np.ndarray, **options: object) -> bytes:
+def saved(array: np.ndarray, **options: Any) -> bytes:
     file = io.BytesIO()
     np.save(file, array, **options)
     return file.getvalue()

@@ -2,6 +2,7 @@
 
 import io
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,7 +24,7 @@ def dataset(tmp_path) -> Path:
     return make_dataset(tmp_path)
 
 
-def rewrite(dataset: Path, extra: dict[str, object]) -> bytes:
+def rewrite(dataset: Path, extra: dict[str, Any]) -> bytes:
     """Write the samples of the first shard again, with other members added to each."""
     opened = quadpipe.Dataset(dataset)
     file = io.BytesIO()

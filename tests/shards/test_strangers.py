@@ -17,6 +17,7 @@ import tarfile
 import tracemalloc
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -213,7 +214,7 @@ def test_json_that_is_no_description_is_refused(dataset, data, message):
     assert len(list(Loader(dataset, "train", batch_size=5).epoch(0))) == 4
 
 
-def inserted(*changes: object, kind: int = tarfile.USTAR_FORMAT, **fields: object) -> bytes:
+def inserted(*changes: object, kind: int = tarfile.USTAR_FORMAT, **fields: Any) -> bytes:
     """A tar member with these fields of `tarfile.TarInfo`."""
     info = tarfile.TarInfo(f"{KEY}.extra")
     for name, value in fields.items():
@@ -332,7 +333,7 @@ def set_manifest(text: bytes) -> Callable[[Path], None]:
     return write
 
 
-def in_manifest(**changes: object) -> Callable[[Path], None]:
+def in_manifest(**changes: Any) -> Callable[[Path], None]:
     return lambda dataset: edit_manifest(dataset, **changes)
 
 

@@ -5,6 +5,7 @@ import pickle
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import fsspec
@@ -17,7 +18,7 @@ from quadpipe.errors import ConfigError, RejectError, SourceError
 from quadpipe.job.reproduce import Reproducer
 from quadpipe.sources import Input, open_source
 
-OPTIONS = {
+OPTIONS: dict[str, Any] = {
     "image_size": 64,
     "patch_size": 8,
     "max_patch_size": 32,

@@ -6,6 +6,7 @@ import signal
 import subprocess
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fault_runs import OPTIONS, check, run
@@ -42,7 +43,7 @@ def test_an_input_that_kills_its_decoder_is_rejected_alone(
 ):
     path, out = SPOILED, tmp_path / "out"
     fault = Fault(at=f"decoding {path}", do=do, seconds=1)
-    allowed = {"max_rejected": 1}
+    allowed: dict[str, Any] = {"max_rejected": 1}
     check(run(images, out, "--workers", "2", fault=fault, **allowed))
     reason, message = DEADLY[do]
     (reject,) = (out / ".quadpipe" / "rejected.jsonl").read_text().splitlines()
@@ -108,7 +109,7 @@ def test_several_inputs_that_crash_are_tried_again_in_process(images, tmp_path):
         tmp_path / "out",
         Fault(at="decoding (zebra/05|flower/00|zebra/09).jpg", do="crash"),
     )
-    allowed = {"max_rejected": 3}
+    allowed: dict[str, Any] = {"max_rejected": 3}
     for _ in range(4):
         done = run(images, out, "--in-process", fault=fault, **allowed)
         if done.returncode == 0:
@@ -158,7 +159,7 @@ def test_a_machine_without_room_for_a_process_fails_the_shard(images, tmp_path, 
     quadpipe.tokenize(images, tmp_path / "out", in_process=True, **OPTIONS)
     plan = read_plan(LocalFolder(tmp_path / "out"))
 
-    def none(*arguments: object, **options: object) -> None:
+    def none(*arguments: object, **options: Any) -> None:
         raise OSError(errno.EAGAIN, "Resource temporarily unavailable")
 
     monkeypatch.setattr(subprocess, "Popen", none)

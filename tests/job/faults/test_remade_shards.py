@@ -2,6 +2,7 @@
 
 import shutil
 import signal
+from typing import Any
 
 import pytest
 from fault_runs import OPTIONS, check, run
@@ -14,7 +15,7 @@ from quadpipe.shards.verify import verify
 @pytest.mark.fault("--retry-rejected when nothing has changed", "the same bytes, the same revision")
 def test_a_retry_that_changes_nothing_is_no_revision(images, tmp_path, files_of, account):
     (images / "zebra" / "bad.jpg").write_bytes(b"no image")
-    options = {**OPTIONS, "max_rejected": "1", "in_process": True}
+    options: dict[str, Any] = {**OPTIONS, "max_rejected": "1", "in_process": True}
     quadpipe.tokenize(images, tmp_path / "out", **options)
     before = files_of(tmp_path / "out")
     quadpipe.tokenize(images, tmp_path / "out", retry_rejected=True, **options)
@@ -32,7 +33,7 @@ def test_a_retry_without_rejects_does_nothing(images, tmp_path, undisturbed, acc
 
 def test_an_edited_card_survives_a_retry_and_ours_is_written_anew(images, tmp_path, jpeg):
     bad, out = images / "zebra" / "bad.jpg", tmp_path / "out"
-    options = {**OPTIONS, "max_rejected": "1", "in_process": True}
+    options: dict[str, Any] = {**OPTIONS, "max_rejected": "1", "in_process": True}
     for edited in (False, True):
         bad.write_bytes(b"no image")
         shutil.rmtree(out, ignore_errors=True)

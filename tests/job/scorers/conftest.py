@@ -2,6 +2,7 @@
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -22,7 +23,7 @@ def images(image_folder, tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def options(shufflenet_weights) -> dict[str, object]:
+def options(shufflenet_weights) -> dict[str, Any]:
     return {
         "scorer": "feature",
         "scorer_weights": shufflenet_weights,

@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from typing import Any
 
 import numpy as np
 import pytest
@@ -85,7 +86,7 @@ def make():
 def test_a_network_of_ones_own_runs_in_workers_and_pool(images, tmp_path, files_of, monkeypatch):
     """Named in the working folder, and found there by every process."""
     (tmp_path / "own_net.py").write_text(OWN)
-    given = {"scorer": "feature", "backbone": "own_net:make", "max_rejected": 5}
+    given: dict[str, Any] = {"scorer": "feature", "backbone": "own_net:make", "max_rejected": 5}
     outs = [tmp_path / name for name in ("process", "workers", "pool")]
     kinds = [("--in-process",), ("--workers", "1"), ("--workers", "1", "--scorers", "1")]
     for out, more in zip(outs, kinds, strict=True):
@@ -131,7 +132,7 @@ def test_other_weights_are_another_plan(images, options, tmp_path, shufflenet_we
     import torch
 
     out = tmp_path / "out"
-    once = {**options, "limit": 2}
+    once: dict[str, Any] = {**options, "limit": 2}
     quadpipe.tokenize(images, out, in_process=True, **once)
     state = torch.load(shufflenet_weights, weights_only=True)
     state["conv5.1.bias"] += 1
@@ -219,7 +220,12 @@ def test_precomputed_maps_decide_and_missing_ones_are_rejects(images, tmp_path):
 
 def test_thresholds_are_part_of_the_plan(images, tmp_path):
     out = tmp_path / "out"
-    given = {"scorer": "entropy", "in_process": True, "limit": 3, "max_rejected": "3"}
+    given: dict[str, Any] = {
+        "scorer": "entropy",
+        "in_process": True,
+        "limit": 3,
+        "max_rejected": "3",
+    }
     quadpipe.tokenize(images, out, thresholds=((32, 5.75), (64, 4.0)), **given)
     manifest = quadpipe.Dataset(out).manifest
     assert manifest.tokenizer.thresholds == ((32, 5.75), (64, 4.0))
