@@ -18,7 +18,8 @@ class Source(ABC):
 
     root: the folder that paths are relative to. file: name of the source in it, empty when the
     source is the folder. A new kind of source is a subclass in its own file and a line of
-    `SOURCES`. Sources are sent to workers, so they can be pickled.
+    `SOURCES`; one whose inputs are not files of the root overrides `read` and `has`. Sources are
+    sent to workers, so they can be pickled.
     """
 
     takes_labels = False
