@@ -20,8 +20,8 @@ from quadpipe.scorers.uniform import Uniform
 SCORERS: dict[str, type[Scorer]] = {
     scorer.name: scorer
     for scorer in (
-        *(PixelBlur, Feature, GradCam, Precomputed),
         *(Saliency, Rarity, Barrier),
+        *(PixelBlur, Feature, GradCam, Precomputed),
         *(Entropy, Laplacian, UpsampleMse),
         *(Random, Uniform),
     )

@@ -17,7 +17,7 @@ from quadpipe.scorers.own import NamedScorer, OwnScorer
 @dataclass(frozen=True, kw_only=True)
 class _ScorerName:
     scorer: str = option(
-        "pixel-blur",
+        "saliency",
         "Scorer that ranks the patches; `quadpipe scorers` lists them. MODULE:CALLABLE is your "
         "own, imported and called.",
     )

@@ -135,7 +135,7 @@ def test_show_takes_what_a_scorer_must_be_told(image_folder, tmp_path):
     for options, message in (
         (("--scorer", "grad-cam"), "scorer grad-cam needs the class of the image; give --class"),
         (("--scorer", "precomputed"), "needs an importance map of the image; give --map"),
-        (("--class", "cat"), "--class does not apply to scorer pixel-blur; omit it"),
+        (("--class", "cat"), "--class does not apply to scorer saliency; omit it"),
         ((*told, "--class", "cat"), "--class does not apply to scorer precomputed; omit it"),
         (("--thresholds", "32:5"), "'32:5' is not SIDE=THRESHOLD,SIDE=THRESHOLD"),
         (("--thresholds", "32=5"), "give one for each size that can be split: 32=T,64=T"),

@@ -71,7 +71,7 @@ def test_eval_reports_how_the_dataset_was_made_differently(undisturbed, made_oth
         "tokenizer.max_patch_size was 32, now 16",
         "tokenizer.resample was bilinear, now area",
         "tokenizer.resize was crop, now squash",
-        "tokenizer.scorer was pixel-blur, now laplacian",
+        "tokenizer.scorer was saliency, now laplacian",
     ):
         assert text in line
     assert "seed" not in line
@@ -138,7 +138,7 @@ def test_predict_refuses_label_aware_runs_and_files_that_are_not_images(undistur
     (copy / "config.json").write_text(json.dumps(config | {"label_aware": True}))
     done = run_cli("predict", copy, tmp_path / "x.jpg")
     assert done.returncode == 2
-    assert "whose scorer, pixel-blur, looks at labels" in done.stderr
+    assert "whose scorer, saliency, looks at labels" in done.stderr
 
 
 def test_predict_scores_with_the_network_of_the_shards(
@@ -177,7 +177,7 @@ def test_predict_refuses_a_network_if_the_scorer_has_none(undisturbed, shards, s
     picture = next((shards.parent / "images").rglob("*.png"))
     done = run_cli("predict", undisturbed, picture, "--scorer-weights", shufflenet_weights)
     assert done.returncode == 2
-    assert "scorer pixel-blur has no network; leave out" in done.stderr
+    assert "scorer saliency has no network; leave out" in done.stderr
 
 
 def test_init_from_a_run_matches_the_head_by_class_names(shards, undisturbed, tmp_path):

@@ -153,7 +153,7 @@ def test_a_pool_that_is_refused_leaves_the_output_as_it_was(images, options, tmp
         ({"scorer_wait": 9, "scorer": "feature"}, "scorer_wait is for scorers in actors of their"),
         ({"scorer_resource": "a=b", "scorer": "feature"}, "'a=b' is not NAME or NAME=AMOUNT"),
         ({"scorers": 1, "in_process": True, "scorer": "feature"}, "in_process scores here, with"),
-        ({"scorers": 1}, "scorer pixel-blur has no network to run in actors; leave out"),
+        ({"scorers": 1}, "scorer saliency has no network to run in actors; leave out"),
         ({"score_batch": 0}, "score_batch 0 is not from 1 to 1,024"),
     ],
 )
