@@ -1,17 +1,24 @@
 """`quadpipe eval`: accuracy at one or more budgets."""
 
 import json
+from collections.abc import Sequence
+from pathlib import Path
 
 import click
 
 from quadpipe.cli.options import cache_options
-from quadpipe.cli.text import count_text, say, table
+from quadpipe.cli.pictures import check_png, write_picture
+from quadpipe.cli.text import budgets_text, count_text, say, table
 from quadpipe.files import Cache
 from quadpipe.loader import Loader
+from quadpipe.loader.schedule import parse_tokens
 from quadpipe.model.evaluate import check_fits, evaluate, find_differences
 from quadpipe.model.run_folder import load_run, pick_device
+from quadpipe.plot import Curve, draw_curves
 from quadpipe.shards.reader import Dataset
 from quadpipe.shards.skipped import ON_ERROR
+
+_CURVE_BUDGETS = 8
 
 
 @click.command("eval")
@@ -19,7 +26,14 @@ from quadpipe.shards.skipped import ON_ERROR
 @click.argument("dataset", type=click.Path())
 @click.option("--split", default="val", show_default=True, help="The split to score.")
 @click.option(
-    "--tokens", "budgets", type=int, multiple=True, help="Tokens per image; may be repeated."
+    "--tokens",
+    multiple=True,
+    metavar="N|LOW-HIGH|N,N,..",
+    help=f"Tokens per image; may be repeated. By default those of the training, of many "
+    f"{_CURVE_BUDGETS} of them.",
+)
+@click.option(
+    "--plot", type=click.Path(path_type=Path), help="Draw top-1 over multiply-adds to this .png."
 )
 @click.option("--batch-size", type=int, default=256, show_default=True, help="Images per step.")
 @click.option(
@@ -39,7 +53,8 @@ def command(
     run: str,
     dataset: str,
     split: str,
-    budgets: tuple[int, ...],
+    tokens: tuple[str, ...],
+    plot: Path | None,
     batch_size: int,
     workers: int,
     on_error: str,
@@ -48,6 +63,8 @@ def command(
     cache: Cache | None,
 ) -> None:
     """Evaluate the model of a RUN on a DATASET, at one or more budgets."""
+    if plot:
+        check_png(plot)
     folder, config = load_run(run)
     where = pick_device(device)
     model = folder.model(where)
@@ -61,20 +78,35 @@ def command(
             f"note     {dataset} was made differently from the shards that {run} was trained on: "
             f"{'; '.join(differences)}"
         )
-    trained = config.train.tokens or config.tokenizer.tokens
+    geometry = opened.manifest.geometry
+    budgets = sorted({n for given in tokens for n in parse_tokens(given, geometry)})
+    budgets = budgets or _spread(config.budgets, _CURVE_BUDGETS)
+    seen = config.budgets
+    if outside := [n for n in budgets if not seen[0] <= n <= seen[-1]]:
+        say(
+            f"note     {run} was trained at {budgets_text(seen)} tokens; {budgets_text(outside)} "
+            f"tokens are outside"
+        )
     loaders = [
         Loader(
             opened,
             split,
             batch_size=batch_size,
-            tokens=tokens,
+            tokens=budget,
             shuffle=False,
             workers=workers,
             on_error=on_error,
         )
-        for tokens in budgets or (trained,)
+        for budget in budgets
     ]
     scores = [evaluate(model, loader, where) for loader in loaders]
+    if plot:
+        curve = Curve(
+            name=run,
+            x=[score.multiply_adds / 1e6 for score in scores],
+            y=[100 * score.top1 for score in scores],
+        )
+        write_picture(draw_curves({"": [curve]}, x="million multiply-adds", y="top-1 in %"), plot)
     if as_json:
         click.echo(json.dumps([score.as_json() for score in scores], indent=2))
         return
@@ -94,3 +126,10 @@ def command(
     click.echo(table(header, rows))
     if skipped := scores[0].skipped:
         say(f"{skipped:,} damaged samples of {split} were skipped")
+
+
+def _spread(budgets: Sequence[int], most: int) -> list[int]:
+    """At most that many of the budgets, evenly spread, with the first and the last."""
+    if len(budgets) <= most:
+        return list(budgets)
+    return [budgets[round(k * (len(budgets) - 1) / (most - 1))] for k in range(most)]

@@ -6,6 +6,7 @@ import types
 import typing
 from collections.abc import Callable
 from dataclasses import MISSING, fields
+from operator import or_
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,10 @@ def _image_size(text: str) -> tuple[int, int]:
     if len(parts) > 2 or not all(part.isdecimal() for part in parts):
         raise click.BadParameter(f"{text!r} is neither a number nor HEIGHTxWIDTH")
     return int(parts[0]), int(parts[-1])
+
+
+def _tokens(text: str) -> int | str:
+    return int(text) if text.isdecimal() else text
 
 
 def _range(text: str) -> tuple[float, float]:
@@ -53,6 +58,7 @@ _TYPES: dict[Any, tuple[Any, str | None]] = {
     int: (int, None),
     float: (float, None),
     str: (str, None),
+    int | str: (_tokens, "N|LOW-HIGH|N,N,.."),
     bool: (bool, None),
     tuple[int, int]: (_image_size, "N|HxW"),
     tuple[float, float]: (_range, "LOW,HIGH"),
@@ -115,7 +121,7 @@ def _bytes(text: str) -> int:
 
 def _option(name: str, declared: Option, hint: Any, default: Any) -> Callable[[Any], Any]:
     if isinstance(hint, types.UnionType):
-        hint = next(part for part in typing.get_args(hint) if part is not type(None))
+        hint = functools.reduce(or_, (p for p in typing.get_args(hint) if p is not type(None)))
     default = _default(default)
     kind, metavar = (click.Choice(declared.choices), None) if declared.choices else _TYPES[hint]
     return click.option(

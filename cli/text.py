@@ -30,6 +30,13 @@ def count_text(count: float) -> str:
     return f"{count:,.0f}" if not unit else f"{count:,.2f}{unit}"
 
 
+def budgets_text(budgets: Sequence[int]) -> str:
+    """64, or 19, 37 and 64, or 19 to 100."""
+    if len(budgets) > 5:
+        return f"{budgets[0]} to {budgets[-1]}"
+    return " and ".join(filter(None, (", ".join(map(str, budgets[:-1])), str(budgets[-1]))))
+
+
 def duration_text(seconds: float) -> str:
     """1:02:03."""
     minutes, rest = divmod(round(seconds), 60)

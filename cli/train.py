@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from quadpipe.cli.options import cache_options, options_of
-from quadpipe.cli.text import count_text, duration_text, say
+from quadpipe.cli.text import budgets_text, count_text, duration_text, say
 from quadpipe.errors import QuadpipeError
 from quadpipe.files import Cache
 from quadpipe.model.config import TrainConfig
@@ -22,11 +22,15 @@ class _TerminalProgress(TrainProgress):
     def started(self, trainer: Trainer) -> None:
         config, model = trainer.config, trainer.model.config
         parameters = sum(parameter.numel() for parameter in trainer.model.parameters())
+        budgets = trainer.loader.budgets
+        costs = [
+            count_text(model.multiply_adds(n))
+            for n in dict.fromkeys(budgets[:: len(budgets) - 1 or 1])
+        ]
         lines = [
             f"model    {config.model}, {parameters:,} parameters, {model.classes:,} classes, "
-            f"{count_text(model.multiply_adds(trainer.loader.tokens))} multiply-adds per image at "
-            f"{trainer.loader.tokens} tokens",
-            f"data     {trainer.samples:,} samples per epoch, {trainer.loader.steps:,} steps of "
+            f"{' to '.join(costs)} multiply-adds per image at {budgets_text(budgets)} tokens",
+            f"data     {trainer.samples:,} samples per epoch, {trainer.loader.steps(0):,} steps of "
             f"{config.batch_size}"
             + (f", {views} views in turn" if (views := trainer.loader.split.views) > 1 else ""),
             f"device   {trainer.device}, {trainer.world.size} "

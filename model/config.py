@@ -4,8 +4,10 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from quadpipe.fields import check_fields, option, same_option
+from quadpipe.geometry import Geometry
 from quadpipe.loader.augment import Augmentation
 from quadpipe.loader.samples import VERIFY
+from quadpipe.loader.schedule import parse_tokens
 from quadpipe.model.quadformer import PRESETS, QuadformerConfig
 from quadpipe.seeds import LARGEST_SEED
 from quadpipe.shards.manifest import Manifest
@@ -13,6 +15,7 @@ from quadpipe.shards.skipped import ON_ERROR
 
 _LARGEST_RATE = 1e6
 AMP = ("auto", "bf16", "off")
+TOKENS_DRAW = ("even", "multiply-adds")
 DEVICES = ("auto", "cpu", "cuda")
 _OF_THE_MODEL = (
     "positions",
@@ -31,8 +34,22 @@ class TrainConfig:
     """Options of a run; raises ConfigError if they cannot work."""
 
     model: str = option("tiny", "Size of the model.", choices=tuple(PRESETS))
-    tokens: int | None = option(
-        None, "Tokens per image; by default all that the shards hold.", low=1
+    tokens: int | str | None = option(
+        None,
+        "Tokens per image; by default all that the shards hold. Of a range or a list, each step "
+        "draws one, and the model serves all of them.",
+    )
+    tokens_draw: str = option(
+        "even",
+        "With several --tokens: draw each as often, or large ones more often, evenly over "
+        "multiply-adds.",
+        choices=TOKENS_DRAW,
+    )
+    tokens_per_batch: int | None = option(
+        None,
+        "Limit the tokens per step, over all processes: a step has this divided by its tokens per "
+        "image, at most --batch-size images.",
+        low=1,
     )
     positions: str = same_option(QuadformerConfig, "positions")
     scale_embedding: bool = same_option(QuadformerConfig, "scale_embedding")
@@ -105,6 +122,10 @@ class TrainConfig:
 
     def make_augmentation(self) -> Augmentation:
         return Augmentation(**{f.name: getattr(self, f.name) for f in fields(Augmentation)})
+
+    def budgets(self, manifest_tokens: int, geometry: Geometry) -> tuple[int, ...]:
+        """The budgets that the run trains, ascending, on shards that hold `manifest_tokens`."""
+        return parse_tokens(self.tokens or manifest_tokens, geometry)
 
     def quadformer(self, manifest: Manifest) -> QuadformerConfig:
         """Configuration of the model for a dataset with labels."""

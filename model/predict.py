@@ -50,8 +50,7 @@ class Predictor:
                 f"{run} was trained on shards whose scorer, {config.tokenizer.scorer}, looks at "
                 f"{needs}, which new images do not have; train on shards of another scorer"
             )
-        trained = config.train.tokens or config.tokenizer.tokens
-        self.tokens = trained if tokens is None else tokens
+        self.tokens = config.budgets[-1] if tokens is None else tokens
         code = config.tokenizer.same_code(
             config.scorer_sha256, scorer=scorer, backbone=backbone, weights=scorer_weights
         )

@@ -1,6 +1,7 @@
 """The manifest of a training run, as `config.json` holds it."""
 
 from dataclasses import dataclass, fields
+from itertools import pairwise
 from typing import Any
 
 from quadpipe import __version__
@@ -69,6 +70,23 @@ class RunManifest:
             imaging_library=manifest.imaging_library,
             quadpipe=__version__,
         )
+
+    @property
+    def budgets(self) -> tuple[int, ...]:
+        """The budgets that the model was trained at, ascending."""
+        return self.train.budgets(self.tokenizer.tokens, self.tokenizer.geometry)
+
+    @property
+    def draw_weights(self) -> list[float] | None:
+        """How often a step draws each of the budgets, in proportion; None for evenly.
+
+        For a draw that is even over multiply-adds the budgets divide their range at the midpoints.
+        """
+        if self.train.tokens_draw == "even":
+            return None
+        costs = [float(self.model.multiply_adds(budget)) for budget in self.budgets]
+        middles = [(low + high) / 2 for low, high in pairwise(costs)]
+        return [high - low or 1.0 for low, high in pairwise([costs[0], *middles, costs[-1]])]
 
     def make_codec(self) -> Codec | None:
         """The codec of the shards' tokens; None if the run does not name it."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from functools import cached_property
 from math import isfinite
 from os import PathLike
 from pathlib import Path
@@ -116,11 +117,11 @@ class Trainer:
     @property
     def samples(self) -> int:
         """Samples per epoch."""
-        return min(self.loader.samples, self.loader.steps * self.loader.batch_size)
+        return self.loader.schedule.epoch(0).samples
 
-    @property
+    @cached_property
     def steps(self) -> int:
-        return self.loader.steps * self.config.epochs
+        return sum(self.loader.steps(epoch) for epoch in range(self.config.epochs))
 
     def fit(self) -> None:
         """Train to the end; on SIGTERM or Ctrl-C save and raise InterruptedTrainingError."""
@@ -182,7 +183,7 @@ class Trainer:
             self._save()
             raise
         self.step += 1
-        self.consumed = min(self.consumed + self.loader.batch_size, self.samples)
+        self.consumed += batch.total
         self._interval.add(result.loss, result.correct, batch.total, result.skipped)
         return result
 
@@ -260,7 +261,7 @@ class Trainer:
             raise ShardError(
                 f"the checkpoint in {self.run} does not fit: {first_line(error)}"
             ) from error
-        whole = state.consumed % self.config.batch_size == 0 or state.consumed == self.samples
+        whole = self.loader.schedule.epoch(state.epoch).after(state.consumed) is not None
         if not whole or state.epoch > self.config.epochs or state.consumed > self.samples:
             raise ShardError(f"the checkpoint in {self.run} is not at a step of this run")
         self.step, self.epoch = state.step, state.epoch
@@ -270,11 +271,14 @@ class Trainer:
         self.world.wait()
 
     def _loader(self, split: str, *, shuffle: bool) -> Loader:
+        budgets = self.manifest.budgets
         return Loader(
             self.dataset,
             split,
             batch_size=self.config.batch_size,
-            tokens=self.config.tokens,
+            tokens=budgets if shuffle else budgets[-1],
+            weights=self.manifest.draw_weights if shuffle else None,
+            tokens_per_batch=self.config.tokens_per_batch,
             shuffle=shuffle,
             drop_last=self.config.drop_last and shuffle,
             seed=self.config.seed,

@@ -133,7 +133,8 @@ def _converted(value: Any, hint: Any) -> Any:
     if isinstance(hint, types.UnionType):
         if value is None:
             return None
-        hint = next(part for part in typing.get_args(hint) if part is not type(None))
+        choices = [part for part in typing.get_args(hint) if part is not type(None)]
+        hint = str if isinstance(value, str) and str in choices else choices[0]
     origin, parts = typing.get_origin(hint), typing.get_args(hint)
     if origin is tuple and parts[-1] is Ellipsis:
         if not isinstance(value, list | tuple):

@@ -101,6 +101,17 @@ class Geometry:
             f"largest patches, up to {self.max_tokens}; use {' or '.join(choices)}"
         )
 
+    def budgets_between(self, low: int, high: int) -> tuple[int, ...]:
+        """The legal budgets from low to high, ascending; ConfigError when there is none."""
+        first = self.roots + max(-(-(low - self.roots) // 3), 0) * 3
+        budgets = tuple(range(first, min(high, self.max_tokens) + 1, 3))
+        if not budgets:
+            raise ConfigError(
+                f"no number of tokens from {low} to {high} can tile {self.height}x{self.width} "
+                f"pixels; use a range that holds {self.roots}, or {self.roots} plus a multiple of 3"
+            )
+        return budgets
+
     def num_nodes(self, tokens: int) -> int:
         """M, the number of patches that exist at some budget up to `tokens`."""
         return self.roots + 4 * self.num_splits(tokens)

@@ -6,7 +6,7 @@ Letters: B batch of all ranks; b of one rank; N tokens; P patch size.
 import logging
 import math
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
@@ -20,6 +20,7 @@ from torch import Tensor
 from quadpipe.errors import ConfigError
 from quadpipe.loader.order import SHARDS_BY_TURNS, EpochOrder
 from quadpipe.loader.samples import Rows, SampleReader, check_verify
+from quadpipe.loader.schedule import Schedule, Tokens, parse_tokens
 from quadpipe.shards.reader import Dataset
 from quadpipe.shards.skipped import Skipped, check_on_error
 
@@ -59,9 +60,13 @@ class Loader:
         loader = Loader("shards/", "train", batch_size=256, tokens=100)
         for batch in loader.epoch(0): ...
 
-    The order of the samples depends on `seed`, the epoch and the dataset alone; rank r of
-    `world_size` takes its slice of every global batch of `batch_size`, and `workers` threads only
-    read ahead. All ranks make the same number of steps. Epoch e reads view e % views.
+    tokens: tokens per image, by default all that the dataset holds. With several budgets, "19-100"
+    or (19, 37, 64), each batch draws one, evenly or by `weights`, one for each budget;
+    `tokens_per_batch` limits a batch to that number of tokens. See `schedule.Schedule`.
+
+    The order of the samples and the budgets depend on `seed`, the epoch and the dataset alone;
+    rank r of `world_size` takes its slice of every global batch, and `workers` threads only read
+    ahead. All ranks make the same number of steps. Epoch e reads view e % views.
 
     on_error="skip" skips damaged samples, and those of missing shards: they keep their rows, with
     weight zero, so that order, steps and resuming do not change. `skipped` counts them in every
@@ -79,7 +84,9 @@ class Loader:
         split: str = "train",
         *,
         batch_size: int,
-        tokens: int | None = None,
+        tokens: Tokens | None = None,
+        weights: Sequence[float] | None = None,
+        tokens_per_batch: int | None = None,
         shuffle: bool = True,
         drop_last: bool = False,
         seed: int = 0,
@@ -96,12 +103,12 @@ class Loader:
         self.split = self.dataset.split(split)
         self.name = split
         stored = self.dataset.manifest.tokenizer.tokens
-        self.tokens = stored if tokens is None else tokens
-        self.dataset.manifest.geometry.num_splits(self.tokens)
-        if self.tokens > stored:
+        geometry = self.dataset.manifest.geometry
+        self.budgets = parse_tokens(stored if tokens is None else tokens, geometry)
+        if self.budgets[-1] > stored:
             raise ConfigError(
-                f"{self.dataset.folder} holds {stored} tokens, not {tokens}; use at most {stored}, "
-                f"or rerun quadpipe tokenize with --tokens {tokens}"
+                f"{self.dataset.folder} holds {stored} tokens, not {self.budgets[-1]}; use at most "
+                f"{stored}, or rerun quadpipe tokenize with --tokens {self.budgets[-1]}"
             )
         if batch_size < 1 or workers < 0 or not 0 <= rank < world_size:
             raise ConfigError(
@@ -116,9 +123,16 @@ class Loader:
         self._memory = _Memory(pinned=pin_memory)
         self._readers: dict[int, SampleReader] = {}
         self.samples = self.split.samples // max(self.split.views, 1)
-        full, rest = divmod(self.samples, batch_size)
-        self.steps = full + (1 if rest and not drop_last else 0)
-        if not self.steps:
+        self.schedule = Schedule(
+            self.samples,
+            batch_size,
+            self.budgets,
+            weights=weights,
+            tokens_per_batch=tokens_per_batch,
+            drop_last=drop_last,
+            seed=seed,
+        )
+        if not self.steps(0):
             raise ConfigError(
                 f"{split} of {self.dataset.folder} has {self.samples} samples, too few for a batch "
                 f"of {batch_size}; use a smaller batch_size"
@@ -139,9 +153,11 @@ class Loader:
     def epoch(self, epoch: int, *, consumed: int = 0) -> Iterator[Batch]:
         """The batches of an epoch after the first `consumed` samples of all ranks.
 
-        `consumed` is a multiple of the batch size; (epoch, consumed) is the state for resuming.
+        (epoch, consumed) after a batch is the state for resuming.
         """
-        if consumed % self.batch_size and consumed < self.samples:
+        batches = self.schedule.epoch(epoch)
+        done = batches.after(consumed)
+        if done is None:
             raise ConfigError(
                 f"{consumed} samples are not a whole number of batches of {self.batch_size}; "
                 f"resume with the earlier batch size"
@@ -149,17 +165,17 @@ class Loader:
         reader = self._reader(self.view(epoch))
         counts = [shard.samples for shard in reader.shards]
         order = EpochOrder(counts, seed=self.seed, epoch=epoch, shuffle=self.shuffle)
-        steps = iter(range(-(-consumed // self.batch_size), self.steps))
+        steps = (batches[step] for step in range(done, len(batches)))
         if not self.workers:
             for step in steps:
-                yield self._read_batch(reader, order, step)
+                yield self._read_batch(reader, order, *step)
             return
         with ThreadPoolExecutor(self.workers, "quadpipe-loader") as pool:
             ahead = deque[Future[Batch]]()
             try:
                 while True:
                     for step in islice(steps, _BATCHES_AHEAD * self.workers - len(ahead)):
-                        ahead.append(pool.submit(self._read_batch, reader, order, step))
+                        ahead.append(pool.submit(self._read_batch, reader, order, *step))
                     if not ahead:
                         return
                     yield ahead.popleft().result()
@@ -176,22 +192,25 @@ class Loader:
             self.dataset.folder.check_room(sizes[-(SHARDS_BY_TURNS if self.shuffle else 1) :])
         return self._readers[view]
 
-    def slice_of(self, step: int) -> tuple[int, int, int]:
-        """First and last position of this rank's slice of a global batch, and that batch's size."""
-        start = step * self.batch_size
-        total = min(self.batch_size, self.samples - start)
-        low, high = (total * rank // self.world_size for rank in (self.rank, self.rank + 1))
-        return start + low, start + high, total
+    def steps(self, epoch: int) -> int:
+        """The number of batches of an epoch."""
+        return len(self.schedule.epoch(epoch))
 
-    def _read_batch(self, reader: SampleReader, order: EpochOrder, step: int) -> Batch:
-        start, stop, total = self.slice_of(step)
+    def _read_batch(
+        self, reader: SampleReader, order: EpochOrder, begin: int, end: int, budget: int
+    ) -> Batch:
+        """This rank's slice of the global batch from one position to another."""
+        total = end - begin
+        start, stop = (
+            begin + total * rank // self.world_size for rank in (self.rank, self.rank + 1)
+        )
         stands_in = start == stop  # an empty rank computes one sample with weight zero
         if stands_in:
             start = min(start, self.samples - 1)
             stop = start + 1
         shards, numbers = order.locate(start, stop)
         size, side = stop - start, self.dataset.manifest.tokenizer.patch_size
-        tokens = self._memory.take((size, self.tokens, side * side * 3))
+        tokens = self._memory.take((size, budget, side * side * 3))
         rows = Rows(tokens.numpy())
         reader.gather(shards, numbers, rows)
         weight = torch.full((size,), 0.0 if stands_in else 1.0)
@@ -199,13 +218,13 @@ class Loader:
         for name, error in rows.skipped.values():
             self.skipped.add(name, error, 0 if stands_in else 1)
         return Batch(
-            tokens=tokens.view(size, self.tokens, side, side, 3),
+            tokens=tokens.view(size, budget, side, side, 3),
             boxes=self._pinned(torch.from_numpy(rows.boxes)),
             label=self._pinned(torch.from_numpy(rows.labels)),
             weight=self._pinned(weight),
             keys=rows.keys(),
             total=total,
-            first=min(start - step * self.batch_size, total - 1),
+            first=min(start - begin, total - 1),
             skipped=0 if stands_in else len(rows.skipped),
         )
 

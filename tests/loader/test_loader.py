@@ -39,7 +39,7 @@ def test_batches_hold_the_leaves_of_the_samples(shards):
     samples = {sample.key: sample for sample in dataset.samples("train", view=0)}
     for tokens in (16, 64, 100):
         loader = Loader(dataset, "train", batch_size=7, tokens=tokens)
-        assert loader.steps == 3
+        assert loader.steps(0) == 3
         for batch in loader.epoch(0):
             assert batch.tokens.dtype == torch.uint8
             assert batch.boxes.dtype == torch.int16
