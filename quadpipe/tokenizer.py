@@ -30,7 +30,7 @@ TOKENIZER_VERSION = 1
 
 _LARGEST_MAX_PIXELS = 2**31 - 1  # what PIL counts with
 # Fields that were added later: the same options give the same manifest as before.
-_LEFT_OUT_BY_DEFAULT = ("scale_weight",)
+_LEFT_OUT_BY_DEFAULT = ("scale_weight", "scorer_blur")
 _LARGEST_THRESHOLD = 1e30  # float32 holds importances less thresholds
 
 

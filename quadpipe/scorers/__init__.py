@@ -7,6 +7,7 @@ from quadpipe.geometry import Geometry
 from quadpipe.scorers.apt import Entropy, Laplacian, UpsampleMse
 from quadpipe.scorers.base import Scorer
 from quadpipe.scorers.feature import Feature
+from quadpipe.scorers.feature_saliency import FeatureSaliency
 from quadpipe.scorers.grad_cam import GradCam
 from quadpipe.scorers.network import Network, find_network
 from quadpipe.scorers.network_scorer import NetworkScorer
@@ -20,7 +21,7 @@ from quadpipe.scorers.uniform import Uniform
 SCORERS: dict[str, type[Scorer]] = {
     scorer.name: scorer
     for scorer in (
-        *(PixelBlur, Feature, GradCam, Precomputed),
+        *(PixelBlur, Feature, FeatureSaliency, GradCam, Precomputed),
         *(Saliency, Rarity, Barrier),
         *(Entropy, Laplacian, UpsampleMse),
         *(Random, Uniform),
