@@ -56,6 +56,29 @@ def join_maps(maps: Sequence[np.ndarray], geometry: Geometry, batch: int) -> np.
     return joined
 
 
+def weight_scales(importance: np.ndarray, geometry: Geometry, weight: float) -> np.ndarray:
+    """Importance by patch id times weight**s for its scale s, float32 `[B, A]`.
+
+    importance: float32 `[B, A]`, from `join_maps`. The power is repeated multiplication in float64,
+    and a product is rounded once, so that the result is the same everywhere. Raises ConfigError
+    where a product is above the range of float32.
+    """
+    per_patch = np.empty(geometry.splittable)
+    end, factor = geometry.splittable, 1.0
+    for scale in range(1, geometry.max_scale + 1):
+        factor *= weight
+        start = end - math.prod(geometry.grid(scale))
+        per_patch[start:end] = factor
+        end = start
+    with np.errstate(over="ignore"):
+        weighted: np.ndarray = (importance * per_patch).astype(np.float32)
+    if not np.isfinite(weighted).all():
+        raise ConfigError(
+            f"scale_weight {weight:g} makes importances too large for float32; use one closer to 1"
+        )
+    return weighted
+
+
 def subtract_thresholds(
     importance: np.ndarray, geometry: Geometry, thresholds: Sequence[tuple[int, float]]
 ) -> np.ndarray:

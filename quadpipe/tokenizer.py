@@ -4,7 +4,7 @@ Letters: B batch; H, W image height and width in pixels.
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from os import PathLike
 from typing import Any, overload
@@ -19,7 +19,7 @@ from quadpipe.images.color import to_rgb
 from quadpipe.images.crop import RESIZES, Box, centre_box, decode_and_resample, resample
 from quadpipe.images.decode import BYTES_PER_PIXEL, MAX_PIXELS, EncodedImage
 from quadpipe.mosaic import RESAMPLERS, Mosaic, cut
-from quadpipe.quadtree import grow, join_maps, subtract_thresholds
+from quadpipe.quadtree import grow, join_maps, subtract_thresholds, weight_scales
 from quadpipe.scorers import SCORERS
 from quadpipe.scorers.base import Scorer
 from quadpipe.scorers.choice import ScorerChoice
@@ -29,6 +29,8 @@ TOKENIZER_VERSION = 1
 """Raised only when the same configuration gives other bytes than before."""
 
 _LARGEST_MAX_PIXELS = 2**31 - 1  # what PIL counts with
+# Fields that were added later: the same options give the same manifest as before.
+_LEFT_OUT_BY_DEFAULT = ("scale_weight", "scorer_blur")
 _LARGEST_THRESHOLD = 1e30  # float32 holds importances less thresholds
 
 
@@ -44,6 +46,12 @@ class TokenizerConfig(ScorerChoice):
     patch_size: int = option(16, "Side of the smallest patch, and of every token, in pixels.")
     max_patch_size: int = option(64, "Side of the largest patch: patch size times a power of two.")
     tokens: int = option(100, "Tokens per image; every smaller budget is stored with it.")
+    scale_weight: float = option(
+        1.0,
+        "Multiply the importance of patches of patch_size * 2^s pixels by this number to the power "
+        "of s. Below 1, fewer splits go to the largest patches.",
+        above=0,
+    )
     thresholds: tuple[tuple[int, float], ...] | None = option(
         None,
         "Subtract these from the importance of patches, by side in pixels, as 32=5.75,64=4; APT's "
@@ -83,6 +91,11 @@ class TokenizerConfig(ScorerChoice):
                 self.image_size, self.patch_size, self.max_patch_size, self.tokens
             )
         self.geometry.num_splits(self.tokens)
+        if self.scale_weight != 1 and not self.geometry.max_scale:
+            raise ConfigError(
+                "scale_weight is for patches that can be split, and max_patch_size equals "
+                "patch_size; leave it out"
+            )
         if self.thresholds is not None:
             object.__setattr__(self, "thresholds", self._checked_thresholds(self.thresholds))
 
@@ -134,7 +147,11 @@ class TokenizerConfig(ScorerChoice):
 
     def as_json(self) -> dict[str, Any]:
         """As JSON can hold it; `TokenizerConfig(**config.as_json())` is equal."""
-        return asdict(self) | {"image_size": list(self.image_size)}
+        document = asdict(self) | {"image_size": list(self.image_size)}
+        for item in fields(self):
+            if item.name in _LEFT_OUT_BY_DEFAULT and document[item.name] == item.default:
+                del document[item.name]
+        return document
 
 
 class Tokenizer:
@@ -245,6 +262,8 @@ class Tokenizer:
     def cut(self, images: np.ndarray, maps: Sequence[np.ndarray]) -> list[Mosaic]:
         """The mosaics of prepared images with their scorer's maps, one for each scale."""
         importance = join_maps(maps, self.geometry, len(images))
+        if self.config.scale_weight != 1:
+            importance = weight_scales(importance, self.geometry, self.config.scale_weight)
         if self.config.thresholds is not None:
             importance = subtract_thresholds(importance, self.geometry, self.config.thresholds)
         trees = grow(importance, self.geometry, self.config.tokens)

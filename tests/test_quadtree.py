@@ -14,6 +14,7 @@ from quadpipe.quadtree import (
     leaf_indices,
     split_order,
     splits_at_threshold,
+    weight_scales,
 )
 from reference import heap
 
@@ -140,3 +141,34 @@ def test_misshapen_maps_are_refused():
     geometry = Geometry(height=128, width=128, patch_size=16, max_patch_size=64)
     with pytest.raises(ConfigError, match=r"expected \[\(1, 2, 2\), \(1, 4, 4\)\]"):
         join_maps([np.zeros((1, 2, 2), np.float32)], geometry, 1)
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    st.integers(1, 4),
+    st.sampled_from([(1, 1), (2, 3)]),
+    st.floats(0.01, 100),
+    st.integers(0, 2**32 - 1),
+)
+def test_importance_is_multiplied_by_the_weight_once_per_scale(scales, grid, weight, seed):
+    rng = np.random.default_rng(seed)
+    maps = [
+        rng.standard_normal((2, grid[0] << level, grid[1] << level)).astype(np.float32)
+        for level in range(scales)
+    ]
+    geometry = unit_geometry(maps)
+    found = weight_scales(join_maps(maps, geometry, 2), geometry, weight)
+    weighted = []
+    for level, scale in zip(maps, range(scales, 0, -1), strict=True):
+        factor = 1.0
+        for _ in range(scale):
+            factor *= weight
+        weighted.append((level.astype(np.float64) * factor).astype(np.float32))
+    np.testing.assert_array_equal(found, join_maps(weighted, geometry, 2))
+
+
+def test_a_weight_that_float32_cannot_hold_is_refused():
+    maps = [np.ones((1, 1, 1), np.float32), np.ones((1, 2, 2), np.float32)]
+    geometry = unit_geometry(maps)
+    with pytest.raises(ConfigError, match=r"scale_weight 1e\+30 makes importances too large"):
+        weight_scales(join_maps(maps, geometry, 1), geometry, 1e30)

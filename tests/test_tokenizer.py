@@ -153,3 +153,35 @@ def test_a_file_of_more_pixels_than_the_limit_is_rejected_and_below_it_is_not(ph
 def test_prepared_images_must_have_the_image_size(square):
     with pytest.raises(ConfigError, match="prepared images must be uint8"):
         quadpipe.Tokenizer(image_size=128, tokens=40).tokenize(square)
+
+
+def test_a_scale_weight_below_1_gives_more_small_patches(square):
+    plain, half = (
+        quadpipe.Tokenizer(tokens=64, scale_weight=weight)(square[0]) for weight in (1, 0.5)
+    )
+    small = [int((mosaic.leaves().boxes[:, 2] == 0).sum()) for mosaic in (plain, half)]
+    assert small[1] > small[0]
+
+
+def test_the_manifest_has_a_scale_weight_only_where_one_is_given():
+    assert "scale_weight" not in TokenizerConfig().as_json()
+    config = TokenizerConfig(scale_weight=0.5)
+    assert config.as_json()["scale_weight"] == 0.5
+    assert TokenizerConfig(**config.as_json()) == config
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"scale_weight": 0}, "scale_weight 0 is not above 0"),
+        ({"scale_weight": -1.5}, "scale_weight -1.5 is not above 0"),
+        ({"scale_weight": float("inf")}, "scale_weight must be a finite number"),
+        (
+            {"scorer": "uniform", "max_patch_size": 16, "tokens": 256, "scale_weight": 0.5},
+            "scale_weight is for patches that can be split",
+        ),
+    ],
+)
+def test_scale_weights_that_cannot_work_are_refused(options, message):
+    with pytest.raises(ConfigError, match=message):
+        TokenizerConfig(**options)

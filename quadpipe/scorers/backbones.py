@@ -1,6 +1,6 @@
 """Networks that scorers use: built from plain weights, or by a function the user names."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -21,13 +21,14 @@ from quadpipe.weights import listing, parse_weights, state_dict_problems
 class Backbone:
     """A network ready to run.
 
-    features: images float `[B, 3, H, W]`, normalised by mean and std -> `[B, C, H / s, W / s]`
-    for a stride s of `strides`, the last feature map first. head: that first map -> logits
+    features: images float `[B, 3, H, W]`, normalised by mean and std, and some of `strides` ->
+    a map `[B, C, H / s, W / s]` for each stride s, in one pass of the network. strides: those that
+    it has, the last feature map first. head: that first map -> logits
     `[B, classes]`, where there is a classifier. classes: names of the logits, where they are known.
     """
 
     module: nn.Module
-    features: Callable[[Tensor, int], Tensor]
+    features: Callable[[Tensor, Sequence[int]], list[Tensor]]
     strides: tuple[int, ...]
     head: Callable[[Tensor], Tensor] | None = None
     classes: tuple[str, ...] | None = None
@@ -75,15 +76,16 @@ def build_efficientnet_lite0(weights: dict[str, Tensor], where: str) -> Backbone
     # The last block before the map shrinks from a sixteenth to a thirty-second.
     strided = [n for n, b in enumerate(module._blocks) if max(b._depthwise_conv.stride) == 2]
 
-    def features(images: Tensor, stride: int) -> Tensor:
-        if stride == 32:
-            last: Tensor = module.extract_features(images)
-            return last
+    def features(images: Tensor, strides: Sequence[int]) -> list[Tensor]:
         x = module._swish(module._bn0(module._conv_stem(images)))
         for block in module._blocks[: strided[-1]]:
             x = block(x)
-        middle: Tensor = x
-        return middle
+        maps = {16: x}
+        if 32 in strides:
+            for block in module._blocks[strided[-1] :]:
+                x = block(x)
+            maps[32] = module._swish(module._bn1(module._conv_head(x)))
+        return [maps[stride] for stride in strides]
 
     def head(features: Tensor) -> Tensor:
         logits: Tensor = module._fc(features.mean((2, 3)))
@@ -127,7 +129,7 @@ def build_named(target: str, weights: dict[str, Tensor] | None, where: str) -> B
         raise ConfigError(f"the classes of backbone {target} are no list of names")
     return Backbone(
         module=module,
-        features=lambda images, _: module(images),
+        features=lambda images, _: [module(images)],
         strides=(stride,),
         head=getattr(module, "head", None),
         classes=None if classes is None else tuple(_listed(classes)),

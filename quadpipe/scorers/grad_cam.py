@@ -53,7 +53,7 @@ class GradCam(NetworkScorer):
     def _score_batch(self, images: "Tensor", hints: Sequence[Any]) -> list[np.ndarray]:
         import torch
 
-        features = self._features(images, self._backbone.strides[0])
+        (features,) = self._features(images, self._backbone.strides[0])
         with torch.enable_grad():
             features.requires_grad_()
             logits = self._logits(features)

@@ -6,6 +6,8 @@ none; the channel shuffle is one interleaving copy in channels-last memory.
 Letters: B batch; C channels; h, w rows and columns of a feature map.
 """
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F  # noqa: N812  its usual name
 from torch import Tensor, nn
@@ -27,15 +29,15 @@ class ShuffleNet(nn.Module):
         self.conv5 = nn.Sequential(_conv(channels[3], FEATURES, 1))
         self.fc = nn.Linear(FEATURES, classes) if classes else None
 
-    def forward(self, images: Tensor, stride: int = 32) -> Tensor:
-        """`[B, 3, H, W]` -> `[B, 1024, H / 32, W / 32]`, or with stride 16 the 96 channels of
-        stage 3."""
+    def forward(self, images: Tensor, strides: Sequence[int]) -> list[Tensor]:
+        """`[B, 3, H, W]` -> a map for each stride: for 32 `[B, 1024, H / 32, W / 32]`, for 16 the
+        96 channels of stage 3."""
         # ReLU and maximum can change places, and after the pooling there is a quarter to do.
         x: Tensor = F.max_pool2d(self.conv1(images), 3, stride=2, padding=1).relu_()
-        x = self.stage3(self.stage2(x))
-        if stride == 32:
-            x = self.conv5(self.stage4(x)).relu_()
-        return x
+        maps = {16: self.stage3(self.stage2(x))}
+        if 32 in strides:
+            maps[32] = self.conv5(self.stage4(maps[16])).relu_()
+        return [maps[stride] for stride in strides]
 
     def head(self, features: Tensor) -> Tensor:
         """`[B, 1024, h, w]` -> logits `[B, classes]`."""

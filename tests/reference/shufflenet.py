@@ -57,7 +57,12 @@ class ShuffleNet:
 
 
 def feature_maps(
-    network: ShuffleNet, images: Tensor, sides: list[int], stride: int, distance: str
+    network: ShuffleNet,
+    images: Tensor,
+    sides: list[int],
+    stride: int,
+    distance: str,
+    blur: str = "each",
 ) -> list[Tensor]:
     """Importance of patches of each side in pixels, of normalised images `[B, 3, H, W]`.
 
@@ -66,7 +71,7 @@ def feature_maps(
     sharp = network.features(images, stride)
     maps = []
     for side in sides:
-        factor = 2 * side // sides[-1]
+        factor = 2 if blur == "2x" else 2 * side // sides[-1]
         small = F.interpolate(images, scale_factor=1 / factor, mode="bilinear")
         blurred = network.features(
             F.interpolate(small, scale_factor=factor, mode="bilinear"), stride

@@ -10,6 +10,7 @@ import torch
 import quadpipe
 from quadpipe.errors import ConfigError, JobError
 from quadpipe.scorers import find_network, make_scorer
+from reference import saliency
 
 OWN = """
 import torch
@@ -112,6 +113,21 @@ def test_a_network_of_ones_own(own, square, scores_of):
         quadpipe.Tokenizer(scorer="feature", backbone="my_networks:make", scorer_stride=32)
 
 
+def test_feature_saliency_of_a_network_with_one_stride_has_no_z_score(own, square, scores_of):
+    network = find_network("my_networks:make")
+    backbone = network.build()
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (backbone.mean, backbone.std))
+    with torch.no_grad():
+        features = backbone.module(
+            (torch.from_numpy(square).permute(0, 3, 1, 2) / 255 - mean) / std
+        )
+    maps = scores_of("feature-saliency", network, square)
+    for level, side in zip(maps, (64, 32), strict=True):
+        for image, last, found in zip(square, features.numpy(), level, strict=True):
+            expected = saliency.feature_importance(image, {16: last}, side)
+            np.testing.assert_allclose(found, expected, rtol=1e-3)
+
+
 def test_a_network_of_ones_own_takes_weights_from_a_file(own, tmp_path, square, scores_of):
     changed = find_network("my_networks:other")
     torch.save(changed.build().module.state_dict(), tmp_path / "other.pth")
@@ -202,7 +218,16 @@ def test_a_configuration_from_a_file_runs_no_code(own):
         ),
         (
             {"scorer": "entropy", "backbone": "efficientnet-lite0"},
-            "backbone is for scorer feature and grad-cam, not entropy; leave it out",
+            "backbone is for scorer feature and feature-saliency and grad-cam, not entropy",
+        ),
+        ({"scorer_blur": "4x"}, "scorer_blur '4x' is not one of each, 2x"),
+        (
+            {"scorer": "feature-saliency", "scorer_blur": "2x"},
+            "scorer_blur is for scorer feature, not feature-saliency; leave it out",
+        ),
+        (
+            {"scorer": "saliency", "scorer_blur": "2x"},
+            "scorer_blur is for scorer feature, not saliency; leave it out",
         ),
         ({"scorer": "entropy"}, "scorer entropy has no network; leave out the scorer's weights"),
     ],

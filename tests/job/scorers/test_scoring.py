@@ -231,3 +231,12 @@ def test_thresholds_are_part_of_the_plan(images, tmp_path):
     assert manifest.tokenizer.thresholds == ((32, 5.75), (64, 4.0))
     with pytest.raises(ConfigError, match=r"tokenizer\.thresholds was \[\[32, 5\.75\]"):
         quadpipe.tokenize(images, out, **given)
+
+
+def test_the_scale_weight_is_part_of_the_plan(images, tmp_path):
+    out = tmp_path / "out"
+    given = {"in_process": True, "limit": 3, "max_rejected": "3"}
+    quadpipe.tokenize(images, out, scale_weight=0.5, **given)
+    assert quadpipe.Dataset(out).manifest.tokenizer.scale_weight == 0.5
+    with pytest.raises(ConfigError, match=r"tokenizer\.scale_weight was 0\.5"):
+        quadpipe.tokenize(images, out, **given)
