@@ -209,7 +209,7 @@ def chunk(kind: bytes, data: bytes) -> bytes:
 def png(pixels: np.ndarray, *, interlaced: bool = False) -> bytes:
     """uint8 or uint16 `[h, w, 3 or 4]`, in one pass or in Adam7's seven."""
     height, width, channels = pixels.shape
-    passes = ((0, 0, 1, 1),)
+    passes: tuple[tuple[int, int, int, int], ...] = ((0, 0, 1, 1),)
     if interlaced:
         passes = ((0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2),
                   (0, 1, 2, 2), (1, 0, 2, 1))  # fmt: skip

@@ -214,15 +214,12 @@ def test_json_that_is_no_description_is_refused(dataset, data, message):
     assert len(list(Loader(dataset, "train", batch_size=5).epoch(0))) == 4
 
 
-def inserted(*changes: object, kind: int = tarfile.USTAR_FORMAT, **fields: Any) -> bytes:
+def inserted(*, kind: Any = tarfile.USTAR_FORMAT, **fields: Any) -> bytes:
     """A tar member with these fields of `tarfile.TarInfo`."""
     info = tarfile.TarInfo(f"{KEY}.extra")
     for name, value in fields.items():
         setattr(info, name, value)
     return info.tobuf(kind)
-
-
-SPARSE = {"type": tarfile.GNUTYPE_SPARSE, "size": 0}
 
 
 @pytest.mark.parametrize(

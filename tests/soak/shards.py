@@ -26,6 +26,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -122,20 +123,23 @@ def try_case(case: str, dataset: Path) -> Iterator[str]:
     for name, read in READERS.items():
         if name == "show" and chance.random() > DRAWN:
             continue
-        yield from attempt(f"{what}, {name}", lambda read=read: read(dataset))
+        yield from attempt(f"{what}, {name}", partial(read, dataset))
     yield from attempt(f"{what}, verify", lambda: list(verify(Dataset(dataset))))
     found: dict[str, Given] = {}
-    for name, skip in SKIPPING.items():
-        problems = attempt(f"{what}, {name} skips", lambda skip=skip, name=name: found.update(
-            {name: skip(dataset, inside)}), raises=not inside)  # fmt: skip
-        yield from problems
+
+    def read_and_keep(name: str) -> None:
+        found[name] = SKIPPING[name](dataset, inside)
+
+    for name in SKIPPING:
+        read = partial(read_and_keep, name)
+        yield from attempt(f"{what}, {name} skips", read, raises=not inside)
     in_order, compiled, slow = (found.get(name) for name in ("samples", "loader", SLOW))
     if in_order is not None and found.get("webdataset", in_order) != in_order:
         yield f"{what}: webdataset and samples differ"
     # The compiled reader does not read descriptions, which may be what is damaged.
-    if None not in (compiled, slow) and not (
-        compiled >= slow if names & TEXTUAL else compiled == slow
-    ):
+    if compiled is None or slow is None:
+        return
+    if not (compiled >= slow if names & TEXTUAL else compiled == slow):
         yield f"{what}: the loader and {SLOW} differ"
 
 
@@ -372,8 +376,8 @@ def content_of(part: bytearray) -> bytearray:
 
 def change_content(
     suffix: bytes, change: Callable[[random.Random, bytearray], bytes | bytearray]
-) -> Callable[[random.Random, bytearray], bytes]:
-    def apply(chance: random.Random, data: bytearray) -> bytes:
+) -> Callable[[random.Random, bytearray], bytes | bytearray]:
+    def apply(chance: random.Random, data: bytearray) -> bytes | bytearray:
         parts = parts_of(data)
         chosen = [n for n, part in enumerate(parts) if suffix in part[:100]]
         if chosen:
