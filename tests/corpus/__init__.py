@@ -19,7 +19,7 @@ EXTENSIONS = (
 
 
 def corpus(seed: int, count: int) -> Iterator[tuple[str, bytes]]:
-    """`count` files, a name and bytes each: all of `corpus.files` as they are, then damaged ones."""
+    """`count` files, a name and bytes each: all of `corpus.files`, then damaged ones."""
     whole = {**readable(), **refused(), **bombs()}
     chance = random.Random(seed)
     sources, first = sorted({**readable(), **refused()}), sorted(whole)

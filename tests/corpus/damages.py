@@ -66,7 +66,7 @@ def lying_dimensions(data: bytes, chance: random.Random) -> bytes:
 
 
 def damaged_chunk(data: bytes, chance: random.Random) -> bytes:
-    """Bits flipped in one chunk of a PNG whose checksum is corrected; in other formats, anywhere."""
+    """Bits flipped in one chunk of a PNG whose checksum fits; in other formats, anywhere."""
     starts, at = [], 8
     while data.startswith(PNG) and at + 12 <= len(data):
         starts.append(at)
