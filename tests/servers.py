@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from http.server import BaseHTTPRequestHandler, SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 
 @dataclass
@@ -104,7 +105,7 @@ class _RangeHandler(_QuietHandler):
 class _ProxyHandler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
-    def __init__(self, *arguments: object, proxy: Proxy, host: str, port: int) -> None:
+    def __init__(self, *arguments: Any, proxy: Proxy, host: str, port: int) -> None:
         self._proxy, self._to = proxy, (host, port)
         super().__init__(*arguments)
 

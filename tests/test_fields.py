@@ -1,4 +1,5 @@
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pytest
@@ -28,7 +29,8 @@ class Example:
 
 
 def test_values_become_their_declared_types():
-    example = Example(count=np.int64(3), share=1, size=[4, np.int32(5)], names=["a"])
+    given: dict[str, Any] = {"count": np.int64(3), "share": 1, "size": [4, np.int32(5)]}
+    example = Example(**given, names=["a"])
     assert (example.count, example.share, example.size) == (3, 1.0, (4, 5))
     assert [type(v) for v in (example.count, example.share, *example.size)] == [
         int,

@@ -7,7 +7,6 @@ import sys
 import time
 import zipfile
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -154,7 +153,7 @@ def test_the_wheel_holds_every_module_and_runs(wheel, tmp_path):
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
         archive.extractall(tmp_path)
-    expected: dict[str, Any] = {
+    expected = {
         f"{name.replace('.', '/')}/__init__.py"
         if path.name == "__init__.py"
         else f"{name.replace('.', '/')}.py"

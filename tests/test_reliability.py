@@ -3,6 +3,7 @@
 import ast
 import re
 from pathlib import Path
+from typing import Any
 
 import reliability
 
@@ -15,15 +16,15 @@ def marked() -> set[tuple[str, str, str]]:
     found = set()
     for path in TESTS.rglob("test_*.py"):
         tree = ast.parse(path.read_text())
-        names = {
+        names: dict[str, Any] = {
             target.id: node.value.value
             for node in tree.body
             if isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant)
             for target in node.targets
             if isinstance(target, ast.Name)
         }
-        for node in tree.body:
-            for call in getattr(node, "decorator_list", ()):
+        for node in (node for node in tree.body if isinstance(node, ast.FunctionDef)):
+            for call in node.decorator_list:
                 if isinstance(call, ast.Call) and ast.unparse(call.func) == "pytest.mark.fault":
                     what, outcome = (
                         names[word.id] if isinstance(word, ast.Name) else ast.literal_eval(word)

@@ -11,7 +11,7 @@ def test_bits_are_the_same_for_ever():
 
 
 def test_other_words_give_other_bits():
-    words = [("a", 1), ("a", 2), ("b", 1), ("a", "1"), ("a1",), ("a", 1, 0)]
+    words: list[tuple] = [("a", 1), ("a", 2), ("b", 1), ("a", "1"), ("a1",), ("a", 1, 0)]
     assert len({int(random_bits(1, *word)[0]) for word in words}) == len(words)
 
 

@@ -20,7 +20,7 @@ def test_pil_images_arrays_and_batches_give_the_same_mosaics(photographs):
     tokenizer = quadpipe.Tokenizer()
     alone = [tokenizer(photograph) for photograph in photographs]
     as_pil = tokenizer([Image.fromarray(photograph) for photograph in photographs])
-    as_batch = tokenizer(np.stack(photographs))
+    as_batch: Any = tokenizer(np.stack(photographs))
     for mosaics in (as_pil, as_batch):
         for one, other in zip(alone, mosaics, strict=True):
             np.testing.assert_array_equal(one.tokens, other.tokens)

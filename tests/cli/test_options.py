@@ -96,7 +96,8 @@ def test_an_option_reaches_the_field_it_is_named_after(name, item: Field[Any], m
     needed, place, kinds = HANDED_ON[name]
     names = [field.name for kind in kinds for field in fields(kind)]
     monkeypatch.setattr(*(place if isinstance(place, tuple) else (place,)), _reach)
-    option = next(p for p in COMMANDS[name].params if "--" + item.name.replace("_", "-") in p.opts)
+    flag = "--" + item.name.replace("_", "-")
+    option: Any = next(p for p in COMMANDS[name].params if flag in p.opts)
     handed_on = []
     for more in ([], typed(option)):
         with pytest.raises(ReachedError) as reached:

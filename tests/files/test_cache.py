@@ -140,7 +140,8 @@ def test_a_cache_on_a_full_disk_is_said(published, tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     cached = quadpipe.Dataset(published, cache=Cache(folder=tmp_path, bytes=10**7))
-    monkeypatch.setattr(cached.folder._remote._system, "get_file", full)
+    folder: Any = cached.folder
+    monkeypatch.setattr(folder._remote._system, "get_file", full)
     with pytest.raises(OutputError, match="the cache .* cannot be used: .*No space left on device"):
         list(cached.samples("train", on_error="skip"))
 

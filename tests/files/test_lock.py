@@ -4,6 +4,7 @@ import os
 import time
 from dataclasses import replace
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from injection import wait_for
@@ -16,7 +17,7 @@ def test_a_driver_whose_lock_was_taken_over_commits_nothing_more(tmp_path, monke
     monkeypatch.setattr(lock, "HEARTBEAT_SECONDS", 0.05)
     folder = LocalFolder(tmp_path)
     with folder.lock("lock"):
-        first = lock.read_holder(folder, "lock.json")
+        first: Any = lock.read_holder(folder, "lock.json")
         wait_for(lambda: lock.read_holder(folder, "lock.json").beat > first.beat)
         folder.write("before", b"")
         lock._write(folder, "lock.json", replace(first, token="other", host="far"))

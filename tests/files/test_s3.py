@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 import fsspec
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 from injection import Fault
 from servers import Trouble
 
@@ -226,7 +227,7 @@ def test_a_dead_drivers_lock_on_s3_does_not_block(
     account(stored(url, tmp_path), undisturbed)
 
 
-class NoHoldingBack(fsspec.get_filesystem_class("memory")):
+class NoHoldingBack(MemoryFileSystem):
     """Publishes what was never committed, as some file systems do."""
 
     protocol = "hasty"
@@ -305,8 +306,9 @@ def test_uploads_of_others_in_the_bucket_are_left_alone(proxy):
 
 
 def test_relative_names_and_urls_of_folders(tmp_path):
-    assert isinstance(open_folder(f"file://{tmp_path}"), LocalFolder)
-    assert open_folder(f"file://{tmp_path}").root == tmp_path
+    folder = open_folder(f"file://{tmp_path}")
+    assert isinstance(folder, LocalFolder)
+    assert folder.root == tmp_path
 
 
 def test_images_on_the_server_are_a_source(

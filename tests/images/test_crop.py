@@ -93,10 +93,10 @@ def test_large_jpegs_are_decoded_small_but_never_below_twice_the_need(size, redu
     file = io.BytesIO()
     Image.fromarray(photographs[0]).resize(size).save(file, "JPEG", quality=90)
     image = EncodedImage(file.getvalue())
-    box = centre_box(*size, (256, 256), 0.875)
+    box = centre_box(size[0], size[1], (256, 256), 0.875)
     asked = []
     decode = image.decode
-    image.decode = lambda k=1: asked.append(k) or decode(k)  # type: ignore[method-assign]
+    image.decode = lambda reduction=1: asked.append(reduction) or decode(reduction)
     found = decode_and_resample(image, box, (256, 256)).astype(int)
     assert asked == [reduction]
     full = resample(decode(1), box, (256, 256))

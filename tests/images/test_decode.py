@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from corpus import ENCODED, chunk, claim, more_scans
+from corpus.encoders import chunk, claim, more_scans
+from corpus.files import ENCODED
 from PIL import Image, features
 
 from quadpipe.errors import RejectError
@@ -347,7 +348,7 @@ def test_integers_converted_in_bands_are_those_converted_whole(kind, monkeypatch
 LARGEST = """
 import sys
 sys.path.insert(0, sys.argv[1])
-from corpus import flat_png
+from corpus.encoders import flat_png
 from quadpipe.images.decode import EncodedImage
 
 data = flat_png(7000, 7000, bits=int(sys.argv[2]), channels=4)

@@ -2,6 +2,7 @@ import base64
 import hashlib
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -42,7 +43,7 @@ def fake_pil(tmp_path, monkeypatch):
 
 
 def test_the_active_library_and_its_decoders_are_named():
-    found = library.imaging_library()
+    found: dict[str, Any] = library.imaging_library()
     assert found["name"] in ("Pillow", "Pillow-SIMD")
     assert found["jpeg"]
     assert found["version"] in library.describe(found)

@@ -14,6 +14,7 @@ import signal
 import sys
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -75,9 +76,9 @@ def main(images: Path, folder: Path, options: dict[str, Any]) -> None:
         out = folder / "out"
         start(out)
         faults.hook = Fault(at=point.replace(".", r"\."), skip=passed[point]).hook()
-        killed = forked(lambda out=out: run(out)) == -signal.SIGKILL
+        killed = forked(partial(run, out)) == -signal.SIGKILL
         faults.hook = None
-        status = forked(lambda out=out: run(out))
+        status = forked(partial(run, out))
         found = tree(out)
         lost, doubled = compare(found, expected)
         differing = sorted(

@@ -8,7 +8,8 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from corpus import ENCODED, bombs, corpus, readable
+from corpus import corpus
+from corpus.files import ENCODED, bombs, readable
 from PIL import features
 
 import quadpipe

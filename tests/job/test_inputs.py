@@ -264,7 +264,7 @@ def test_errors_that_pass_leave_no_trace(failing, images, tmp_path, files_of, mo
     function = "pread" if failing == "short read" else failing
     real = getattr(os, function)
 
-    def unreliable(file: object, *arguments: object, **options: Any) -> object:
+    def unreliable(file: Any, *arguments: object, **options: Any) -> object:
         """Fails twice for each image, then works."""
         path = os.readlink(f"/proc/self/fd/{file}") if isinstance(file, int) else file
         name = os.fsencode(path)

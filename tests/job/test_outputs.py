@@ -2,6 +2,7 @@
 
 import errno
 import shutil
+from typing import Any
 
 import pytest
 from job_runs import tokenize
@@ -79,7 +80,7 @@ def test_a_full_disk_stops_the_job_and_loses_nothing(image_folder, tmp_path, mon
     real = shard_module.ShardWriter.add
     calls = []
 
-    def full(self, *arguments: object) -> None:
+    def full(self, *arguments: Any) -> None:
         calls.append(1)
         if len(calls) == 10:
             raise OSError(errno.ENOSPC, "No space left on device")

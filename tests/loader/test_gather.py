@@ -3,6 +3,7 @@
 import io
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import fsspec
 import numpy as np
@@ -36,7 +37,7 @@ def part(shards) -> bytes:
     return (shards / "train-000000.tar").read_bytes()[sample.offset : following.offset]
 
 
-def read_both(shards: Path, part: bytes, tokens: int = 40) -> tuple[bool, Rows, object]:
+def read_both(shards: Path, part: bytes, tokens: int = 40) -> tuple[bool, Rows, Any]:
     """Whether the compiled reader took the sample; its row; what the other one makes of it."""
     dataset = quadpipe.Dataset(shards)
     reader = SampleReader(dataset, "train", 0)
@@ -50,7 +51,7 @@ def read_both(shards: Path, part: bytes, tokens: int = 40) -> tuple[bool, Rows, 
         return bool(done), rows, error
 
 
-def check_agreement(done: bool, rows: Rows, sample: object, tokens: int = 40) -> None:
+def check_agreement(done: bool, rows: Rows, sample: Any, tokens: int = 40) -> None:
     if not done:
         return
     if isinstance(sample, ShardError):

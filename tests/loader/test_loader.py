@@ -29,7 +29,7 @@ def shards(image_folder, tmp_path_factory) -> Path:
     return out
 
 
-def keys(shards: object, epoch: int = 0, consumed: int = 0, **options: Any) -> list[list[str]]:
+def keys(shards: Path, epoch: int = 0, consumed: int = 0, **options: Any) -> list[list[str]]:
     loader = Loader(shards, "train", **{"batch_size": 5, **options})
     return [batch.keys for batch in loader.epoch(epoch, consumed=consumed)]
 

@@ -136,9 +136,9 @@ def check_rows(found: list[Batch], expected: list[Batch], lost: list[str]) -> No
         assert rest == [0, 0.0, ""]
         assert not tokens.any()
         dense_map(np.zeros((len(boxes), 1)), boxes, (8, 8))  # raises unless they tile the image
-    for batch, other in zip(found, expected, strict=True):
-        assert (batch.total, batch.first) == (other.total, other.first)
-        assert batch.skipped == sum(key in lost for key in other.keys)
+    for batch, whole in zip(found, expected, strict=True):
+        assert (batch.total, batch.first) == (whole.total, whole.first)
+        assert batch.skipped == sum(key in lost for key in whole.keys)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -299,9 +299,9 @@ def test_on_error_is_raise_or_skip(whole):
             read()
 
 
-def test_a_batch_that_no_memory_can_hold_is_refused(whole):
+def test_a_batch_that_no_memory_can_hold_is_refused(whole, monkeypatch):
     loader = Loader(whole, batch_size=16)
-    loader._memory._take = lambda shape, size: np.empty(1 << 60, np.uint8)
+    monkeypatch.setattr(loader._memory, "_take", lambda *_: np.empty(1 << 60, np.uint8))
     with pytest.raises(
         ConfigError, match="a batch of 16 samples is 12,288 bytes, more than the available"
     ):

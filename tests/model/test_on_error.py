@@ -95,10 +95,11 @@ def test_a_run_that_stopped_at_damage_continues_with_skip_and_a_warning(damaged,
     with pytest.raises(ShardError):
         train(damaged, tmp_path / "run", **OPTIONS | {"on_error": "raise"})
 
-    progress, heard = TrainProgress(), []
-    progress.warn = heard.append
+    warnings: list[str] = []
+    progress: Any = TrainProgress()
+    progress.warn = warnings.append
     train(damaged, tmp_path / "run", **OPTIONS, resume=True, progress=progress)
-    assert any("train.on_error was raise, now skip" in line for line in heard)
+    assert any("train.on_error was raise, now skip" in line for line in warnings)
     assert rows_of(tmp_path / "run")[-1]["step"] == 8
 
 
@@ -140,7 +141,8 @@ def test_a_step_is_that_of_the_batch_without_the_skipped_samples(damaged, tmp_pa
         loss, correct, skipped = trainer.train_on(given)
         assert skipped == given.skipped
         results.append((float(loss), int(correct)))
-    assert results[0] == (pytest.approx(results[1][0], rel=1e-5), results[1][1])
+    assert results[0][0] == pytest.approx(results[1][0], rel=1e-5)
+    assert results[0][1] == results[1][1]
     for one, other in zip(*gradients, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5)
 
@@ -223,8 +225,8 @@ def test_two_processes_skip_to_the_losses_of_one(damaged, undisturbed, tmp_path)
             assert [row[name] for row in two] == [row[name] for row in one]
         for name in ("loss", "accuracy" if event == "train" else "top1"):
             # There are steps of which nothing is left; NaN is as NaN here.
-            values = [np.array([row[name] for row in rows], float) for rows in (two, one)]
-            np.testing.assert_allclose(*values, rtol=1e-4)
+            found, expected = (np.array([row[name] for row in rows], float) for rows in (two, one))
+            np.testing.assert_allclose(found, expected, rtol=1e-4)
 
 
 def test_evaluation_counts_scored_and_skipped_samples(damaged, undisturbed):

@@ -125,7 +125,7 @@ def test_drop_path_drops_branches_in_training_only(leaves):
     assert not torch.equal(model.train()(*leaves)[0], model(*leaves)[0])
     assert torch.equal(model.eval()(*leaves)[0], model(*leaves)[0])
     branch = torch.ones(20_000, 1, 1)
-    block = model.train().blocks[-1]
+    block: Any = model.train().blocks[-1]
     assert block.drop_path == pytest.approx(0.9)
     assert block._dropped(branch).mean() == pytest.approx(1, abs=0.1)
 

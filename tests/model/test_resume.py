@@ -82,7 +82,9 @@ def test_resuming_restores_moving_averages_and_intervals(shards, tmp_path, monke
             train(shards, tmp_path / "run", **options)
     train(shards, tmp_path / "run", **options, resume=True)
     assert losses(tmp_path / "run") == losses(tmp_path / "whole")
-    runs = [RunFolder(tmp_path / name).weights("last.safetensors") for name in ("whole", "run")]
+    runs: Any = [
+        RunFolder(tmp_path / name).weights("last.safetensors") for name in ("whole", "run")
+    ]
     for one, other in zip(runs[0][:2], runs[1][:2], strict=True):
         assert one.keys() == other.keys()
         assert all(torch.equal(one[name], other[name]) for name in one)

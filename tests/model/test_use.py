@@ -181,13 +181,13 @@ def test_predict_refuses_a_network_if_the_scorer_has_none(undisturbed, shards, s
 
 
 def test_init_from_a_run_matches_the_head_by_class_names(shards, undisturbed, tmp_path):
-    def loaded(classes: list[str], path: Path) -> tuple[Quadformer, Loaded]:
+    def loaded(classes: list[str], path: Path) -> tuple[Any, Loaded]:
         model = Quadformer(replace(config.model, classes=len(classes)))
         return model, load_pretrained(model, path, classes)
 
     config = RunFolder(undisturbed).config()
     assert config.classes == ["flower", "temple"]
-    trained = RunFolder(undisturbed).model(torch.device("cpu"))
+    trained: Any = RunFolder(undisturbed).model(torch.device("cpu"))
     for path in (undisturbed, undisturbed / "best.safetensors"):
         model, report = loaded(["flower", "temple"], path)
         assert (report.changed, report.fresh) == ({}, [])
@@ -217,9 +217,9 @@ def test_init_from_a_run_uses_its_moving_average_and_its_grid(made_otherwise, tm
     }
     train(shards, tmp_path / "run", **options)
     config = RunFolder(tmp_path / "run").config()
-    model = Quadformer(replace(config.model, grid=(8, 8)))
+    model: Any = Quadformer(replace(config.model, grid=(8, 8)))
     loaded = load_pretrained(model, tmp_path / "run" / "last.safetensors", config.classes)
     assert loaded.changed == {"pos_embed": "resampled from 8 x 12 to 8 x 8"}
-    average = RunFolder(tmp_path / "run").weights("last.safetensors")[1]
+    average: Any = RunFolder(tmp_path / "run").weights("last.safetensors")[1]
     assert torch.equal(model.norm.weight, average["norm.weight"])
     train(shards, tmp_path / "next", **options, init=tmp_path / "run")

@@ -1,6 +1,8 @@
 """ShuffleNetV2 x0.5 and the paper's feature scorer, as they are defined: no batch norm folded,
 three passes, contiguous memory."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F  # noqa: N812  its usual name
 from torch import Tensor
@@ -14,7 +16,7 @@ class ShuffleNet:
     def __init__(self, state: dict[str, Tensor]) -> None:
         self.state = state
 
-    def conv_norm(self, x: Tensor, name: str, position: int, **options: int) -> Tensor:
+    def conv_norm(self, x: Tensor, name: str, position: int, **options: Any) -> Tensor:
         x = F.conv2d(x, self.state[f"{name}.{position}.weight"], **options)
         norm = f"{name}.{position + 1}"
         mean, variance, gain, shift = (

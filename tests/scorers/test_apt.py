@@ -106,12 +106,13 @@ def test_gain_0_after_thresholds_is_apts_choice(scales, grid, levels, seed):
     """For any number of scales, with many importances that equal their threshold."""
     rng = np.random.default_rng(seed)
     side = 2**scales
+    thresholds = tuple((2**s, float(rng.integers(levels)) + 0.1) for s in range(1, scales + 1))
     config = quadpipe.TokenizerConfig(
         image_size=(grid[0] * side, grid[1] * side),
         patch_size=1,
         max_patch_size=side,
         tokens=grid[0] * grid[1] * side * side,
-        thresholds=tuple((2**s, float(rng.integers(levels)) + 0.1) for s in range(1, scales + 1)),
+        thresholds=thresholds,
     )
     geometry = config.geometry
     maps = [
@@ -123,7 +124,7 @@ def test_gain_0_after_thresholds_is_apts_choice(scales, grid, levels, seed):
     leaves = mosaic.leaves(threshold=0.0)
     expected = apt.chosen_boxes(
         [level[0].astype(np.float64) for level in maps],
-        [threshold for _, threshold in reversed(config.thresholds)],
+        [threshold for _, threshold in reversed(thresholds)],
     )
     assert {tuple(box) for box in leaves.boxes.tolist()} == expected
     assert len(leaves) == len(expected)

@@ -2,6 +2,7 @@
 
 import io
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -140,7 +141,7 @@ def test_the_packaged_network_rounds_alike_in_batches_of_one_size(
 
 def test_nothing_is_as_far_from_nothing_as_nothing(shufflenet, geometry):
     """Features that are zero in both images have distance 0."""
-    scorer = make_scorer("feature", geometry, network=shufflenet, distance="cosine")
+    scorer: Any = make_scorer("feature", geometry, network=shufflenet, distance="cosine")
     zero, one = torch.zeros(1, 4, 2, 2), torch.ones(1, 4, 2, 2)
     assert (scorer._distances(zero, zero) == 0).all()
     assert (scorer._distances(zero, one) == 1).all()
@@ -148,7 +149,7 @@ def test_nothing_is_as_far_from_nothing_as_nothing(shufflenet, geometry):
 
 
 def test_one_thread_scores_and_the_others_come_back(shufflenet, square, monkeypatch, geometry):
-    scorer = make_scorer("feature", geometry, network=shufflenet)
+    scorer: Any = make_scorer("feature", geometry, network=shufflenet)
     inside = []
     whole = type(scorer)._score_batch
     monkeypatch.setattr(

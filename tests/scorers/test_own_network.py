@@ -2,6 +2,7 @@
 
 import importlib
 import sys
+from typing import Any
 
 import numpy as np
 import pytest
@@ -140,7 +141,8 @@ def test_a_network_of_ones_own_takes_weights_from_a_file(own, tmp_path, square, 
 
 def test_a_network_that_has_changed_is_not_run(own):
     network = find_network("my_networks:make")
-    sys.modules["my_networks"].make = sys.modules["my_networks"].other
+    module: Any = sys.modules["my_networks"]
+    module.make = module.other
     with pytest.raises(JobError, match="my_networks:make has other weights than when it was first"):
         network.build()
 
@@ -182,7 +184,7 @@ def test_networks_that_give_something_else_are_refused(own, kind, message):
 def test_importances_that_are_not_finite_name_the_network(
     shufflenet, square, monkeypatch, geometry
 ):
-    scorer = make_scorer("feature", geometry, network=shufflenet)
+    scorer: Any = make_scorer("feature", geometry, network=shufflenet)
     whole = scorer._distances
     monkeypatch.setattr(scorer, "_distances", lambda *both: whole(*both) / 0)
     with pytest.raises(ConfigError, match="shufflenet-v2-x0.5 gave importances that are not fin"):

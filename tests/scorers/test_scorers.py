@@ -108,7 +108,7 @@ def test_a_scorer_can_be_made_again_from_its_parameters(name, square):
     beside: dict[str, Any] = (
         {"network": find_network("efficientnet-lite0")} if kind.uses_network else {}
     )
-    hints = {"grad-cam": [985, 985, 425, 425], "precomputed": [np.eye(16)] * 4}.get(name)
+    hints: Any = {"grad-cam": [985, 985, 425, 425], "precomputed": [np.eye(16)] * 4}.get(name)
     scorer = make_scorer(name, shape, **beside)
     again = make_scorer(name, shape, **beside, **scorer.parameters)
     assert again.as_json() == scorer.as_json()

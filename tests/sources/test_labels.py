@@ -1,5 +1,8 @@
 """Class names and indices: numbers, names, and `--classes`."""
 
+from pathlib import Path
+from typing import Any
+
 import pytest
 from source_files import list_inputs, rows, write
 
@@ -67,6 +70,10 @@ def listed(tmp_path, labels):
     return path
 
 
+def count_classes(source: Path, **options: Any) -> int:
+    return len(list_inputs(source, **options).classes or ())
+
+
 def test_indices_without_images_are_said(tmp_path):
     inputs = list_inputs(listed(tmp_path, [1, 2, 3, 4]))
     assert inputs.classes == ["0", "1", "2", "3", "4"]
@@ -97,7 +104,7 @@ def test_numbers_with_gaps_are_refused_above_the_largest_sets_of_classes(
 ):
     path = listed(tmp_path, labels)
     if accepted:
-        assert len(list_inputs(path).classes) == labels[1] + 1
+        assert count_classes(path) == labels[1] + 1
         return
     message = "numbers but not class indices from 0: there are 2 different ones; give --classes"
     with pytest.raises(SourceError, match=message):
@@ -105,12 +112,11 @@ def test_numbers_with_gaps_are_refused_above_the_largest_sets_of_classes(
 
 
 def test_many_classes_without_gaps_are_indices(tmp_path):
-    inputs = list_inputs(listed(tmp_path, range(100)))
-    assert len(inputs.classes) == 100
+    assert count_classes(listed(tmp_path, range(100))) == 100
     labels = tmp_path / "labels.csv"
     labels.write_text("".join(f"{number}.jpg,{number}\n" for number in range(0, 80_000, 2)))
     write(tmp_path / "images", *(f"{number}.jpg" for number in (0, 2, 30_000)))
-    assert len(list_inputs(tmp_path / "images", labels=labels).classes) == 30_001
+    assert count_classes(tmp_path / "images", labels=labels) == 30_001
 
 
 def names(*names):
@@ -155,7 +161,7 @@ def test_labels_are_among_the_given_names_or_are_indices_of_them(labels, given, 
 def test_labels_that_do_not_fit_the_given_classes_are_refused(labels, given, message, tmp_path):
     path = listed(tmp_path, labels)
     if message is None:
-        assert len(list_inputs(path, classes=names(*given)).classes) == len(given)
+        assert count_classes(path, classes=names(*given)) == len(given)
         return
     with pytest.raises(SourceError, match=message):
         list_inputs(path, classes=names(*given))

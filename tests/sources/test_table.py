@@ -15,6 +15,7 @@ from source_files import list_inputs, rows, write
 from quadpipe.errors import SourceError
 from quadpipe.sources import open_source
 from quadpipe.sources.listing import Input
+from quadpipe.sources.roots import LocalRoot
 from quadpipe.sources.rows import PathList, read_rows
 
 
@@ -24,7 +25,7 @@ def test_a_csv_lists_paths_with_labels_relative_to_itself(tmp_path):
     path.write_text(f'path,label\n2.jpg,b\n{tmp_path / "data" / "1.jpg"},a\n"../else/a, b.jpg",b\n')
     inputs = list_inputs(path)
     assert rows(inputs) == [("1.jpg", 0), ("2.jpg", 1), ("a, b.jpg", 1)]
-    assert open_source(path).root.folder == tmp_path / "data"
+    assert open_source(path).root == LocalRoot(tmp_path / "data")
     assert [open_source(path).read(inputs.splits["train"][i]) for i in range(3)] == [b"x"] * 3
 
 
@@ -150,8 +151,8 @@ def test_a_file_outside_that_cannot_be_read_is_named_by_its_row(tmp_path, monkey
 def test_each_row_of_a_list_can_be_read_again_alone(rows):
     file = io.StringIO(newline="")
     for name, labelled in rows:
-        path = os.fsdecode(name.translate(None, b"\0"))
-        csv.writer(file).writerow([path, "1"] if labelled else [path])
+        text = os.fsdecode(name.translate(None, b"\0"))
+        csv.writer(file).writerow([text, "1"] if labelled else [text])
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "list.csv"
         path.write_bytes(file.getvalue().encode("utf-8", "surrogateescape"))

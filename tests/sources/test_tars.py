@@ -11,6 +11,7 @@ from source_files import list_inputs, make_tar, rows, write
 from quadpipe.errors import ConfigError, SourceError
 from quadpipe.sources import open_source
 from quadpipe.sources.listing import Input
+from quadpipe.sources.roots import LocalRoot
 
 
 def test_webdataset_tars_are_listed_in_the_order_found(tmp_path):
@@ -46,7 +47,7 @@ def test_one_tar_is_a_source_and_text_labels_are_sorted(tmp_path):
     assert inputs.classes == ["ant", "zebra"]
     assert rows(inputs) == [("x.tar/a.jpg", 1), ("x.tar/b.jpg", 0)]
     assert inputs.skipped == {"a sample without an image": 1}
-    assert open_source(tar).root.folder == tmp_path
+    assert open_source(tar).root == LocalRoot(tmp_path)
 
 
 def test_links_in_tars_are_skipped(tmp_path):

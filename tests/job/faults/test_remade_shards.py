@@ -67,17 +67,15 @@ def test_a_shard_made_again_is_not_taken_for_the_one_before(point, images, tmp_p
 
 
 def test_a_shard_with_tars_of_two_tries_is_made_again(images, tmp_path, jpeg):
-    out, options = tmp_path / "out", {"views": 2}
-    killed = run(
-        images, out, "--in-process", fault=Fault(at="before write dataset.json"), **options
-    )
+    out, fault = tmp_path / "out", Fault(at="before write dataset.json")
+    killed = run(images, out, "--in-process", fault=fault, views=2)
     assert killed.returncode == -signal.SIGKILL
     (out / "train-v01-000000.tar").unlink()
     for path in images.rglob("*.jpg"):
         path.write_bytes(jpeg(int(path.stem) + 50, (120, 100)))
     fault = Fault(at="after rename train-000000.tar")
-    assert run(images, out, "--in-process", fault=fault, **options).returncode == -signal.SIGKILL
-    check(run(images, out, "--in-process", **options))
+    assert run(images, out, "--in-process", fault=fault, views=2).returncode == -signal.SIGKILL
+    check(run(images, out, "--in-process", views=2))
     assert list(verify(quadpipe.Dataset(out))) == []
 
 
