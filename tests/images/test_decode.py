@@ -54,7 +54,7 @@ def picture(photographs) -> Image.Image:
     return Image.fromarray(photographs[0][:120, :160])
 
 
-def test_the_formats_are_seven():
+def test_seven_formats_are_opened():
     assert set(FORMATS) == {"JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM"}
 
 
@@ -66,14 +66,14 @@ def test_lossless_formats_give_the_pixels_exactly(kind, picture):
 @pytest.mark.parametrize(
     ("kind", "options"), [("JPEG", {"quality": 95}), ("WEBP", {"quality": 95})]
 )
-def test_lossy_formats_give_about_the_pixels(kind, options, picture):
+def test_lossy_formats_give_nearly_the_pixels(kind, options, picture):
     if kind == "WEBP" and not features.check("webp"):
         pytest.skip("this imaging library was built without WebP")
     found = pixels(encoded(picture, kind, **options)).astype(int)
     assert abs(found - np.asarray(picture)).mean() < 4
 
 
-def test_of_an_animation_the_first_frame_is_used(picture):
+def test_the_first_frame_of_an_animation_is_used(picture):
     second = Image.new("RGB", picture.size, "red")
     data = encoded(picture.quantize(64), "GIF", save_all=True, append_images=[second.quantize(4)])
     expected = np.asarray(picture.quantize(64).convert("RGB")).astype(int)
@@ -103,7 +103,7 @@ def test_exif_orientation_is_applied(orientation, picture):
     assert photo.decode(2).size == ((photo.width + 1) // 2, (photo.height + 1) // 2)
 
 
-def test_grey_is_repeated_in_three_channels(picture):
+def test_gray_is_repeated_in_three_channels(picture):
     grey = picture.convert("L")
     expected = np.repeat(np.asarray(grey)[..., None], 3, axis=2)
     np.testing.assert_array_equal(pixels(encoded(grey, "PNG")), expected)
@@ -120,7 +120,7 @@ def test_palettes_are_looked_up(picture):
 
 
 @pytest.mark.parametrize("kind", ["PNG", "TIFF"])
-def test_alpha_is_composed_on_white(kind, picture):
+def test_alpha_is_composited_on_white(kind, picture):
     alpha = np.linspace(0, 255, 160).astype(np.uint8)[None].repeat(120, 0)
     data = encoded(Image.fromarray(np.dstack([picture, alpha])), kind)
     share = alpha[..., None] / 255
@@ -151,7 +151,7 @@ def test_16_bits_are_rounded_to_8(channels):
 
 
 @pytest.mark.parametrize("channels", [2, 4])
-def test_16_bits_with_alpha_are_rounded_and_composed(channels):
+def test_16_bits_with_alpha_are_rounded_and_composited(channels):
     values = np.random.default_rng(1).integers(0, 65536, (30, 40, channels))
     bits_8 = np.round(values * 255 / 65535)
     share = bits_8[..., -1:] / 255
@@ -181,7 +181,7 @@ def rejected(data: bytes) -> RejectError:
     return caught.value
 
 
-def test_what_cannot_be_read_has_a_reason(picture):
+def test_unreadable_files_are_rejected_with_a_reason(picture):
     jpeg, png = encoded(picture, "JPEG"), encoded(picture, "PNG")
     assert rejected(b"").reason == "empty"
     assert rejected(b"hello, I am text").reason == "not_an_image"
@@ -204,7 +204,7 @@ def test_a_png_with_a_wrong_checksum_is_corrupt(picture):
 
 
 @pytest.mark.parametrize("side", [10_000, 60_000])
-def test_lying_dimensions_are_refused_before_memory_is_taken(side):
+def test_false_dimensions_are_refused_before_memory_is_allocated(side):
     header = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
     data = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + b"IHDR" + header
     data += struct.pack(">I", zlib.crc32(b"IHDR" + header)) + struct.pack(">I", 0) + b"IDAT"
@@ -215,7 +215,7 @@ def test_lying_dimensions_are_refused_before_memory_is_taken(side):
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF", "TIFF"])
 @pytest.mark.parametrize("theirs", [None, 10])
-def test_the_limit_of_pixels_is_ours_whatever_pil_has(kind, theirs, picture, monkeypatch):
+def test_the_pixel_limit_is_ours_not_that_of_pil(kind, theirs, picture, monkeypatch):
     monkeypatch.setattr("PIL.Image.MAX_IMAGE_PIXELS", theirs)
     data = encoded(picture, kind)
     limit = 120 * 160
@@ -225,7 +225,7 @@ def test_the_limit_of_pixels_is_ours_whatever_pil_has(kind, theirs, picture, mon
     assert Image.MAX_IMAGE_PIXELS == theirs
 
 
-def test_a_raised_limit_opens_what_pil_takes_for_a_bomb():
+def test_a_raised_limit_opens_images_that_pil_calls_bombs():
     data = encoded(Image.new("1", (20_000, 10_000)), "PNG")  # over twice PIL's own limit
     error = rejected(data)
     assert error.reason == "too_many_pixels"
@@ -247,7 +247,7 @@ def test_messages_are_one_line(picture):
 
 
 @pytest.mark.parametrize("kind", ["PNG", "WEBP", "JPEG"])
-def test_exif_that_cannot_be_read_spoils_no_pixels(kind, picture):
+def test_unreadable_exif_does_not_change_pixels(kind, picture):
     if kind == "WEBP" and not features.check("webp"):
         pytest.skip("this imaging library was built without WebP")
     data = encoded(picture, kind, exif=b"Exif\0\0junkjunkjunk")
@@ -255,7 +255,7 @@ def test_exif_that_cannot_be_read_spoils_no_pixels(kind, picture):
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_a_transparent_colour_of_16_bits_is_white(channels):
+def test_a_transparent_16_bit_color_is_white(channels):
     values = np.random.default_rng(3).integers(0, 65536, (30, 40, channels))
     values[5, 5] = values[7, 7] = [1000, 2000, 3000][:channels]
     data = png_16(values)
@@ -270,7 +270,7 @@ def test_a_transparent_colour_of_16_bits_is_white(channels):
 
 @pytest.mark.parametrize("order", ["<", ">"])
 @pytest.mark.parametrize("channels", [3, 4])
-def test_16_bit_colour_tiffs_are_rounded(channels, order):
+def test_16_bit_color_tiffs_are_rounded(channels, order):
     values = np.random.default_rng(4).integers(0, 65536, (20, 24, channels)).astype(np.uint16)
     if channels == 4:
         values[..., 3] = 65535
@@ -306,12 +306,12 @@ def tiff_16(values: np.ndarray, order: str) -> bytes:
 
 
 @pytest.mark.parametrize("kind", ["group4", "jpeg"])
-def test_tiffs_whose_damaged_parts_would_be_what_memory_was_are_refused(kind):
+def test_tiffs_that_would_show_uninitialized_memory_are_refused(kind):
     assert rejected((ENCODED / f"{kind}.tif").read_bytes()).reason == "no_decoder"
 
 
 @pytest.mark.parametrize("kind", ["animated", "lossless", "lossy"])
-def test_a_canvas_is_looked_at_before_libwebp_takes_memory_for_it(kind, monkeypatch):
+def test_a_webp_canvas_is_checked_before_memory_is_allocated(kind, monkeypatch):
     def fail(file: object, **options: Any) -> None:
         raise MemoryError
 
@@ -324,7 +324,7 @@ def test_a_canvas_is_looked_at_before_libwebp_takes_memory_for_it(kind, monkeypa
 
 @pytest.mark.parametrize("bits", [8, 16])
 @pytest.mark.parametrize("channels", [2, 3, 4])
-def test_pictures_converted_in_bands_are_those_converted_whole(bits, channels, monkeypatch):
+def test_conversion_in_bands_equals_conversion_of_the_whole_image(bits, channels, monkeypatch):
     values = np.random.default_rng(5).integers(0, 2**bits, (23, 17, channels))
     values[20:, 3] = values[2, 3]
     pixel = values[2, 3].tolist()
@@ -337,7 +337,7 @@ def test_pictures_converted_in_bands_are_those_converted_whole(bits, channels, m
 
 
 @pytest.mark.parametrize("kind", [np.int32, np.uint16])
-def test_integers_converted_in_bands_are_those_converted_whole(kind, monkeypatch):
+def test_conversion_of_integers_in_bands_equals_that_of_the_whole_image(kind, monkeypatch):
     values = np.random.default_rng(6).integers(0, 65536, (30, 40)).astype(kind)
     data = encoded(Image.fromarray(values), "TIFF")
     whole = pixels(data)
@@ -364,7 +364,7 @@ print((peak() - before) * 1024 / 7000**2)
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from /proc")
 @pytest.mark.parametrize("bits", [8, 16])
-def test_the_largest_picture_takes_twice_its_memory_and_no_more(bits):
+def test_the_largest_image_takes_at_most_twice_its_memory(bits):
     """PIL keeps 4 bytes a pixel; of a few rows at a time, numbers of 16 bits take more."""
     command = [sys.executable, "-c", LARGEST, str(ENCODED.parents[1]), str(bits)]
     done = subprocess.run(command, capture_output=True, text=True)
@@ -372,7 +372,7 @@ def test_the_largest_picture_takes_twice_its_memory_and_no_more(bits):
     assert float(done.stdout) < 10
 
 
-def test_a_jpeg_of_endless_scans_is_corrupt(picture):
+def test_a_jpeg_with_too_many_scans_is_corrupt(picture):
     data = encoded(picture, "JPEG", progressive=True)
     assert pixels(more_scans(data, 100)).shape == (120, 160, 3)
     error = rejected(more_scans(data, 1000))
