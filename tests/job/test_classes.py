@@ -35,7 +35,7 @@ def zebras(image_folder, tmp_path) -> Path:
 
 
 @pytest.mark.parametrize("given", ["folder", "manifest", "url", "names"])
-def test_a_set_made_apart_has_the_classes_it_is_given(given, training, zebras, tmp_path):
+def test_a_dataset_made_separately_has_the_given_classes(given, training, zebras, tmp_path):
     folder = training.folder.root
     classes = {
         "folder": folder,
@@ -56,7 +56,7 @@ def test_a_set_made_apart_has_the_classes_it_is_given(given, training, zebras, t
         tokenize(zebras, tmp_path / "out", split="val")
 
 
-def test_names_that_are_not_text_agree_too(image_folder, zebras, tmp_path):
+def test_class_names_that_are_not_text_match_too(image_folder, zebras, tmp_path):
     odd = zebras.rename(tmp_path / "odd") / "50%\n"
     (odd.parent / "zebra").rename(odd)
     shutil.copytree(image_folder / "temple", odd.parent / "a")

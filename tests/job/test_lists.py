@@ -54,7 +54,7 @@ def findings(dataset: quadpipe.Dataset, source: Path) -> list[str]:
     return [line for _, lines in Reproducer(dataset, source).check(1000) for line in lines]
 
 
-def test_nothing_of_a_dataset_says_where_images_outside_the_list_are(home, tmp_path, files_of):
+def test_a_dataset_does_not_name_folders_of_images_outside_the_list(home, tmp_path, files_of):
     path = home / "lists" / "list.csv"
     dataset = tokenize(path, tmp_path / "out")
     for name, data in files_of(tmp_path / "out").items():
@@ -75,7 +75,7 @@ def test_nothing_of_a_dataset_says_where_images_outside_the_list_are(home, tmp_p
     assert findings(dataset, path) == []
 
 
-def test_where_the_images_are_decides_nothing(home, tmp_path, files_of):
+def test_the_location_of_listed_images_does_not_change_the_bytes(home, tmp_path, files_of):
     """Not even their order, nor how the list spells it."""
     tokenize(home / "lists" / "list.csv", tmp_path / "out")
     moved = tmp_path / "zoe" / "of" / "list.csv"
@@ -107,7 +107,7 @@ def test_a_job_over_images_outside_the_list_resumes(home, tmp_path, files_of):
     assert files_of(tmp_path / "out") == files_of(tmp_path / "whole")
 
 
-def test_tokenizing_again_finds_which_of_the_images_of_one_name_has_changed(home, tmp_path, jpeg):
+def test_verify_deep_finds_which_image_of_a_shared_name_has_changed(home, tmp_path, jpeg):
     path = home / "lists" / "list.csv"
     dataset = tokenize(path, tmp_path / "out")
     (home / "bob" / "private" / "2.jpg").write_bytes(jpeg(50, (80, 70)))
@@ -121,7 +121,7 @@ def test_tokenizing_again_finds_which_of_the_images_of_one_name_has_changed(home
     assert sum("3.jpg, tokenized again, gives other bytes" in line for line in found) == 1
 
 
-def test_a_decision_for_one_image_is_not_one_for_another_of_its_name(home, tmp_path, monkeypatch):
+def test_a_reject_applies_to_its_row_not_to_other_images_of_its_name(home, tmp_path, monkeypatch):
     """As after a decoder has died of the first: rejected for good, the others are still tried."""
     path = home / "lists" / "list.csv"
     first = (home / "alice" / "private" / "0.jpg").read_bytes()
@@ -153,7 +153,7 @@ def test_images_outside_the_list_have_no_maps(home, tmp_path):
         )
 
 
-def test_images_outside_the_list_are_not_taken_for_those_inside_when_shown(home, tmp_path):
+def test_show_does_not_confuse_images_outside_the_list_with_those_inside(home, tmp_path):
     path = home / "lists" / "list.csv"
     dataset = tokenize(path, tmp_path / "out")
     for number in range(4):
@@ -183,7 +183,7 @@ def test_a_listing_with_other_rows_is_refused(row, home, tmp_path):
     assert "000000.jsonl holds a row that is not an input" in line
 
 
-def test_an_image_that_is_listed_twice_lies_in_one_split(tmp_path, jpeg):
+def test_an_image_that_is_listed_twice_is_in_one_split(tmp_path, jpeg):
     images = tmp_path / "images"
     (images / "sub").mkdir(parents=True)
     spellings = ("{}", "./{}", "sub/../{}", f"{images}/{{}}")
@@ -206,7 +206,7 @@ def test_an_image_that_is_listed_twice_lies_in_one_split(tmp_path, jpeg):
     assert preview.skipped == {"a row of an image that is listed already": 60}
 
 
-def test_no_share_is_drawn_of_images_that_are_read_twice_through_links(image_folder, tmp_path):
+def test_a_val_share_of_images_that_are_read_twice_through_links_is_refused(image_folder, tmp_path):
     images = shutil.copytree(image_folder, tmp_path / "images")
     (images / "zebra" / "more").symlink_to("../flower")
     with pytest.raises(ConfigError, match="8 files are read more than once, through links in the"):
@@ -215,7 +215,7 @@ def test_no_share_is_drawn_of_images_that_are_read_twice_through_links(image_fol
         assert tokenize(images, tmp_path / "out").manifest.splits["train"].inputs == 31
 
 
-def test_a_list_that_changes_while_it_is_worked_on_fails_and_loses_nothing(
+def test_a_list_that_changes_during_the_job_fails_and_loses_nothing(
     home, tmp_path, files_of: Callable[[Path], dict[str, bytes]]
 ):
     path = home / "lists" / "list.csv"

@@ -23,7 +23,7 @@ def small_disk(tmp_path):
 
 
 @pytest.mark.fault(
-    "the disk is full", "exit code 1, says so; with space again the next run goes on"
+    "the disk is full", "exit code 1, says so; with space again the next run continues"
 )
 @pytest.mark.parametrize(
     "engine", [("--in-process",), pytest.param(("--workers", "1"), marks=pytest.mark.soak)]
