@@ -66,7 +66,7 @@ def check_agreement(done: bool, rows: Rows, sample: Any, tokens: int = 40) -> No
 
 
 @pytest.mark.parametrize("tokens", [4, 7, 25, 40])
-def test_what_quadpipe_writes_is_read_by_the_compiled_reader(shards, part, tokens):
+def test_shards_of_quadpipe_are_read_by_the_compiled_reader(shards, part, tokens):
     done, rows, sample = read_both(shards, part, tokens)
     assert done
     check_agreement(done, rows, sample, tokens)
@@ -139,7 +139,7 @@ def changed_nodes(part: bytes, place: tuple[int, int], value: int) -> bytes:
         lambda part: b"",
     ],
 )
-def test_a_sample_that_is_wrong_is_left_to_the_reader_that_says_why(shards, part, change):
+def test_an_invalid_sample_is_left_to_the_slow_reader(shards, part, change):
     done, _, sample = read_both(shards, change(part))
     assert not done
     assert isinstance(sample, ShardError)
@@ -179,7 +179,7 @@ def test_unknown_members_that_the_slow_reader_refuses_are_refused(shards, part, 
     assert isinstance(sample, ShardError)
 
 
-def test_a_sample_with_very_many_members_is_read_the_slow_way(shards, part):
+def test_a_sample_with_very_many_members_is_read_by_the_slow_reader(shards, part):
     key = part[:10].decode()
     many = b"".join(member_bytes(f"{key}.{number}", b"") for number in range(100))
     done, _, sample = read_both(shards, part + many)
@@ -187,7 +187,7 @@ def test_a_sample_with_very_many_members_is_read_the_slow_way(shards, part):
     assert len(sample.extra) == 100
 
 
-def test_a_header_of_another_numpy_is_read_the_slow_way(shards, part):
+def test_a_header_of_another_numpy_version_is_read_by_the_slow_reader(shards, part):
     nodes = np.load(io.BytesIO(member(part, "nodes.npy")))
     header = b"{'descr': '<i4', 'fortran_order': False, 'shape': (52, 4), }".ljust(85) + b"\n"
     other = b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + nodes.tobytes()
@@ -196,7 +196,7 @@ def test_a_header_of_another_numpy_is_read_the_slow_way(shards, part):
     assert sample.mosaic.budget == 40
 
 
-def test_a_shard_that_was_cut_after_its_offsets_were_written_is_refused(shards, tmp_path):
+def test_a_shard_truncated_after_it_was_indexed_is_refused(shards, tmp_path):
     import shutil
 
     copy = Path(shutil.copytree(shards, tmp_path / "copy"))
@@ -206,7 +206,7 @@ def test_a_shard_that_was_cut_after_its_offsets_were_written_is_refused(shards, 
         list(Loader(copy, batch_size=6).epoch(0))
 
 
-def test_a_remote_shard_that_is_cut_while_it_is_read_is_refused(shards):
+def test_a_remote_shard_truncated_while_it_is_read_is_refused(shards):
     memory = fsspec.filesystem("memory")
     memory.put(str(shards), "/cut", recursive=True)
     batches = Loader("memory://cut", batch_size=2).epoch(0)
@@ -216,7 +216,7 @@ def test_a_remote_shard_that_is_cut_while_it_is_read_is_refused(shards):
         list(batches)
 
 
-def test_memory_of_batches_is_used_again_only_when_nobody_holds_it(shards):
+def test_memory_of_a_batch_is_reused_only_after_its_release(shards):
     loader = Loader(shards, batch_size=2)
     held = list(loader.epoch(0))
     copies = [batch.tokens.clone() for batch in held]
@@ -271,7 +271,7 @@ def test_a_shard_that_shrinks_while_it_is_mapped_is_an_error_or_a_skip(shards, t
         list(samples)
 
 
-def test_threads_that_read_ahead_pass_errors_on(shards, tmp_path):
+def test_prefetch_threads_pass_errors_on(shards, tmp_path):
     import shutil
 
     copy = Path(shutil.copytree(shards, tmp_path / "copy"))
