@@ -123,7 +123,7 @@ def without_blanks(batch: Batch) -> Batch:
 
 
 @pytest.mark.parametrize("parts", [1, 2])
-def test_a_step_is_that_of_the_batch_without_the_skipped_samples(damaged, tmp_path, parts):
+def test_a_step_equals_that_of_the_batch_without_the_skipped_samples(damaged, tmp_path, parts):
     options: dict[str, Any] = {"grad_accum_steps": parts, "clip_grad": 0.0}
     trainers = [make_trainer(damaged, tmp_path / str(n), **options) for n in range(2)]
     gradients: list[list[torch.Tensor]] = [[], []]

@@ -46,7 +46,7 @@ def grid(square) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.from_numpy(tokens), torch.from_numpy(boxes)
 
 
-def test_positions_are_those_of_the_papers_code():
+def test_positions_equal_those_of_the_papers_code():
     with np.load(GOLDEN) as golden:
         arrays = {name: torch.from_numpy(golden[name]) for name in golden.files}
     found = sinusoidal(arrays["positions"], 192)
@@ -234,7 +234,7 @@ def test_weights_without_a_position_of_cls_leave_it_alone(timm_state, tmp_path):
 
 @pytest.mark.parametrize("positions", ["sinusoidal", "learned"])
 @pytest.mark.parametrize("shape", [(5,), (1, 99, 48), (1, 257, 50), (2, 257, 48), (1, 0, 48)])
-def test_positions_of_another_number_are_refused(timm_state, tmp_path, positions, shape):
+def test_positions_of_another_count_are_refused(timm_state, tmp_path, positions, shape):
     save_file(timm_state | {"pos_embed": torch.zeros(shape)}, tmp_path / "vit.safetensors")
     with pytest.raises(ConfigError, match="pos_embed"):
         load_pretrained(

@@ -56,7 +56,7 @@ def test_the_later_of_equal_epochs_is_best_and_eval_and_predict_name_it(
     assert "last.safetensors, epoch 4, step 32\n" in said("eval", run, shards)
 
 
-def test_eval_reports_how_the_dataset_was_made_differently(undisturbed, made_otherwise, said):
+def test_eval_reports_differences_in_how_the_dataset_was_made(undisturbed, made_otherwise, said):
     other = made_otherwise(
         image_size=128, tokens=100, resize="squash", crop_pct=1.0, resample="area", codec="jpg",
         quality=40, scorer="laplacian", max_patch_size=16, seed=5,
