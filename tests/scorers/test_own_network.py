@@ -101,7 +101,7 @@ def own(tmp_path, monkeypatch):
     importlib.invalidate_caches()
 
 
-def test_a_network_of_ones_own(own, square, scores_of):
+def test_a_users_network_scores_images(own, square, scores_of):
     tokenizer = quadpipe.Tokenizer(scorer="feature", backbone="my_networks:make")
     assert tokenizer.scorer.parameters == {
         "backbone": "my_networks:make", "dtype": "float32", "stride": 16, "distance": "mse",
@@ -113,7 +113,7 @@ def test_a_network_of_ones_own(own, square, scores_of):
         quadpipe.Tokenizer(scorer="feature", backbone="my_networks:make", scorer_stride=32)
 
 
-def test_a_network_of_ones_own_takes_weights_from_a_file(own, tmp_path, square, scores_of):
+def test_a_users_network_takes_weights_from_a_file(own, tmp_path, square, scores_of):
     changed = find_network("my_networks:other")
     torch.save(changed.build().module.state_dict(), tmp_path / "other.pth")
     loaded = find_network("my_networks:make", tmp_path / "other.pth")
@@ -160,7 +160,7 @@ def test_networks_that_cannot_be_made_are_refused(own, target, message):
         ("last", r"gave \[1, 16, 16, 4\] for images"),
     ],
 )
-def test_networks_that_give_something_else_are_refused(own, kind, message):
+def test_networks_with_invalid_outputs_are_refused(own, kind, message):
     with pytest.raises(ConfigError, match=message):
         quadpipe.Tokenizer(scorer="feature", backbone=f"my_networks:odd_{kind}")
 
@@ -209,14 +209,14 @@ def test_a_configuration_from_a_file_runs_no_code(own):
         ({"scorer": "entropy"}, "scorer entropy has no network; leave out the scorer's weights"),
     ],
 )
-def test_options_that_do_not_fit_are_refused(options, message, shufflenet_weights):
+def test_options_that_do_not_apply_are_refused(options, message, shufflenet_weights):
     if options.get("scorer", "feature") == "feature" or len(options) == 1:
         options = options | {"scorer_weights": shufflenet_weights}
     with pytest.raises(ConfigError, match=message):
         quadpipe.Tokenizer(**{"scorer": "feature", **options})
 
 
-def test_a_gpu_that_is_not_there_is_a_clear_error(shufflenet, geometry):
+def test_a_missing_gpu_is_a_clear_error(shufflenet, geometry):
     if torch.cuda.is_available():
         pytest.skip("there is one")
     with pytest.raises(ConfigError, match="torch finds no GPU here"):

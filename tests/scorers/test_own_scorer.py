@@ -205,9 +205,7 @@ def test_a_scorer_that_differs_on_another_machine_is_not_run(own):
     ],
 )
 @pytest.mark.filterwarnings("ignore:divide by zero")
-def test_scorers_that_cannot_work_are_refused_before_the_job(
-    own, target, message, image_folder, tmp_path
-):
+def test_invalid_scorers_are_refused_before_the_job(own, target, message, image_folder, tmp_path):
     with pytest.raises(ConfigError, match=f"scorer {target} {message}"):
         quadpipe.tokenize(image_folder, tmp_path / "out", scorer=target, in_process=True)
     assert not (tmp_path / "out").exists()
