@@ -34,7 +34,7 @@ def losses(run: Path) -> list[tuple[int, float]]:
     return [(row["step"], row["loss"]) for row in rows if row["event"] == "train"]
 
 
-class Heard(TrainProgress):
+class RecordedProgress(TrainProgress):
     def __init__(self) -> None:
         self.warnings, self.scores = [], []
 

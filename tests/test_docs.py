@@ -1,4 +1,4 @@
-"""What README.md and docs/ say is run here."""
+"""The commands and examples of README.md and docs/ run."""
 
 import json
 import re
@@ -34,7 +34,7 @@ def blocks(text: str, kind: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def folder(image_folder, tmp_path_factory) -> Path:
-    """Where a reader of the README stands: images, and the commands run."""
+    """A folder with images, in which the commands of the README have run."""
     folder = tmp_path_factory.mktemp("readme")
     (folder / "imagenet").symlink_to(image_folder)
     (folder / "cat.jpg").write_bytes(next(image_folder.rglob("*.jpg")).read_bytes())

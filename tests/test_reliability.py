@@ -1,4 +1,4 @@
-"""docs/reliability.md holds a row for each test that is marked as one, and names what is there."""
+"""docs/reliability.md has a row for each test marked `fault`, and names existing files."""
 
 import ast
 import re

@@ -1,4 +1,5 @@
-"""Files of weights from strangers: nothing in them runs, or takes memory that they only claim."""
+"""Files of weights that were made to do harm: their code is not run, and no memory is allocated for
+what they claim."""
 
 import io
 import json

@@ -129,14 +129,14 @@ def test_show_passes_class_and_map_to_the_scorer(image_folder, tmp_path):
     picture = next(image_folder.rglob("*.jpg"))
     np.save(tmp_path / "map.npy", np.eye(16))
     given = (picture, "--out", tmp_path / "x.png", "--tokens", 31)
-    told = ("--scorer", "precomputed", "--map", tmp_path / "map.npy")
-    assert run("show", *given, *told).returncode == 0
+    with_map = ("--scorer", "precomputed", "--map", tmp_path / "map.npy")
+    assert run("show", *given, *with_map).returncode == 0
     assert run("show", *given, "--scorer", "grad-cam", "--class", "n11939491").returncode == 0
     for options, message in (
         (("--scorer", "grad-cam"), "scorer grad-cam needs the class of the image; give --class"),
         (("--scorer", "precomputed"), "needs an importance map of the image; give --map"),
         (("--class", "cat"), "--class does not apply to scorer pixel-blur; omit it"),
-        ((*told, "--class", "cat"), "--class does not apply to scorer precomputed; omit it"),
+        ((*with_map, "--class", "cat"), "--class does not apply to scorer precomputed; omit it"),
         (("--thresholds", "32:5"), "'32:5' is not SIDE=THRESHOLD,SIDE=THRESHOLD"),
         (("--thresholds", "32=5"), "give one for each size that can be split: 32=T,64=T"),
     ):

@@ -65,7 +65,7 @@ def tiff(
     next_directory: str = "",
     sub_directory: str = "",
 ) -> bytes:
-    """uint8 `[h, w, 3]` uncompressed; what is given beside it is claimed."""
+    """uint8 `[h, w, 3]` uncompressed; the options are claims in its header."""
     height, width, _ = pixels.shape
     data = pixels.tobytes()
     rows = rows or height
@@ -146,7 +146,7 @@ def claim(data: bytes, width: int, height: int) -> bytes:
 
 
 def more_scans(data: bytes, count: int) -> bytes:
-    """A progressive JPEG whose last scan comes `count` times more."""
+    """A progressive JPEG with `count` more copies of its last scan."""
     return data[:-2] + data[data.rindex(b"\xff\xda") : -2] * count + data[-2:]
 
 

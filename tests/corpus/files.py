@@ -97,7 +97,7 @@ def readable() -> dict[str, bytes]:
 
 @cache
 def refused() -> dict[str, bytes]:
-    """Files that are no image, or one that is not opened, under an image's name."""
+    """Files that are not images, or are of formats that are not opened, under an image's name."""
     tile = Image.linear_gradient("L").convert("RGB")
     archive = io.BytesIO()
     with zipfile.ZipFile(archive, "w") as file:
@@ -197,7 +197,7 @@ def _icc_segments(count: int) -> bytes:
 
 
 def _looped_exif() -> bytes:
-    """A directory that names itself as its EXIF, GPS and interoperability directory."""
+    """An EXIF directory that names itself as its EXIF, GPS and interoperability directory."""
     tags = (0x8769, 0x8825, 0xA005)
     entries = b"".join(struct.pack("<HHII", tag, 4, 1, 8) for tag in tags)
     body = b"Exif\0\0II*\0\x08\0\0\0" + struct.pack("<H", len(tags)) + entries

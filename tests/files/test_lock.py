@@ -1,4 +1,4 @@
-"""One writer a folder: who holds the lock, who has lost it, and what is left of one that died."""
+"""One writer per folder: locks that are held, taken over, and left behind by dead processes."""
 
 import os
 import time

@@ -1,4 +1,4 @@
-"""Datasets on an S3 server: the same bytes as on a disk, whatever dies or fails on the way."""
+"""Datasets on an S3 server: the same bytes as on a disk, whatever process dies or request fails."""
 
 import signal
 import subprocess
@@ -30,7 +30,7 @@ CONTINUES = "the next run continues; bytes of an undisturbed run, no unfinished 
 
 @pytest.fixture
 def url(proxy, request) -> str:
-    """A place of its own for each test."""
+    """A separate URL for each test."""
     name = "".join(c if c.isalnum() else "-" for c in request.node.name)
     return f"s3://bucket/{name}/data"
 
@@ -228,7 +228,7 @@ def test_the_lock_of_a_dead_driver_on_s3_is_taken_over(
 
 
 class WithoutAtomicUploads(MemoryFileSystem):
-    """Publishes what was never committed, as some file systems do."""
+    """Publishes files that were never committed, as some file systems do."""
 
     protocol = "hasty"
 

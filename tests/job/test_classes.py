@@ -1,4 +1,4 @@
-"""`--classes`: datasets that are made apart agree on what a class index means."""
+"""`--classes`: datasets that are made separately have the same class indices."""
 
 import shutil
 from pathlib import Path
@@ -30,7 +30,7 @@ def training(image_folder, tmp_path_factory) -> quadpipe.Dataset:
 
 @pytest.fixture
 def zebras(image_folder, tmp_path) -> Path:
-    """A set made apart, which holds one of the classes."""
+    """Images of one of the classes, for a separate dataset."""
     return shutil.copytree(image_folder / "zebra", tmp_path / "val" / "zebra").parent
 
 

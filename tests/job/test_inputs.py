@@ -1,4 +1,4 @@
-"""Inputs with any name, and inputs that are not there, change or fail while the job runs."""
+"""Inputs with any name, and inputs that vanish, change or fail while the job runs."""
 
 import errno
 import os
@@ -33,7 +33,7 @@ def tokenize(source: Path, out: Path, **options: Any) -> quadpipe.Dataset:
 
 
 class Planned(Progress):
-    """Does something to the inputs when they are planned and not yet read."""
+    """Calls a function between planning and the first read of an input."""
 
     def __init__(self, change: Callable[[], object]) -> None:
         self.change = change
@@ -55,7 +55,7 @@ def images(tmp_path, jpeg) -> Path:
 
 @pytest.fixture(autouse=True)
 def pauses(monkeypatch) -> list[float]:
-    """The pauses before reading again, which are not waited for."""
+    """The pauses before retries, which are recorded and not waited for."""
     waited: list[float] = []
     monkeypatch.setattr("quadpipe.retries.time", SimpleNamespace(sleep=waited.append))
     return waited

@@ -1,4 +1,4 @@
-"""The job in process: what it writes, that it always writes the same, and how it fails."""
+"""The job in process: what it writes, that its bytes repeat, and how it fails."""
 
 import hashlib
 import io

@@ -34,7 +34,7 @@ def tokenize(source: Path, out: Path, **options: Any) -> quadpipe.Dataset:
 
 @pytest.fixture
 def home(tmp_path, jpeg) -> Path:
-    """A list whose images are those of three people, with the same names; one is broken."""
+    """A list of images of three people, with the same names; one image is broken."""
     home = tmp_path / "home"
     lines = []
     for number in range(4):
@@ -76,7 +76,7 @@ def test_a_dataset_does_not_name_folders_of_images_outside_the_list(home, tmp_pa
 
 
 def test_the_location_of_listed_images_does_not_change_the_bytes(home, tmp_path, files_of):
-    """Not even their order, nor how the list spells it."""
+    """Neither do the names and order of their folders, nor how the list spells them."""
     tokenize(home / "lists" / "list.csv", tmp_path / "out")
     moved = tmp_path / "zoe" / "of" / "list.csv"
     moved.parent.mkdir(parents=True)
@@ -122,7 +122,7 @@ def test_verify_deep_finds_which_image_of_a_shared_name_has_changed(home, tmp_pa
 
 
 def test_a_reject_applies_to_its_row_not_to_other_images_of_its_name(home, tmp_path, monkeypatch):
-    """As after a decoder has died of the first: rejected for good, the others are still tried."""
+    """The first is rejected as after a crash of its decoder; the others are still decoded."""
     path = home / "lists" / "list.csv"
     first = (home / "alice" / "private" / "0.jpg").read_bytes()
     decode = decoding.decode_views

@@ -1,4 +1,4 @@
-"""The job on a private Ray: the same bytes as in process, whatever dies on the way."""
+"""The job on a private Ray: the same bytes as in process, whatever process dies."""
 
 import os
 import signal

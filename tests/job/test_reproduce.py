@@ -1,4 +1,4 @@
-"""`quadpipe verify --deep`: tokenizing again gives the same bytes, or a line that says not."""
+"""`quadpipe verify --deep`: retokenizing gives the same bytes, or a finding."""
 
 import json
 import random
@@ -92,11 +92,11 @@ def test_an_input_that_has_changed_is_found(finished, images, tmp_path, jpeg):
 def test_inputs_that_change_between_sample_and_reject_are_found(finished, images, tmp_path, jpeg):
     changed = shutil.copytree(images, tmp_path / "images")
     rows = (finished / ".quadpipe" / "rejected.jsonl").read_text().splitlines()
-    mended = json.loads(rows[0])["path"]
-    (changed / mended).write_bytes(jpeg(5))
+    repaired = json.loads(rows[0])["path"]
+    (changed / repaired).write_bytes(jpeg(5))
     (changed / "zebra" / "02.jpg").write_bytes(b"")
     found = findings(finished, changed)
-    assert f"{mended}: was rejected (not_an_image: not a readable" in "".join(found)
+    assert f"{repaired}: was rejected (not_an_image: not a readable" in "".join(found)
     assert "zebra/02.jpg: was a sample, tokenized again it is rejected (empty" in "".join(found)
 
 
@@ -186,7 +186,7 @@ def test_a_dataset_that_this_machine_cannot_reproduce_is_refused(finished, image
 
 
 def test_a_hostile_listing_does_not_lead_outside_the_source(finished, images, tmp_path):
-    """Its checksums are a stranger's too, so that it can name any file."""
+    """Its checksums are forged too, so that it can name any file."""
     import hashlib
 
     copy = shutil.copytree(finished, tmp_path / "copy")

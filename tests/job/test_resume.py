@@ -137,7 +137,7 @@ def test_a_lost_shard_list_is_made_again(image_folder, tmp_path, files_of):
 
 
 def unfinished(source: Path, out: Path) -> Path:
-    """A job that was stopped when its plan was stored, as a document that may be edited."""
+    """The plan of a job that was stopped after writing it, as a document that may be edited."""
 
     class Stop(Progress):
         def shard_done(self, report: object) -> None:

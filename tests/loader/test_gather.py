@@ -38,7 +38,7 @@ def part(shards) -> bytes:
 
 
 def read_both(shards: Path, part: bytes, tokens: int = 40) -> tuple[bool, Rows, Any]:
-    """Whether the compiled reader took the sample; its row; what the other one makes of it."""
+    """Whether the compiled reader took the sample; its row; the sample or error of the slow one."""
     dataset = quadpipe.Dataset(shards)
     reader = SampleReader(dataset, "train", 0)
     rows = Rows(np.zeros((1, tokens, 192), np.uint8))
@@ -233,7 +233,7 @@ def test_memory_of_a_batch_is_reused_only_after_its_release(shards):
 
 
 def test_tensors_made_of_a_batch_keep_its_memory(shards):
-    """Whatever shares memory with a batch, another batch must not be written into it."""
+    """No batch may be written into memory that still belongs to another batch."""
     loader = Loader(shards, batch_size=2)
     views = {
         "a slice": lambda batch: batch.tokens[1:, 3:5],

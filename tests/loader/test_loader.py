@@ -164,7 +164,7 @@ def test_a_plain_pipeline_works_in_spawned_workers_of_a_dataloader(shards):
 
 
 class AsyncFiles(fsspec.asyn.AsyncFileSystem):
-    """As s3fs and the others are made: connections of an event loop."""
+    """Like s3fs and other file systems, it has connections of an event loop."""
 
     protocol = "asyncfiles"
 

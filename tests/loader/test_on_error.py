@@ -68,7 +68,7 @@ def swap_keys(dataset: Path) -> None:
 
 
 def leave_out(dataset: Path) -> None:
-    """One sample fewer than the shard list says."""
+    """Remove one sample, which the shard list still counts."""
     members = [item for item in members_of(dataset / SHARD).items() if KEYS[3] not in item[0]]
     reseal(dataset, SHARD, tar_of(members))
 
@@ -91,7 +91,7 @@ DAMAGES = {
     "a folder": (lambda d: (d / SHARD).unlink() or (d / SHARD).mkdir(), KEYS),
     "a key twice": (swap_keys, KEYS[3:]),
 }
-"""What is done to a dataset, and the keys that are lost."""
+"""Damage by name: the function, and the keys that it loses."""
 BY_NAME = pytest.mark.parametrize(("damage", "lost"), DAMAGES.values(), ids=DAMAGES)
 
 
@@ -200,7 +200,7 @@ def test_ranks_make_the_same_steps_whatever_is_damaged(whole, dataset, world_siz
         loader = Loader(dataset, "train", **given, on_error="skip")
         batches = list(loader.epoch(1))
         assert len(batches) == len(expected) == 4
-        # A damaged sample that only stands in for an empty slice is no loss.
+        # A damaged sample that only stands in for an empty slice is not lost.
         assert loader.skipped.samples == sum(batch.skipped for batch in batches)
         steps.append([(b.total, b.skipped, float(b.weight.sum())) for b in batches])
         for batch, other in zip(batches, expected, strict=True):

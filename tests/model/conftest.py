@@ -18,7 +18,7 @@ from quadpipe.model import train
 
 @pytest.fixture(scope="session")
 def shards(photographs, tmp_path_factory) -> Path:
-    """70 crops of two photographs of 64 pixels, to tell which photograph; 59 to train on."""
+    """70 crops of 64 pixels, classified by which of two photographs they are of; 59 to train on."""
     root = tmp_path_factory.mktemp("train")
     chance = random.Random(0)
     for number in range(70):
@@ -35,7 +35,7 @@ def shards(photographs, tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def said(capsys) -> Callable[..., str]:
+def stderr_of(capsys) -> Callable[..., str]:
     """Runs a command in this process and returns its standard error."""
 
     def run(*arguments: object) -> str:

@@ -1,4 +1,5 @@
-"""Runs from strangers: nothing in them runs, leads out of them, or takes memory it only claims."""
+"""Runs that were made to do harm: their code is not run, other files are not read, and no memory
+is allocated for what they claim."""
 
 import json
 import shutil

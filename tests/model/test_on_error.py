@@ -128,7 +128,7 @@ def test_a_step_equals_that_of_the_batch_without_the_skipped_samples(damaged, tm
     trainers = [make_trainer(damaged, tmp_path / str(n), **options) for n in range(2)]
     gradients: list[list[torch.Tensor]] = [[], []]
     for trainer, kept in zip(trainers, gradients, strict=True):
-        # Adam does not tell a gradient from its double, so they are looked at themselves.
+        # Adam makes the same step for a gradient and its double, so compare the gradients.
         trainer.update.optimizer.register_step_pre_hook(
             lambda *_, model=trainer.model, kept=kept: kept.extend(
                 parameter.grad.clone() for parameter in model.parameters()

@@ -42,7 +42,7 @@ def test_eval_scores_several_budgets(shards, undisturbed):
 
 
 def test_the_later_of_equal_epochs_is_best_and_eval_and_predict_name_it(
-    shards, tmp_path, monkeypatch, said
+    shards, tmp_path, monkeypatch, stderr_of
 ):
     real, scores = train_module.evaluate, iter([0.5, 0.9, 0.9, 0.4])
     ranked = lambda *arguments: replace(real(*arguments), top1=next(scores))  # noqa: E731
@@ -51,17 +51,19 @@ def test_the_later_of_equal_epochs_is_best_and_eval_and_predict_name_it(
     train(shards, run, **SMALL | {"epochs": 4})
     picture = next((shards.parent / "images").rglob("*.png"))
     for arguments in (("eval", run, shards), ("predict", run, picture)):
-        assert f"model    {run}: best.safetensors, epoch 3, step 24\n" in said(*arguments)
+        assert f"model    {run}: best.safetensors, epoch 3, step 24\n" in stderr_of(*arguments)
     (run / "best.safetensors").unlink()
-    assert "last.safetensors, epoch 4, step 32\n" in said("eval", run, shards)
+    assert "last.safetensors, epoch 4, step 32\n" in stderr_of("eval", run, shards)
 
 
-def test_eval_reports_differences_in_how_the_dataset_was_made(undisturbed, made_otherwise, said):
+def test_eval_reports_differences_in_how_the_dataset_was_made(
+    undisturbed, made_otherwise, stderr_of
+):
     other = made_otherwise(
         image_size=128, tokens=100, resize="squash", crop_pct=1.0, resample="area", codec="jpg",
         quality=40, scorer="laplacian", max_patch_size=16, seed=5,
     )  # fmt: skip
-    errors = said("eval", undisturbed, other, "--tokens", 64)
+    errors = stderr_of("eval", undisturbed, other, "--tokens", 64)
     (line,) = (line for line in errors.splitlines() if line.startswith("note "))
     for text in (
         "codec.name was raw, now jpg",
@@ -88,9 +90,9 @@ def test_eval_reports_other_weights_of_the_scorer(scored_by_a_network, tmp_path)
     assert line.startswith(f"scorer_sha256 was {config.scorer_sha256}, now 0000")
 
 
-def test_eval_refuses_patches_of_another_size(undisturbed, made_otherwise, said):
+def test_eval_refuses_patches_of_another_size(undisturbed, made_otherwise, stderr_of):
     with pytest.raises(ConfigError, match="of 16 to 32 pixels, the model was made for 8 to 32"):
-        said("eval", undisturbed, made_otherwise(patch_size=16, tokens=16))
+        stderr_of("eval", undisturbed, made_otherwise(patch_size=16, tokens=16))
 
 
 def test_eval_refuses_other_classes(undisturbed, image_folder, tmp_path):

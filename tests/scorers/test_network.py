@@ -49,7 +49,7 @@ def test_feature_equals_its_definition(
 
 
 def test_batches_of_a_fixed_size_change_nothing(shufflenet, square, scores_of):
-    """Alone, among others, filled up, in any place: on a CPU the very same numbers."""
+    """Alone or among others, padded, at any position: on a CPU the bits are equal."""
     maps = scores_of("feature", shufflenet, square, batch=4)
     for batch in (1, 3, 16):
         for level, other in zip(
@@ -77,7 +77,6 @@ def test_the_packaged_network_gives_the_same_bits_in_batches_of_one_size(
 
 
 def test_zero_features_have_distance_zero(shufflenet, geometry):
-    """Features that are zero in both images have distance 0."""
     scorer: Any = make_scorer("feature", geometry, network=shufflenet, distance="cosine")
     zero, one = torch.zeros(1, 4, 2, 2), torch.ones(1, 4, 2, 2)
     assert (scorer._distances(zero, zero) == 0).all()

@@ -92,7 +92,7 @@ def strange():
 
 @pytest.fixture
 def own(tmp_path, monkeypatch):
-    """A module of the user's, in the working folder."""
+    """The user's module, in the working folder."""
     (tmp_path / "my_networks.py").write_text(OWN)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])

@@ -140,7 +140,7 @@ def test_a_lost_shard_list_is_reported_missing_and_its_shards_are_not_extra(data
 
 
 def missing_text(dataset: Path) -> str:
-    """What readers say of a shard that is missing."""
+    """How readers report a missing shard."""
     return quadpipe.Dataset(dataset).missing
 
 

@@ -1,4 +1,4 @@
-"""The index of samples: what it holds, what it finds, and datasets without one."""
+"""The index of samples: its contents, the damage it finds, and datasets without one."""
 
 import hashlib
 import json
@@ -197,7 +197,7 @@ def test_wrong_offsets_in_the_index_lose_only_their_samples(dataset):
     rows["size"][0] += 512
     rows["offset"][1] += 512
     rows["size"][1] -= 512
-    rows["checksum"][:2] = 0  # a stranger need not give any
+    rows["checksum"][:2] = 0  # checksums are optional
     put_index(dataset, "train", rows)
     with pytest.raises(ShardError, match=r"train-000000\.tar: "):
         list(Loader(dataset, batch_size=4).epoch(0))
@@ -218,7 +218,7 @@ def test_a_dataset_without_an_index_loads_with_one_warning(dataset, caplog):
 
 
 def strip_markers(dataset: Path) -> None:
-    """As they were before there was an index."""
+    """Make markers like those of versions that wrote no index."""
     for path in (dataset / ".quadpipe/markers").rglob("*.json"):
         marker = json.loads(path.read_text())
         for view in marker["views"]:

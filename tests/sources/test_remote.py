@@ -31,7 +31,7 @@ OPTIONS: dict[str, Any] = {
 
 @pytest.fixture
 def url() -> Iterator[str]:
-    """A place in memory for each test."""
+    """A separate URL in memory for each test."""
     name = uuid4().hex
     yield f"memory://{name}/data"
     system = fsspec.filesystem("memory")

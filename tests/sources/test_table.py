@@ -96,7 +96,7 @@ def test_files_outside_the_folder_of_their_list_are_kept_by_name_and_row(tmp_pat
 
 
 def test_a_list_that_has_changed_is_refused(tmp_path):
-    """Whatever it says now: a row before may have gone, and names be the same."""
+    """Even if the names still match: an earlier row may have been removed."""
     write(tmp_path, "a/x.jpg", "b/x.jpg", "b/y.jpg")
     path = tmp_path / "data" / "list.csv"
     write(tmp_path, "data/list.csv", data=b"../a/x.jpg\n../b/x.jpg\n")

@@ -97,9 +97,9 @@ def _marker_rejects(out: Path, tar: Path) -> bool:
 def test_a_kill_from_outside_does_not_reject_the_input(images, tmp_path, undisturbed, account):
     path, out = SPOILED, tmp_path / "out"
     fault = Fault(at=f"decoding {path}", do="kill")
-    says = check(run(images, out, "--workers", "2", fault=fault), 1)
-    assert f"while {path} was decoded alone, its process was stopped from outside" in says
-    assert "1 of 4 shards could not be made; the others are kept" in says
+    errors = check(run(images, out, "--workers", "2", fault=fault), 1)
+    assert f"while {path} was decoded alone, its process was stopped from outside" in errors
+    assert "1 of 4 shards could not be made; the others are kept" in errors
     check(run(images, out, "--in-process"))
     account(out, undisturbed)
 
@@ -132,9 +132,9 @@ def test_a_frozen_process_does_not_reject_the_input(images, tmp_path, undisturbe
     listing = (out / ".quadpipe" / "listing" / "train" / "0000" / "000000.jsonl").read_text()
     path, _ = json.loads(listing.splitlines()[0])
     fault = Fault(at=f"decoding {path}", do="stop", seconds=1)
-    says = check(run(images, out, "--in-process", fault=fault), 1)
-    assert f"while {path} was decoded alone, its process was stopped from outside" in says
-    assert "put an empty file in its place" in says
+    errors = check(run(images, out, "--in-process", fault=fault), 1)
+    assert f"while {path} was decoded alone, its process was stopped from outside" in errors
+    assert "put an empty file in its place" in errors
     check(run(images, out, "--in-process"))
     account(out, undisturbed)
 

@@ -1,4 +1,4 @@
-"""Processes killed, stopped and broken at named points: nothing lost, nothing twice.
+"""Processes killed, stopped and broken at named points: no sample is lost or duplicated.
 
 Each row of the table in docs/reliability.md is a test marked `fault`, most of them here.
 """
@@ -49,7 +49,7 @@ def test_a_kill_at_any_point_loses_nothing(retry, tmp_path, jpeg, record_propert
         folder.mkdir(parents=True, exist_ok=True)
         (folder / f"{number}.jpg").write_bytes(jpeg(number, (90, 80)))
     (images / "zebra" / "spoiled.jpg").write_bytes(b"no image")
-    (images / "mended").write_bytes(jpeg(7, (90, 80)))
+    (images / "repaired").write_bytes(jpeg(7, (90, 80)))
     options = {"samples_per_shard": 3, "tokens": 40, "val_share": 0.15}
     options |= {"retry_rejected": True} if retry else {"views": 2}
     done = subprocess.run(
@@ -186,9 +186,9 @@ def test_of_two_drivers_the_second_is_refused(images, tmp_path, undisturbed, acc
         command(images, out, "--in-process"), env=slow.environment(), stderr=subprocess.PIPE
     ) as first:
         wait_for(lambda: _state(first.pid) == "T")
-        says = check(run(images, out, "--in-process"), 1)
-        assert f"another quadpipe (process {first.pid} on " in says
-        assert "wait for it to end, or choose another --out" in says
+        errors = check(run(images, out, "--in-process"), 1)
+        assert f"another quadpipe (process {first.pid} on " in errors
+        assert "wait for it to end, or choose another --out" in errors
         first.send_signal(signal.SIGCONT)
         first.communicate(timeout=60)
     assert first.returncode == 0
@@ -283,7 +283,7 @@ def test_a_second_interrupt_exits_at_once(images, tmp_path, undisturbed, account
 
 
 def test_an_interrupt_exits_with_130_when_nothing_reads_stderr(images, tmp_path):
-    """What reads the messages may be interrupted first."""
+    """The process that reads the messages may be interrupted first."""
     slow = Fault(at="before rename train-000001.tar", do="doze", once=str(tmp_path / "once"))
     given = command(images, tmp_path / "out", "--in-process")
     with subprocess.Popen(given, env=slow.environment(), stderr=subprocess.PIPE) as process:

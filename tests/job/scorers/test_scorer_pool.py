@@ -1,4 +1,4 @@
-"""Scorers in actors of their own: placed, killed, hanging, refused."""
+"""Scorers in separate actors: placement, kills, hangs and refusals."""
 
 import signal
 import subprocess

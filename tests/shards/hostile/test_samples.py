@@ -149,7 +149,7 @@ def test_boxes_that_do_not_tile_the_image_are_refused(dataset, change, message):
     ],
 )
 def test_invalid_json_members_are_refused(dataset, data, message):
-    """The loader gives out nothing of it and does not read it."""
+    """The loader gives out no JSON and does not parse it."""
     replace_member(dataset, SHARD, f"{KEY}.json", data)
     for name in ("samples", "webdataset", "info", "show", "loader without its compiled reader"):
         with pytest.raises(ShardError, match=rf"{re.escape(SHARD)}: {KEY}\.json: .*{message}"):
