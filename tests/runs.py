@@ -71,15 +71,6 @@ def losses_so_far(run: Path) -> list[str]:
     return [line for line in (run / "metrics.jsonl").read_text().splitlines() if '"train"' in line]
 
 
-def run_cli(*arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "quadpipe.cli", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        cwd=cwd,
-    )
-
-
 def stop_after(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
     """Make training behave as if a signal arrived during this step."""
     real = Trainer.train_on

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from corpus.encoders import chunk, claim, more_scans
+from corpus.encoders import chunk, claim, encoded, more_scans, png
 from corpus.files import ENCODED
 from PIL import Image, features
 
@@ -18,29 +18,8 @@ from quadpipe.images.color import to_rgb
 from quadpipe.images.decode import FORMATS, EncodedImage
 
 
-def encoded(image: Image.Image, kind: str, **options: Any) -> bytes:
-    file = io.BytesIO()
-    image.save(file, kind, **options)
-    return file.getvalue()
-
-
 def pixels(data: bytes, reduction: int = 1) -> np.ndarray:
     return np.asarray(EncodedImage(data).decode(reduction))
-
-
-def png_16(values: np.ndarray) -> bytes:
-    """A 16-bit PNG, which PIL cannot write in colour: [h, w, channels] of 0..65535."""
-    height, width, channels = values.shape
-    colour_type = {1: 0, 2: 4, 3: 2, 4: 6}[channels]
-    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
-
-    header = struct.pack(">IIBBBBB", width, height, 16, colour_type, 0, 0, 0)
-    return (
-        b"\x89PNG\r\n\x1a\n"
-        + chunk(b"IHDR", header)
-        + chunk(b"IDAT", zlib.compress(rows))
-        + chunk(b"IEND", b"")
-    )
 
 
 def with_chunk(data: bytes, kind: bytes, inside: bytes) -> bytes:
@@ -147,7 +126,7 @@ def test_16_bits_are_rounded_to_8(channels):
     values = np.random.default_rng(0).integers(0, 65536, (30, 40, channels))
     values.ravel()[:6] = [0, 65535, 128, 129, 257 * 7 + 128, 257 * 7 + 129]
     expected = np.broadcast_to(np.round(values * 255 / 65535), (30, 40, 3))
-    np.testing.assert_array_equal(pixels(png_16(values)), expected)
+    np.testing.assert_array_equal(pixels(png(values.astype("u2"))), expected)
 
 
 @pytest.mark.parametrize("channels", [2, 4])
@@ -156,7 +135,7 @@ def test_16_bits_with_alpha_are_rounded_and_composited(channels):
     bits_8 = np.round(values * 255 / 65535)
     share = bits_8[..., -1:] / 255
     expected = np.broadcast_to(bits_8[..., :-1] * share + 255 * (1 - share), (30, 40, 3))
-    assert abs(pixels(png_16(values)) - expected).max() <= 0.51
+    assert abs(pixels(png(values.astype("u2"))) - expected).max() <= 0.51
 
 
 def test_16_bit_tiff_and_pgm():
@@ -258,7 +237,7 @@ def test_unreadable_exif_does_not_change_pixels(kind, picture):
 def test_a_transparent_16_bit_color_is_white(channels):
     values = np.random.default_rng(3).integers(0, 65536, (30, 40, channels))
     values[5, 5] = values[7, 7] = [1000, 2000, 3000][:channels]
-    data = png_16(values)
+    data = png(values.astype("u2"))
     transparent = np.array([1000, 2000, 3000][:channels], ">u2").tobytes()
     found = pixels(with_chunk(data, b"tRNS", transparent))
     assert (found[[5, 7], [5, 7]] == 255).all()
@@ -328,7 +307,11 @@ def test_conversion_in_bands_equals_conversion_of_the_whole_image(bits, channels
     values = np.random.default_rng(5).integers(0, 2**bits, (23, 17, channels))
     values[20:, 3] = values[2, 3]
     pixel = values[2, 3].tolist()
-    data = png_16(values) if bits == 16 else encoded(Image.fromarray(values.astype("u1")), "PNG")
+    data = (
+        png(values.astype("u2"))
+        if bits == 16
+        else encoded(Image.fromarray(values.astype("u1")), "PNG")
+    )
     if channels == 3:
         data = with_chunk(data, b"tRNS", np.array(pixel, ">u2").tobytes())
     whole = pixels(data)

@@ -2,24 +2,12 @@
 
 import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
+from job_runs import tokenize_small as tokenize
 
 import quadpipe
 from quadpipe.errors import ConfigError, ShardError, SourceError
-
-OPTIONS: dict[str, Any] = {
-    "image_size": 64,
-    "patch_size": 8,
-    "max_patch_size": 32,
-    "tokens": 40,
-    "in_process": True,
-}
-
-
-def tokenize(source: Path, out: Path, **options: Any) -> quadpipe.Dataset:
-    return quadpipe.tokenize(source, out, **{**OPTIONS, **options})
 
 
 @pytest.fixture(scope="module")

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from job_runs import SMALL
 from permissions import permissions_that_count
 
 import quadpipe
@@ -18,18 +19,11 @@ from quadpipe.job import Progress
 from quadpipe.names import text_to_path
 from quadpipe.shards.verify import verify
 
-OPTIONS: dict[str, Any] = {
-    "image_size": 64,
-    "patch_size": 8,
-    "max_patch_size": 32,
-    "tokens": 40,
-    "samples_per_shard": 3,
-    "in_process": True,
-}
+OPTIONS = SMALL | {"samples_per_shard": 3}
 
 
 def tokenize(source: Path, out: Path, **options: Any) -> quadpipe.Dataset:
-    return quadpipe.tokenize(source, out, **{**OPTIONS, **options})
+    return quadpipe.tokenize(source, out, **OPTIONS | options)
 
 
 class Planned(Progress):

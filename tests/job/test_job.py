@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from job_runs import tokenize
+from job_runs import SMALL, tokenize
 from PIL import Image
 
 import quadpipe
@@ -216,14 +216,8 @@ def test_tars_of_images_keep_their_order(image_folder, tmp_path, jpeg):
 
 def test_the_pixel_limit_of_the_plan_holds_wherever_images_are_decoded(image_folder, tmp_path):
     """The photographs have 30,000 pixels."""
-    small: dict[str, Any] = {
-        "image_size": 64,
-        "patch_size": 8,
-        "max_patch_size": 32,
-        "tokens": 40,
-        "limit": 4,
-    }
-    given: dict[str, Any] = {**small, "max_pixels": 29_999, "max_rejected": "100%"}
+    small = SMALL | {"limit": 4}
+    given = small | {"max_pixels": 29_999, "max_rejected": "100%"}
     for more in ({}, {"retry_rejected": True}):  # the second decodes in child processes
         dataset = tokenize(image_folder, tmp_path / "out", **given, **more)
         assert dataset.manifest.splits["train"].rejected == 4

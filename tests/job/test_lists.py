@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from job_runs import SMALL
 
 import quadpipe
 from quadpipe.cli.gallery import exhibits
@@ -16,20 +17,12 @@ from quadpipe.job import Job, JobConfig, decoding
 from quadpipe.job.reproduce import Reproducer
 from quadpipe.shards.verify import verify
 
-OPTIONS: dict[str, Any] = {
-    "image_size": 64,
-    "patch_size": 8,
-    "max_patch_size": 32,
-    "tokens": 40,
-    "samples_per_shard": 4,
-    "score_batch": 3,
-    "max_rejected": "50%",
-}
+OPTIONS = SMALL | {"samples_per_shard": 4, "score_batch": 3, "max_rejected": "50%"}
 PEOPLE = ("alice", "bob", "carol")
 
 
 def tokenize(source: Path, out: Path, **options: Any) -> quadpipe.Dataset:
-    return quadpipe.tokenize(source, out, **{"in_process": True, **OPTIONS, **options})
+    return quadpipe.tokenize(source, out, **OPTIONS | options)
 
 
 @pytest.fixture
@@ -200,7 +193,7 @@ def test_an_image_that_is_listed_twice_is_in_one_split(tmp_path, jpeg):
     preview = Job(
         images / "list.csv",
         tmp_path / "other",
-        JobConfig.from_options(**OPTIONS, in_process=True),
+        JobConfig.from_options(**OPTIONS),
     ).preview()
     assert preview.plan.inputs == 20
     assert preview.skipped == {"a row of an image that is listed already": 60}

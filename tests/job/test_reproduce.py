@@ -3,14 +3,13 @@
 import json
 import random
 import shutil
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from command_line import run_cli
 
 import quadpipe
 from quadpipe.errors import ConfigError, JobError, ShardError, SourceError
@@ -120,7 +119,7 @@ def test_another_source_is_refused_at_once_before_anything_is_read(finished, ima
         assert time.monotonic() - started < 5
     copy = Path(shutil.copytree(finished, tmp_path / "copy"))
     (copy / "train-000000.tar").write_bytes(b"")
-    done = verify(copy, "--deep", "--in", images / "zebra")
+    done = run_cli("verify", copy, "--deep", "--in", images / "zebra")
     assert (done.returncode, done.stdout) == (2, "")
     assert "Traceback" not in done.stderr
 
@@ -214,29 +213,24 @@ def test_a_hostile_backbone_is_not_called(finished, images, tmp_path):
         Reproducer(quadpipe.Dataset(copy), images)
 
 
-def verify(*arguments: object) -> subprocess.CompletedProcess:
-    given = [sys.executable, "-m", "quadpipe.cli", "verify", *map(str, arguments)]
-    return subprocess.run(given, capture_output=True, text=True)
-
-
 def test_the_command_prints_what_it_compared(finished, images, tmp_path, jpeg):
-    done = verify(finished, "--deep", "--in", images, "--inputs", "1000")
+    done = run_cli("verify", finished, "--deep", "--in", images, "--inputs", "1000")
     assert done.returncode == 0, done.stderr
     assert "intact, 38 samples checked, 23 inputs retokenized" in done.stdout
     changed = shutil.copytree(images, tmp_path / "images")
     for path in changed.rglob("*.jpg"):
         path.write_bytes(jpeg(3))
-    done = verify(finished, "--deep", "--in", changed, "--inputs", "3")
+    done = run_cli("verify", finished, "--deep", "--in", changed, "--inputs", "3")
     assert done.returncode == 1
     assert "tokenized again" in done.stdout
     assert "inputs differ: the source was changed after the dataset was made" in done.stderr
     assert "delete" not in done.stdout + done.stderr
-    done = verify(finished, "--deep")
+    done = run_cli("verify", finished, "--deep")
     assert done.returncode == 2
     assert "--deep needs --in" in done.stderr
-    done = verify(finished, "--in", images)
+    done = run_cli("verify", finished, "--in", images)
     assert done.returncode == 2
     assert "need --deep" in done.stderr
-    done = verify(finished, "--deep", "--in", images, "--inputs", "0")
+    done = run_cli("verify", finished, "--deep", "--in", images, "--inputs", "0")
     assert done.returncode == 2
     assert "inputs 0 is below 1" in done.stderr

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from job_runs import tokenize_small
 
 import quadpipe
 from quadpipe.errors import ShardError
@@ -22,10 +23,7 @@ from quadpipe.shards.tar import END, member_bytes
 @pytest.fixture(scope="module")
 def shards(image_folder, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("gather") / "shards"
-    quadpipe.tokenize(
-        image_folder, out, image_size=64, patch_size=8, max_patch_size=32, tokens=40, limit=6,
-        samples_per_shard=8, in_process=True,
-    )  # fmt: skip
+    tokenize_small(image_folder, out, limit=6, samples_per_shard=8)
     return out
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from job_runs import tokenize_small
 from pickles import MARKER, Hostile, hostile
 from PIL import Image
 from runs import with_torch_state
@@ -48,10 +49,7 @@ def shards(photographs, tmp_path_factory) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         part = photographs[number % 2][number * 9 :][:96, :96]
         Image.fromarray(part).save(folder / f"{number}.png")
-    quadpipe.tokenize(
-        root / "images", root / "shards", image_size=64, patch_size=8, max_patch_size=32, tokens=40,
-        val_share=0.2, samples_per_shard=16, in_process=True,
-    )  # fmt: skip
+    tokenize_small(root / "images", root / "shards", val_share=0.2, samples_per_shard=16)
     return root / "shards"
 
 

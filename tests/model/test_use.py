@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from command_line import run_cli
+from job_runs import tokenize_small
 from PIL import Image
 from runs import (
     SMALL,
-    run_cli,
 )
 
 import quadpipe
@@ -96,10 +97,7 @@ def test_eval_refuses_patches_of_another_size(undisturbed, made_otherwise, stder
 
 
 def test_eval_refuses_other_classes(undisturbed, image_folder, tmp_path):
-    quadpipe.tokenize(
-        image_folder, tmp_path / "other", image_size=64, patch_size=8, max_patch_size=32, tokens=40,
-        in_process=True, split="val",
-    )  # fmt: skip
+    tokenize_small(image_folder, tmp_path / "other", split="val")
     done = run_cli("eval", undisturbed, tmp_path / "other")
     assert done.returncode == 2
     assert "has 3 classes that are not the run's 2" in done.stderr

@@ -3,12 +3,12 @@
 import hashlib
 import pickle
 import sys
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from pickles import MARKER, Hostile
 
 from quadpipe.errors import ConfigError, ShardError
 from quadpipe.scorers import find_network
@@ -43,18 +43,13 @@ def test_safetensors_are_the_same_weights(
         np.testing.assert_array_equal(level, wanted)
 
 
-class Malicious:
-    def __reduce__(self):
-        return (Path.touch, (Path("was-run"),))
-
-
 def test_hostile_weights_are_refused_and_not_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "x.pth").write_bytes(pickle.dumps({"conv1.0.weight": Malicious()}))
+    (tmp_path / "x.pth").write_bytes(pickle.dumps({"conv1.0.weight": Hostile()}))
     network = find_network("shufflenet-v2-x0.5", tmp_path / "x.pth")
     with pytest.raises(ShardError, match="does not hold plain weights"):
         network.build()
-    assert not (tmp_path / "was-run").exists()
+    assert not MARKER.exists()
 
 
 def test_weights_that_do_not_fit_are_named(shufflenet_weights, tmp_path):
