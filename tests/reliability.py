@@ -18,7 +18,7 @@ _HEADER = "| fault | what happens | lost | doubled | test |\n|---|---|---|---|--
 
 @dataclass
 class Row:
-    """What a test says and found; lost and doubled samples are None where nothing is written."""
+    """A row of the table; lost and doubled are None if the test does not count samples."""
 
     test: str
     what: str
@@ -75,7 +75,7 @@ def tree(root: Path) -> dict[str, bytes]:
 
 
 def compare(found: dict[str, bytes], expected: dict[str, bytes]) -> tuple[int, int]:
-    """Samples that are lost and samples that are there twice."""
+    """The numbers of lost samples and of duplicated ones."""
     here, there = _keys(found), _keys(expected)
     return (there - here).total(), (here - there).total()
 

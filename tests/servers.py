@@ -27,7 +27,7 @@ class Trouble:
 
 @dataclass
 class Proxy:
-    """Stands before a server. requests: method and path of all that came; bytes sent back."""
+    """A proxy before a server. requests: method and path of all requests; bytes sent back."""
 
     url: str
     troubles: list[Trouble] = field(default_factory=list)

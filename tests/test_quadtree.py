@@ -38,7 +38,7 @@ def golden_names(file: str) -> list[str]:
 
 
 @pytest.mark.parametrize("name", golden_names("selection.npz"))
-def test_leaves_are_those_of_the_papers_code(name):
+def test_leaves_equal_those_of_the_papers_code(name):
     size, patch, largest, tokens = map(int, name.split("_"))
     geometry = Geometry(height=size, width=size, patch_size=patch, max_patch_size=largest)
     with np.load(GOLDEN / "selection.npz") as arrays:
@@ -80,7 +80,7 @@ def random_maps(draw: st.DrawFn) -> list[np.ndarray]:
 
 @settings(deadline=None, max_examples=150)
 @given(random_maps(), st.data())
-def test_the_sort_is_the_heap(maps, data):
+def test_the_sort_gives_the_order_of_the_heap(maps, data):
     geometry = unit_geometry(maps)
     splits = data.draw(st.integers(0, geometry.splittable))
     importance = join_maps([level[None] for level in maps], geometry, 1)
@@ -90,7 +90,7 @@ def test_the_sort_is_the_heap(maps, data):
 
 @settings(deadline=None, max_examples=100)
 @given(random_maps(), st.floats(-3, 9))
-def test_a_threshold_is_a_prefix(maps, threshold):
+def test_a_threshold_keeps_a_prefix_of_the_split_order(maps, threshold):
     geometry = unit_geometry(maps)
     importance = join_maps([level[None] for level in maps], geometry, 1)
     trees = grow(importance, geometry, geometry.max_tokens)
@@ -99,7 +99,7 @@ def test_a_threshold_is_a_prefix(maps, threshold):
     assert {tuple(box) for box in leaves.tolist()} == heap.leaves_above(maps, threshold)
 
 
-def test_images_of_a_batch_do_not_touch_each_other():
+def test_images_of_a_batch_do_not_affect_each_other():
     geometry = Geometry(height=128, width=192, patch_size=16, max_patch_size=64)
     importance = np.random.default_rng(0).random((5, geometry.splittable), np.float32)
     together = grow(importance, geometry, 30)
@@ -123,7 +123,7 @@ def test_gains_never_increase():
     assert splits_at_threshold(importance, 3) == 5
 
 
-def test_a_threshold_that_is_no_number_is_refused():
+def test_a_threshold_of_nan_is_refused():
     with pytest.raises(ConfigError, match="threshold is NaN"):
         splits_at_threshold(np.ones(3, np.float32), float("nan"))
 
@@ -137,7 +137,7 @@ def test_importances_that_are_not_finite_are_refused(bad):
         join_maps(maps, geometry, 2)
 
 
-def test_misshapen_maps_are_refused():
+def test_maps_of_wrong_shapes_are_refused():
     geometry = Geometry(height=128, width=128, patch_size=16, max_patch_size=64)
     with pytest.raises(ConfigError, match=r"expected \[\(1, 2, 2\), \(1, 4, 4\)\]"):
         join_maps([np.zeros((1, 2, 2), np.float32)], geometry, 1)

@@ -10,7 +10,7 @@ from quadpipe.errors import ConfigError, RejectError
 from quadpipe.tokenizer import TokenizerConfig
 
 
-def test_three_lines_of_python(photographs):
+def test_an_image_is_tokenized_in_three_lines(photographs):
     tokenizer = quadpipe.Tokenizer(tokens=196)
     mosaic = tokenizer(Image.fromarray(photographs[0]))
     assert mosaic.leaves(64).tokens.shape == (64, 16, 16, 3)
@@ -44,7 +44,7 @@ def test_patches_of_14_pixels(photographs):
     assert mosaic.tokens.shape == (128, 14, 14, 3)
 
 
-def test_squashing_shows_the_whole_image(photographs):
+def test_squashing_keeps_the_whole_image(photographs):
     tokenizer = quadpipe.Tokenizer(resize="squash")
     expected = Image.fromarray(photographs[0]).resize((256, 256), Image.Resampling.BICUBIC)
     np.testing.assert_array_equal(tokenizer.prepare(photographs[0]), np.asarray(expected))
@@ -57,7 +57,7 @@ def test_uniform_is_the_plain_grid_in_raster_order(square):
     np.testing.assert_array_equal(leaves.tokens, grid)
 
 
-def test_a_configuration_survives_json():
+def test_a_configuration_round_trips_through_json():
     config = TokenizerConfig(image_size=(128, 192), tokens=30, crop_pct=0.9, seed=7)
     assert TokenizerConfig(**config.as_json()) == config
 
@@ -80,7 +80,7 @@ def test_a_configuration_survives_json():
         ({"config": TokenizerConfig(), "tokens": 64}, "not both"),
     ],
 )
-def test_configurations_that_cannot_work_are_refused(options, message):
+def test_invalid_configurations_are_refused(options, message):
     with pytest.raises(ConfigError, match=message):
         quadpipe.Tokenizer(**options)
 
@@ -88,14 +88,14 @@ def test_configurations_that_cannot_work_are_refused(options, message):
 @pytest.mark.parametrize(
     "image", [np.zeros((9, 9, 3)), np.zeros((9, 9), np.uint8), np.zeros((9, 9, 4), np.uint8)]
 )
-def test_arrays_that_are_no_images_are_refused(image):
+def test_arrays_that_are_not_images_are_refused(image):
     tokenizer = quadpipe.Tokenizer()
     with pytest.raises(ConfigError, match=r"must be uint8 \[h, w, 3\]"):
         tokenizer([image])
 
 
 @pytest.mark.parametrize("shape", [(120, 160), (120, 160, 1)])
-def test_a_grey_array_is_named_by_its_own_shape_with_the_next_step(shape):
+def test_a_gray_array_is_refused_with_its_shape_and_the_next_step(shape):
     grey = np.zeros(shape, np.uint8)
     message = rf"this one is uint8 \[{', '.join(map(str, shape))}\]; give a grey image as PIL"
     for images in (grey, [grey]):
@@ -127,7 +127,7 @@ def test_a_grey_array_is_named_by_its_own_shape_with_the_next_step(shape):
         ),
     ],
 )
-def test_a_uniform_grid_that_does_not_fit_is_told_what_to_type(options, choices):
+def test_a_uniform_grid_that_does_not_fit_is_refused_with_valid_options(options, choices):
     with pytest.raises(ConfigError, match="are not a grid over") as refused:
         quadpipe.Tokenizer(scorer="uniform", **options)
     for choice in choices:

@@ -109,7 +109,7 @@ def test_an_option_reaches_the_field_it_is_named_after(name, item: Field[Any], m
     assert after[item.name] == parsed(name, *typed(option))[option.name]
 
 
-def test_the_source_on_the_card_is_not_what_is_tokenized(monkeypatch):
+def test_the_source_named_on_the_card_does_not_replace_the_input(monkeypatch):
     def job(inputs: str, out: str, config: JobConfig, **_: Any) -> None:
         raise ReachedError(inputs, out, config.dataset.source)
 

@@ -3,7 +3,7 @@
     for name, data in corpus(seed=0, count=2000):
         ...
 
-The same seed, count and encoders give the same files. A name tells what was done to which image.
+The same seed, count and encoders give the same files. A name holds the image and the damage.
 """
 
 import random

@@ -1,14 +1,25 @@
-"""Encoders of image files that PIL cannot write, and changes of what a file claims."""
+"""Encoders of image files, also of those that PIL cannot write, and changes of their headers."""
 
+import io
 import re
 import struct
 import zlib
+from typing import Any
 
 import numpy as np
+from PIL import Image
 
 MIB = 2**20
 
 PNG = b"\x89PNG\r\n\x1a\n"
+_PNG_COLORS = {1: 0, 2: 4, 3: 2, 4: 6}  # color type by channels
+
+
+def encoded(image: Image.Image, kind: str, **options: Any) -> bytes:
+    """The file that PIL writes."""
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
 
 
 def chunk(kind: bytes, data: bytes) -> bytes:
@@ -18,7 +29,7 @@ def chunk(kind: bytes, data: bytes) -> bytes:
 
 
 def png(pixels: np.ndarray, *, interlaced: bool = False) -> bytes:
-    """uint8 or uint16 `[h, w, 3 or 4]`, in one pass or in Adam7's seven."""
+    """uint8 or uint16 `[h, w, 1 to 4]`, in one pass or in Adam7's seven."""
     height, width, channels = pixels.shape
     passes: tuple[tuple[int, int, int, int], ...] = ((0, 0, 1, 1),)
     if interlaced:
@@ -29,14 +40,14 @@ def png(pixels: np.ndarray, *, interlaced: bool = False) -> bytes:
         for top, left, down, right in passes
         for row in pixels[top::down, left::right]
     )
-    kind = (8 * pixels.itemsize, {3: 2, 4: 6}[channels], 0, 0, int(interlaced))
+    kind = (8 * pixels.itemsize, _PNG_COLORS[channels], 0, 0, int(interlaced))
     header = png_header(width, height, kind)
     return PNG + header + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
 
 
 def flat_png(width: int, height: int, *, bits: int, channels: int) -> bytes:
     """A PNG of nothing but zeros, in a thousandth of their size."""
-    header = png_header(width, height, (bits, {1: 0, 3: 2, 4: 6}[channels], 0, 0, 0))
+    header = png_header(width, height, (bits, _PNG_COLORS[channels], 0, 0, 0))
     rows = deflated_zeros(height * (1 + width * channels * bits // 8))
     return PNG + header + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
 
@@ -65,7 +76,7 @@ def tiff(
     next_directory: str = "",
     sub_directory: str = "",
 ) -> bytes:
-    """uint8 `[h, w, 3]` uncompressed; what is given beside it is claimed."""
+    """uint8 `[h, w, 3]` uncompressed; the options are claims in its header."""
     height, width, _ = pixels.shape
     data = pixels.tobytes()
     rows = rows or height
@@ -146,7 +157,7 @@ def claim(data: bytes, width: int, height: int) -> bytes:
 
 
 def more_scans(data: bytes, count: int) -> bytes:
-    """A progressive JPEG whose last scan comes `count` times more."""
+    """A progressive JPEG with `count` more copies of its last scan."""
     return data[:-2] + data[data.rindex(b"\xff\xda") : -2] * count + data[-2:]
 
 

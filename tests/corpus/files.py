@@ -17,6 +17,7 @@ from corpus.encoders import (
     chunk,
     claim,
     deflated_zeros,
+    encoded,
     flat_png,
     more_scans,
     png,
@@ -44,48 +45,48 @@ def readable() -> dict[str, bytes]:
     exif[0x0112] = 6
     animation: dict[str, Any] = {"save_all": True, "append_images": [second, second.rotate(90)]}
     made: dict[str, Any] = {
-        "baseline.jpg": _encoded(first, "JPEG"),
-        "progressive.jpg": _encoded(first, "JPEG", progressive=True),
-        "full-colour.jpg": _encoded(first, "JPEG", subsampling=0, quality=97),
-        "grey.jpg": _encoded(grey, "JPEG"),
-        "cmyk.jpg": _encoded(first.convert("CMYK"), "JPEG"),
-        "rotated.jpg": _encoded(first, "JPEG", exif=exif),
-        "restarts.jpg": _encoded(first, "JPEG", restart_marker_blocks=1),
-        "two-pictures.jpg": _encoded(first, "MPO", save_all=True, append_images=[second]),
-        "plain.png": _encoded(first, "PNG"),
-        "alpha.png": _encoded(alpha, "PNG"),
-        "grey.png": _encoded(grey, "PNG"),
-        "grey-alpha.png": _encoded(alpha.convert("LA"), "PNG"),
-        "bits.png": _encoded(first.convert("1"), "PNG"),
-        "palette.png": _encoded(palette, "PNG"),
-        "palette-transparent.png": _encoded(palette, "PNG", transparency=3),
-        "rotated.png": _encoded(first, "PNG", exif=exif),
-        "animated.png": _encoded(first, "PNG", **animation),
-        "16-grey.png": _encoded(Image.fromarray(deep[..., 0]), "PNG"),
+        "baseline.jpg": encoded(first, "JPEG"),
+        "progressive.jpg": encoded(first, "JPEG", progressive=True),
+        "full-colour.jpg": encoded(first, "JPEG", subsampling=0, quality=97),
+        "grey.jpg": encoded(grey, "JPEG"),
+        "cmyk.jpg": encoded(first.convert("CMYK"), "JPEG"),
+        "rotated.jpg": encoded(first, "JPEG", exif=exif),
+        "restarts.jpg": encoded(first, "JPEG", restart_marker_blocks=1),
+        "two-pictures.jpg": encoded(first, "MPO", save_all=True, append_images=[second]),
+        "plain.png": encoded(first, "PNG"),
+        "alpha.png": encoded(alpha, "PNG"),
+        "grey.png": encoded(grey, "PNG"),
+        "grey-alpha.png": encoded(alpha.convert("LA"), "PNG"),
+        "bits.png": encoded(first.convert("1"), "PNG"),
+        "palette.png": encoded(palette, "PNG"),
+        "palette-transparent.png": encoded(palette, "PNG", transparency=3),
+        "rotated.png": encoded(first, "PNG", exif=exif),
+        "animated.png": encoded(first, "PNG", **animation),
+        "16-grey.png": encoded(Image.fromarray(deep[..., 0]), "PNG"),
         "16-colour.png": png(deep),
         "16-alpha.png": png(np.dstack([deep, deep[..., :1]])),
         "interlaced.png": png(pixels, interlaced=True),
         "16-interlaced.png": png(deep, interlaced=True),
-        "plain.gif": _encoded(palette, "GIF", interlace=0),
-        "interlaced.gif": _encoded(palette, "GIF", interlace=1),
-        "animated.gif": _encoded(first, "GIF", **animation, transparency=3),
-        "plain.bmp": _encoded(first, "BMP"),
-        "palette.bmp": _encoded(palette, "BMP"),
-        "bits.bmp": _encoded(first.convert("1"), "BMP"),
-        "alpha.bmp": _encoded(alpha, "BMP"),
-        "plain.tif": _encoded(first, "TIFF"),
-        "alpha.tif": _encoded(alpha, "TIFF"),
-        "16-grey.tif": _encoded(Image.fromarray(deep[..., 0]), "TIFF"),
-        "float.tif": _encoded(grey.convert("F"), "TIFF"),
-        "rotated.tif": _encoded(first, "TIFF", exif=exif),
+        "plain.gif": encoded(palette, "GIF", interlace=0),
+        "interlaced.gif": encoded(palette, "GIF", interlace=1),
+        "animated.gif": encoded(first, "GIF", **animation, transparency=3),
+        "plain.bmp": encoded(first, "BMP"),
+        "palette.bmp": encoded(palette, "BMP"),
+        "bits.bmp": encoded(first.convert("1"), "BMP"),
+        "alpha.bmp": encoded(alpha, "BMP"),
+        "plain.tif": encoded(first, "TIFF"),
+        "alpha.tif": encoded(alpha, "TIFF"),
+        "16-grey.tif": encoded(Image.fromarray(deep[..., 0]), "TIFF"),
+        "float.tif": encoded(grey.convert("F"), "TIFF"),
+        "rotated.tif": encoded(first, "TIFF", exif=exif),
         "big-endian.tif": tiff(pixels, order=">"),
         "strips.tif": tiff(pixels, rows=5),
         "looped.tif": tiff(pixels, next_directory="itself"),
         "looped-in-itself.tif": tiff(pixels, sub_directory="itself"),
-        "plain.ppm": _encoded(first, "PPM"),
-        "grey.pgm": _encoded(grey, "PPM"),
-        "bits.pbm": _encoded(first.convert("1"), "PPM"),
-        "16-grey.pgm": _encoded(Image.fromarray(deep[..., 0]), "PPM"),
+        "plain.ppm": encoded(first, "PPM"),
+        "grey.pgm": encoded(grey, "PPM"),
+        "bits.pbm": encoded(first.convert("1"), "PPM"),
+        "16-grey.pgm": encoded(Image.fromarray(deep[..., 0]), "PPM"),
         "16-colour.ppm": b"P6 64 48 65535\n" + deep.astype(">u2").tobytes(),
         "text.ppm": b"P3\n# a comment\n64 48 255\n" + " ".join(map(str, pixels.flat)).encode(),
         "text.pbm": b"P1 64 48\n" + b"01" * (64 * 48 // 2),
@@ -97,11 +98,11 @@ def readable() -> dict[str, bytes]:
 
 @cache
 def refused() -> dict[str, bytes]:
-    """Files that are no image, or one that is not opened, under an image's name."""
+    """Files that are not images, or are of formats that are not opened, under an image's name."""
     tile = Image.linear_gradient("L").convert("RGB")
     archive = io.BytesIO()
     with zipfile.ZipFile(archive, "w") as file:
-        file.writestr(zipfile.ZipInfo("image.png"), _encoded(tile, "PNG"))
+        file.writestr(zipfile.ZipInfo("image.png"), encoded(tile, "PNG"))
     postscript = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 64 48\n%%EndComments\n"
     return {
         "drawing.jpg": postscript + b"newpath 0 0 moveto 64 48 lineto stroke\nshowpage\n",
@@ -111,9 +112,9 @@ def refused() -> dict[str, bytes]:
         "entities.png": b'<!DOCTYPE svg [<!ENTITY a "aaaa"><!ENTITY b "&a;&a;">]><svg>&b;</svg>',
         "document.jpg": b"%PDF-1.7\n1 0 obj <</Type /Catalog>> endobj\n%%EOF\n",
         "layers.png": b"8BPS\0\1" + bytes(6) + struct.pack(">HIIHH", 3, 48, 64, 8, 3) + bytes(999),
-        "icon.bmp": _encoded(tile, "ICO"),
-        "targa.bmp": _encoded(tile, "TGA"),
-        "texture.png": _encoded(tile, "DDS"),
+        "icon.bmp": encoded(tile, "ICO"),
+        "targa.bmp": encoded(tile, "TGA"),
+        "texture.png": encoded(tile, "DDS"),
         "page.gif": b"<!doctype html><html><body><h1>404 Not Found</h1></body></html>",
         "archive.jpg": archive.getvalue(),
         "avif.webp": struct.pack(">I", 32) + b"ftypavif" + bytes(400),
@@ -171,12 +172,6 @@ def bombs() -> dict[str, bytes]:
     }
 
 
-def _encoded(image: Image.Image, kind: str, **options: Any) -> bytes:
-    file = io.BytesIO()
-    image.save(file, kind, **options)
-    return file.getvalue()
-
-
 def _with_chunk(kind: bytes, data: bytes, *, times: int = 1) -> bytes:
     plain = readable()["plain.png"]
     return plain[:33] + chunk(kind, data) * times + plain[33:]
@@ -197,7 +192,7 @@ def _icc_segments(count: int) -> bytes:
 
 
 def _looped_exif() -> bytes:
-    """A directory that names itself as its EXIF, GPS and interoperability directory."""
+    """An EXIF directory that names itself as its EXIF, GPS and interoperability directory."""
     tags = (0x8769, 0x8825, 0xA005)
     entries = b"".join(struct.pack("<HHII", tag, 4, 1, 8) for tag in tags)
     body = b"Exif\0\0II*\0\x08\0\0\0" + struct.pack("<H", len(tags)) + entries

@@ -52,12 +52,14 @@ def test_the_active_library_and_its_decoders_are_named():
 @pytest.mark.parametrize(
     ("active", "other"), [("pillow", "pillow_simd"), ("pillow_simd", "pillow")]
 )
-def test_of_two_installed_the_one_whose_files_lie_there_is_active(active, other, fake_pil):
+def test_of_two_installed_libraries_the_one_whose_files_are_present_is_active(
+    active, other, fake_pil
+):
     fake_pil(**{active: b"active", other: b"overwritten"})
     assert library.imaging_library()["name"].lower().replace("-", "_") == active
 
 
-def test_mixed_files_are_refused_with_the_cure(fake_pil):
+def test_mixed_files_are_refused_with_the_fix(fake_pil):
     fake_pil(pillow=b"older", pillow_simd=b"old")
     with pytest.raises(ConfigError, match="are mixed in .*pip uninstall -y pillow pillow-simd"):
         library.imaging_library()

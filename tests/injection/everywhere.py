@@ -49,10 +49,10 @@ def main(images: Path, folder: Path, options: dict[str, Any]) -> None:
     def tokenize(out: Path, **more: Any) -> None:
         quadpipe.tokenize(images, out, in_process=True, max_rejected="50%", **options, **more)
 
-    if retry:  # the run that is disturbed is the second one, after an input was mended
+    if retry:  # the run that is disturbed is the second one, after an input was repaired
         tokenize(before)
-        mended, spoiled = images / "mended", images / "zebra" / "spoiled.jpg"
-        spoiled.write_bytes(mended.read_bytes())
+        repaired, spoiled = images / "repaired", images / "zebra" / "spoiled.jpg"
+        spoiled.write_bytes(repaired.read_bytes())
 
     def start(out: Path) -> None:
         shutil.rmtree(out, ignore_errors=True)

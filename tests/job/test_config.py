@@ -4,7 +4,7 @@ from quadpipe.errors import ConfigError
 from quadpipe.job import JobConfig
 
 
-def test_flat_options_find_their_part():
+def test_flat_options_reach_their_configuration():
     config = JobConfig.from_options(tokens=64, codec="jpg", workers=3)
     assert (config.tokenizer.tokens, config.dataset.codec, config.run.workers) == (64, "jpg", 3)
     assert config.dataset.codec_parameters() == {"name": "jpg", "quality": 95}
@@ -43,7 +43,7 @@ def test_flat_options_find_their_part():
         ({"max_rejected": "-1"}, "max_rejected '-1' is neither"),
     ],
 )
-def test_options_that_cannot_work_are_refused(options, message):
+def test_invalid_job_options_are_refused(options, message):
     with pytest.raises(ConfigError, match=message):
         JobConfig.from_options(**options)
 

@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from command_line import run_cli
+from job_runs import tokenize_small
 from PIL import Image
 from runs import (
     SMALL,
-    run_cli,
 )
 
 import quadpipe
@@ -42,7 +43,7 @@ def test_eval_scores_several_budgets(shards, undisturbed):
 
 
 def test_the_later_of_equal_epochs_is_best_and_eval_and_predict_name_it(
-    shards, tmp_path, monkeypatch, said
+    shards, tmp_path, monkeypatch, stderr_of
 ):
     real, scores = train_module.evaluate, iter([0.5, 0.9, 0.9, 0.4])
     ranked = lambda *arguments: replace(real(*arguments), top1=next(scores))  # noqa: E731
@@ -51,17 +52,19 @@ def test_the_later_of_equal_epochs_is_best_and_eval_and_predict_name_it(
     train(shards, run, **SMALL | {"epochs": 4})
     picture = next((shards.parent / "images").rglob("*.png"))
     for arguments in (("eval", run, shards), ("predict", run, picture)):
-        assert f"model    {run}: best.safetensors, epoch 3, step 24\n" in said(*arguments)
+        assert f"model    {run}: best.safetensors, epoch 3, step 24\n" in stderr_of(*arguments)
     (run / "best.safetensors").unlink()
-    assert "last.safetensors, epoch 4, step 32\n" in said("eval", run, shards)
+    assert "last.safetensors, epoch 4, step 32\n" in stderr_of("eval", run, shards)
 
 
-def test_eval_reports_how_the_dataset_was_made_differently(undisturbed, made_otherwise, said):
+def test_eval_reports_differences_in_how_the_dataset_was_made(
+    undisturbed, made_otherwise, stderr_of
+):
     other = made_otherwise(
         image_size=128, tokens=100, resize="squash", crop_pct=1.0, resample="area", codec="jpg",
         quality=40, scorer="laplacian", max_patch_size=16, seed=5,
     )  # fmt: skip
-    errors = said("eval", undisturbed, other, "--tokens", 64)
+    errors = stderr_of("eval", undisturbed, other, "--tokens", 64)
     (line,) = (line for line in errors.splitlines() if line.startswith("note "))
     for text in (
         "codec.name was raw, now jpg",
@@ -88,16 +91,13 @@ def test_eval_reports_other_weights_of_the_scorer(scored_by_a_network, tmp_path)
     assert line.startswith(f"scorer_sha256 was {config.scorer_sha256}, now 0000")
 
 
-def test_eval_refuses_patches_of_another_size(undisturbed, made_otherwise, said):
+def test_eval_refuses_patches_of_another_size(undisturbed, made_otherwise, stderr_of):
     with pytest.raises(ConfigError, match="of 16 to 32 pixels, the model was made for 8 to 32"):
-        said("eval", undisturbed, made_otherwise(patch_size=16, tokens=16))
+        stderr_of("eval", undisturbed, made_otherwise(patch_size=16, tokens=16))
 
 
 def test_eval_refuses_other_classes(undisturbed, image_folder, tmp_path):
-    quadpipe.tokenize(
-        image_folder, tmp_path / "other", image_size=64, patch_size=8, max_patch_size=32, tokens=40,
-        in_process=True, split="val",
-    )  # fmt: skip
+    tokenize_small(image_folder, tmp_path / "other", split="val")
     done = run_cli("eval", undisturbed, tmp_path / "other")
     assert done.returncode == 2
     assert "has 3 classes that are not the run's 2" in done.stderr

@@ -20,7 +20,7 @@ GOLDEN = Path(__file__).parents[1] / "golden" / "feature.npz"
 MEAN, STD = (torch.tensor(v)[:, None, None] for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
 
 
-def test_feature_is_that_of_the_papers_code(shufflenet, scores_of, geometry):
+def test_feature_equals_the_papers_code(shufflenet, scores_of, geometry):
     with np.load(GOLDEN) as golden:
         images, leaves = golden["images"], golden["leaves_100"]
         expected = [golden["importance_64"], golden["importance_32"]]
@@ -38,7 +38,7 @@ def test_feature_is_that_of_the_papers_code(shufflenet, scores_of, geometry):
 @pytest.mark.parametrize("blur", ["each", "2x"])
 @pytest.mark.parametrize("distance", ["mse", "cosine"])
 @pytest.mark.parametrize("stride", [32, 16])
-def test_feature_is_that_of_its_definition(
+def test_feature_equals_its_definition(
     stride, distance, blur, shufflenet, shufflenet_weights, square, scores_of
 ):
     twin = ShuffleNet(torch.load(shufflenet_weights, weights_only=True))
@@ -112,7 +112,7 @@ def test_features_of_several_strides_are_those_of_each(name, square, request):
 
 
 def test_batches_of_a_fixed_size_change_nothing(shufflenet, square, scores_of):
-    """Alone, among others, filled up, in any place: on a CPU the very same numbers."""
+    """Alone or among others, padded, at any position: on a CPU the bits are equal."""
     maps = scores_of("feature", shufflenet, square, batch=4)
     for batch in (1, 3, 16):
         for level, other in zip(
@@ -125,7 +125,7 @@ def test_batches_of_a_fixed_size_change_nothing(shufflenet, square, scores_of):
 
 
 @pytest.mark.parametrize("name", ["feature", "feature-saliency", "grad-cam"])
-def test_the_packaged_network_rounds_alike_in_batches_of_one_size(
+def test_the_packaged_network_gives_the_same_bits_in_batches_of_one_size(
     name, efficientnet, square, scores_of
 ):
     hints = [985, 425, 985, 425] if name == "grad-cam" else None
@@ -139,8 +139,7 @@ def test_the_packaged_network_rounds_alike_in_batches_of_one_size(
         np.testing.assert_allclose(level, other, rtol=1e-4, atol=1e-6)
 
 
-def test_nothing_is_as_far_from_nothing_as_nothing(shufflenet, geometry):
-    """Features that are zero in both images have distance 0."""
+def test_zero_features_have_distance_zero(shufflenet, geometry):
     scorer: Any = make_scorer("feature", geometry, network=shufflenet, distance="cosine")
     zero, one = torch.zeros(1, 4, 2, 2), torch.ones(1, 4, 2, 2)
     assert (scorer._distances(zero, zero) == 0).all()
@@ -148,7 +147,7 @@ def test_nothing_is_as_far_from_nothing_as_nothing(shufflenet, geometry):
     np.testing.assert_allclose(scorer._distances(one, one), 0, atol=1e-6)
 
 
-def test_one_thread_scores_and_the_others_come_back(shufflenet, square, monkeypatch, geometry):
+def test_scoring_uses_one_thread_and_restores_the_number(shufflenet, square, monkeypatch, geometry):
     scorer: Any = make_scorer("feature", geometry, network=shufflenet)
     inside = []
     whole = type(scorer)._score_batch
@@ -168,7 +167,7 @@ def test_one_thread_scores_and_the_others_come_back(shufflenet, square, monkeypa
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_short_numbers_are_close_and_are_not_the_same(dtype, shufflenet, square, scores_of):
+def test_half_precision_is_close_to_float32_but_not_equal(dtype, shufflenet, square, scores_of):
     long = scores_of("feature", shufflenet, square)
     short = scores_of("feature", shufflenet, square, dtype=dtype)
     for level, other in zip(long, short, strict=True):
@@ -229,7 +228,7 @@ def test_grad_cam_is_its_closed_form_for_a_linear_head(efficientnet, square, sco
     np.testing.assert_allclose(fine, expected, rtol=1e-3, atol=1e-5)
 
 
-def test_grad_cam_needs_classes_it_knows(efficientnet, square, geometry):
+def test_grad_cam_refuses_unknown_classes(efficientnet, square, geometry):
     scorer = make_scorer("grad-cam", geometry, network=efficientnet)
     scorer.check_classes(["n02119022", "277", "n15075141"])
     with pytest.raises(ConfigError, match="class 'zebra' is none of the classifier's 1000 classes"):

@@ -93,7 +93,7 @@ def strange():
 
 @pytest.fixture
 def own(tmp_path, monkeypatch):
-    """A module of the user's, in the working folder."""
+    """The user's module, in the working folder."""
     (tmp_path / "my_networks.py").write_text(OWN)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
@@ -102,7 +102,7 @@ def own(tmp_path, monkeypatch):
     importlib.invalidate_caches()
 
 
-def test_a_network_of_ones_own(own, square, scores_of):
+def test_a_users_network_scores_images(own, square, scores_of):
     tokenizer = quadpipe.Tokenizer(scorer="feature", backbone="my_networks:make")
     assert tokenizer.scorer.parameters == {
         "backbone": "my_networks:make", "dtype": "float32", "stride": 16, "distance": "mse",
@@ -129,7 +129,7 @@ def test_feature_saliency_of_a_network_with_one_stride_has_no_z_score(own, squar
             np.testing.assert_allclose(found, expected, rtol=1e-3)
 
 
-def test_a_network_of_ones_own_takes_weights_from_a_file(own, tmp_path, square, scores_of):
+def test_a_users_network_takes_weights_from_a_file(own, tmp_path, square, scores_of):
     changed = find_network("my_networks:other")
     torch.save(changed.build().module.state_dict(), tmp_path / "other.pth")
     loaded = find_network("my_networks:make", tmp_path / "other.pth")
@@ -176,7 +176,7 @@ def test_networks_that_cannot_be_made_are_refused(own, target, message):
         ("last", r"gave \[1, 16, 16, 4\] for images"),
     ],
 )
-def test_networks_that_give_something_else_are_refused(own, kind, message):
+def test_networks_with_invalid_outputs_are_refused(own, kind, message):
     with pytest.raises(ConfigError, match=message):
         quadpipe.Tokenizer(scorer="feature", backbone=f"my_networks:odd_{kind}")
 
@@ -234,14 +234,14 @@ def test_a_configuration_from_a_file_runs_no_code(own):
         ({"scorer": "entropy"}, "scorer entropy has no network; leave out the scorer's weights"),
     ],
 )
-def test_options_that_do_not_fit_are_refused(options, message, shufflenet_weights):
+def test_options_that_do_not_apply_are_refused(options, message, shufflenet_weights):
     if options.get("scorer", "feature") == "feature" or len(options) == 1:
         options = options | {"scorer_weights": shufflenet_weights}
     with pytest.raises(ConfigError, match=message):
         quadpipe.Tokenizer(**{"scorer": "feature", **options})
 
 
-def test_a_gpu_that_is_not_there_is_a_clear_error(shufflenet, geometry):
+def test_a_missing_gpu_is_a_clear_error(shufflenet, geometry):
     if torch.cuda.is_available():
         pytest.skip("there is one")
     with pytest.raises(ConfigError, match="torch finds no GPU here"):

@@ -97,7 +97,7 @@ except ImportError:
     assert json.loads(done.stdout) == expected
 
 
-def test_the_summary_counts_what_there_is(finished):
+def test_the_summary_counts_samples_bytes_and_scales(finished):
     summary = summarize(quadpipe.Dataset(finished))
     assert summary["budgets"] == list(range(16, 101, 3))
     assert summary["splits"]["train"]["samples"] == 36
@@ -115,7 +115,7 @@ def flip_bit(path: Path, position: int, bit: int = 0) -> None:
     path.write_bytes(data)
 
 
-def test_an_interrupted_copy_is_one_line_with_what_is_here(dataset):
+def test_an_incomplete_copy_is_reported_in_one_line(dataset):
     for name in ("train-000002.tar", "train-v01-000002.tar", "train-000004.tar", "val-000001.tar"):
         (dataset / name).unlink()
     (line,) = findings(dataset)
@@ -125,14 +125,14 @@ def test_an_interrupted_copy_is_one_line_with_what_is_here(dataset):
     assert "delete" not in line
 
 
-def test_a_copy_of_which_only_the_manifest_and_some_shards_are_here_has_no_extra_ones(dataset):
+def test_shards_are_not_extra_in_a_copy_without_shard_lists(dataset):
     for path in [*dataset.glob("train-00*.tar"), *dataset.glob("*.shards.jsonl")]:
         path.unlink()
     (line,) = findings(dataset)
     assert "not all of this dataset is here: 7 of 12 shards; train.shards.jsonl, val" in line
 
 
-def test_a_lost_shard_list_is_missing_and_its_shards_are_not_extra(dataset):
+def test_a_lost_shard_list_is_reported_missing_and_its_shards_are_not_extra(dataset):
     (dataset / "train.shards.jsonl").unlink()
     (line,) = findings(dataset)
     assert line == f"{dataset / 'train.shards.jsonl'}: missing; fetch it again"
@@ -140,11 +140,11 @@ def test_a_lost_shard_list_is_missing_and_its_shards_are_not_extra(dataset):
 
 
 def missing_text(dataset: Path) -> str:
-    """What readers say of a shard that is missing."""
+    """How readers report a missing shard."""
     return quadpipe.Dataset(dataset).missing
 
 
-def test_whoever_reads_a_missing_shard_hears_how_much_is_here(dataset):
+def test_reading_a_missing_shard_reports_how_many_shards_are_present(dataset):
     for name in ("val-000000.tar", "val-000001.tar"):
         (dataset / name).unlink()
     opened = quadpipe.Dataset(dataset)
@@ -158,7 +158,7 @@ def test_whoever_reads_a_missing_shard_hears_how_much_is_here(dataset):
             read()
 
 
-def test_advice_fits_what_is_wrong(dataset):
+def test_findings_end_with_the_next_step(dataset):
     flip_bit(dataset / "train-000001.tar", 700)
     shutil.copy(dataset / "val-000000.tar", dataset / "val-000009.tar")
     (dataset / ".quadpipe/markers/val/0000/000000.json").write_text("{}")
@@ -248,7 +248,7 @@ def test_samples_that_do_not_fit_the_manifest_are_refused_by_shard_and_key(
     assert len(findings(dataset)) == 1
 
 
-def test_members_that_are_not_known_are_ignored(dataset):
+def test_unknown_members_are_ignored(dataset):
     members = members_of(dataset / "val-000001.tar")
     key = next(iter(members)).partition(".")[0]
     extra = [*members.items(), (f"{key}.caption.txt", b"a temple")]
@@ -256,7 +256,7 @@ def test_members_that_are_not_known_are_ignored(dataset):
     assert findings(dataset) == []
 
 
-def test_double_keys_and_members_are_refused(dataset):
+def test_duplicate_keys_and_members_are_refused(dataset):
     members = list(members_of(dataset / "val-000000.tar").items())
     reseal(dataset, "val-000000.tar", tar_of(members[:15] + members[:5]))
     with pytest.raises(ShardError, match="0000000000: two samples have this key"):
@@ -299,7 +299,7 @@ def test_samples_of_another_shard_are_found(dataset):
         ({"splits__dev": {}}, "split 'dev' is not one of train, val, test"),
     ],
 )
-def test_manifests_that_cannot_be_used_are_refused(dataset, changes, message):
+def test_invalid_manifests_are_refused(dataset, changes, message):
     edit_manifest(dataset, **changes)
     with pytest.raises(ShardError, match=message):
         quadpipe.Dataset(dataset)
@@ -313,7 +313,7 @@ def test_a_later_minor_version_is_read(dataset):
     assert len(list(opened.samples("train"))) == 36
 
 
-def test_a_manifest_of_endless_brackets_is_refused(dataset):
+def test_a_deeply_nested_manifest_is_refused(dataset):
     (dataset / "dataset.json").write_text("[" * 200_000)
     with pytest.raises(ShardError, match="cannot be used"):
         quadpipe.Dataset(dataset)
@@ -352,7 +352,7 @@ def test_a_shard_listed_twice_or_with_other_totals_is_refused(dataset):
 
 
 @pytest.mark.parametrize("name", ["../outside.jsonl", "/etc/passwd", "a\\b", "x/../../y"])
-def test_names_that_lead_out_of_the_dataset_are_refused(dataset, name):
+def test_names_outside_the_dataset_are_refused(dataset, name):
     edit_manifest(dataset, splits__val__shard_list=name)
     with pytest.raises(ShardError, match="val: .* is not the name of its shard list"):
         quadpipe.Dataset(dataset)
@@ -360,7 +360,7 @@ def test_names_that_lead_out_of_the_dataset_are_refused(dataset, name):
         LocalFolder(dataset).read(name)
 
 
-def test_a_folder_without_a_manifest_is_no_dataset(tmp_path):
+def test_a_folder_without_a_manifest_is_refused(tmp_path):
     with pytest.raises(ShardError, match="is not a finished dataset: it has no dataset.json"):
         quadpipe.Dataset(tmp_path)
     with pytest.raises(ConfigError, match="nosuch://x cannot be opened: Protocol not known"):

@@ -27,7 +27,7 @@ def nodes() -> tuple[np.ndarray, Geometry]:
         (-1, 3, -2, "split steps are not 0 to 9, each once"),
     ],
 )
-def test_nodes_that_are_no_tree_are_refused(nodes, row, column, value, message):
+def test_nodes_that_are_not_a_quadtree_are_refused(nodes, row, column, value, message):
     array, geometry = nodes
     check_nodes(array, geometry, 10)
     array[row, column] = value

@@ -90,7 +90,7 @@ def run(seed: int, seconds: float, keep: Path, most: int | None = None) -> tuple
 
 
 def try_case(case: str, dataset: Path) -> Iterator[str]:
-    """Damage a dataset as the case says and read it; yields what should not have happened."""
+    """Damage a dataset by the seed of the case and read it; yields the findings."""
     chance = random.Random(case)
     names = damage(chance, dataset)
     inside = names <= {"bytes", "members", "headers", "arrays", "texts", "missing"}
@@ -119,7 +119,7 @@ def try_case(case: str, dataset: Path) -> Iterator[str]:
 
 
 def attempt(what: str, read: Callable[[], object], *, raises: bool = True) -> Iterator[str]:
-    """What a reader does that it must not."""
+    """The finding if the reader raises what it must not, or takes too long."""
     try:
         with limited():
             read()

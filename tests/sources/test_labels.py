@@ -20,7 +20,7 @@ def test_labels_come_from_a_file_by_path_or_name(tmp_path):
 
 
 @pytest.mark.parametrize("separator", [" ", "\t", ","])
-def test_labels_that_are_all_numbers_are_the_indices_themselves(tmp_path, separator):
+def test_labels_that_are_all_numbers_are_class_indices(tmp_path, separator):
     images = write(tmp_path / "val", "1.jpg", "2.jpg")
     (tmp_path / "val.txt").write_text(f"1.jpg{separator}10\n2.jpg{separator}2\n")
     inputs = list_inputs(images, labels=tmp_path / "val.txt")
@@ -45,7 +45,7 @@ def test_label_files_that_do_not_fit_are_refused(tmp_path, text, message):
         list_inputs(images, labels=tmp_path / "labels.csv")
 
 
-def test_labels_of_split_folders_go_by_any_of_their_paths(tmp_path):
+def test_labels_of_split_folders_match_with_or_without_the_split(tmp_path):
     images = write(tmp_path / "images", "train/a/1.jpg", "val/a/1.jpg", "val/b/2.jpg")
     labels = tmp_path / "labels.csv"
     labels.write_text("train/a/1.jpg,x\na/1.jpg,y\n2.jpg,z\n", "utf-8-sig")
@@ -74,7 +74,7 @@ def count_classes(source: Path, **options: Any) -> int:
     return len(list_inputs(source, **options).classes or ())
 
 
-def test_indices_without_images_are_said(tmp_path):
+def test_indices_without_images_are_a_warning(tmp_path):
     inputs = list_inputs(listed(tmp_path, [1, 2, 3, 4]))
     assert inputs.classes == ["0", "1", "2", "3", "4"]
     assert inputs.unused_classes == 1
@@ -99,9 +99,7 @@ def test_indices_without_images_are_said(tmp_path):
         (("9" * 5000, 1), False),
     ],
 )
-def test_numbers_with_gaps_are_refused_above_the_largest_sets_of_classes(
-    labels, accepted, tmp_path
-):
+def test_numbers_with_gaps_are_refused_above_32768_classes(labels, accepted, tmp_path):
     path = listed(tmp_path, labels)
     if accepted:
         assert count_classes(path) == labels[1] + 1
@@ -167,14 +165,14 @@ def test_labels_that_do_not_fit_the_given_classes_are_refused(labels, given, mes
         list_inputs(path, classes=names(*given))
 
 
-def test_folders_are_names_even_where_they_are_numbers(tmp_path):
+def test_folder_names_are_class_names_even_if_they_are_numbers(tmp_path):
     write(tmp_path, "0/1.jpg", "1/1.jpg")
     assert list_inputs(tmp_path, classes=names("1", "0")).classes == ["1", "0"]
     with pytest.raises(SourceError, match="2 of 2 classes are not among the 3 names"):
         list_inputs(tmp_path, classes=names("a", "b", "c"))
 
 
-def test_classes_are_for_labels(tmp_path):
+def test_classes_without_labels_are_refused(tmp_path):
     write(tmp_path, "1.jpg")
     with pytest.raises(ConfigError, match="--classes is for images with labels, .* has none"):
         list_inputs(tmp_path, classes=names("a"))

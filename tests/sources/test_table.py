@@ -29,7 +29,7 @@ def test_a_csv_lists_paths_with_labels_relative_to_itself(tmp_path):
     assert [open_source(path).read(inputs.splits["train"][i]) for i in range(3)] == [b"x"] * 3
 
 
-def test_a_csv_may_have_paths_alone(tmp_path):
+def test_a_csv_may_have_paths_without_labels(tmp_path):
     write(tmp_path, "with blank.jpg")
     (tmp_path / "list.csv").write_text("with blank.jpg\n")
     assert rows(list_inputs(tmp_path / "list.csv", split="test"), "test") == [
@@ -66,7 +66,7 @@ def test_a_csv_with_an_open_quote_is_refused(tmp_path):
         list_inputs(tmp_path / "list.csv")
 
 
-def test_a_path_through_a_link_means_what_the_system_says(tmp_path):
+def test_paths_through_links_are_resolved_as_the_system_does(tmp_path):
     write(tmp_path, "real/sub/x.jpg", data=b"sub")
     write(tmp_path, "real/p.jpg", data=b"real")
     write(tmp_path, "p.jpg", data=b"top")
@@ -95,8 +95,8 @@ def test_files_outside_the_folder_of_their_list_are_kept_by_name_and_row(tmp_pat
     assert found == [b"3", b"1", b"0", b"2"]
 
 
-def test_a_list_that_has_changed_is_not_read(tmp_path):
-    """Whatever it says now: a row before may have gone, and names be the same."""
+def test_a_list_that_has_changed_is_refused(tmp_path):
+    """Even if the names still match: an earlier row may have been removed."""
     write(tmp_path, "a/x.jpg", "b/x.jpg", "b/y.jpg")
     path = tmp_path / "data" / "list.csv"
     write(tmp_path, "data/list.csv", data=b"../a/x.jpg\n../b/x.jpg\n")
@@ -215,7 +215,7 @@ def test_an_image_outside_that_is_listed_twice_is_kept_once(tmp_path):
         ("link/../else/y.jpg", "y.jpg"),
     ],
 )
-def test_paths_of_a_list_never_lead_upward(spelled, shown, tmp_path):
+def test_recorded_paths_never_lead_upward(spelled, shown, tmp_path):
     write(tmp_path, "data/sub/x.jpg", "else/y.jpg")
     (tmp_path / "data" / "link").symlink_to(tmp_path / "else")
     (tmp_path / "mount").symlink_to(tmp_path / "data")

@@ -21,7 +21,7 @@ from quadpipe.files import LocalFolder
 
 
 @pytest.mark.parametrize("data", [b"[" * 100_000, b"\xff\xfe", b"", b"5", b'{"views":5}', b"NaN"])
-def test_markers_that_are_none_are_not_used(whole, dataset, data):
+def test_invalid_markers_are_not_used(whole, dataset, data):
     for path in (dataset / ".quadpipe/markers/train").rglob("*.json"):
         path.write_bytes(data)
     for name in ("loader", "loader without its compiled reader"):
@@ -83,20 +83,20 @@ def doubled(dataset: Path) -> None:
         (set_manifest(b"[1]"), "cannot be used"),
     ],
 )  # fmt: skip
-def test_manifests_that_claim_the_impossible_are_refused_when_opened(dataset, change, message):
+def test_manifests_with_impossible_values_are_refused_when_opened(dataset, change, message):
     change(dataset)
     refused(dataset, rf"dataset\.json cannot be used: .*{message}|dataset\.json {message}")
     with pytest.raises(ShardError):
         quadpipe.Dataset(dataset)
 
 
-def test_of_a_key_that_stands_twice_the_last_value_counts(dataset):
+def test_the_last_value_of_a_duplicate_key_counts(dataset):
     doubled(dataset)
     assert findings(dataset) == []
     assert len(list(quadpipe.Dataset(dataset).samples("train"))) == 16
 
 
-def test_a_manifest_of_the_largest_images_is_opened_and_summed_up_in_little_memory(dataset):
+def test_a_manifest_of_the_largest_images_takes_little_memory(dataset):
     edit_manifest(
         dataset, tokenizer__image_size=[16384, 16384], tokenizer__patch_size=16,
         tokenizer__max_patch_size=16384, tokenizer__tokens=2**20,
@@ -137,7 +137,7 @@ def test_a_manifest_of_the_largest_images_is_opened_and_summed_up_in_little_memo
         ({"sha256": "\ud800"}, "sha256 must be text in UTF-8"),
     ],
 )
-def test_shard_lists_that_claim_the_impossible_are_refused(dataset, change, message):
+def test_shard_lists_with_impossible_values_are_refused(dataset, change, message):
     rewrite_shard_list(dataset, lambda rows: rows[0].update(change), "train")
     refused(dataset, message)
     assert findings(dataset)
@@ -156,7 +156,7 @@ def test_shard_lists_that_claim_the_impossible_are_refused(dataset, change, mess
         (b"\0" * 1000, "line 1: "),
     ],
 )
-def test_shard_lists_that_are_none_are_refused(dataset, text, message):
+def test_invalid_shard_lists_are_refused(dataset, text, message):
     (dataset / "train.shards.jsonl").write_bytes(text)
     rewrite_digest(dataset)
     refused(dataset, rf"train\.shards\.jsonl,? .*({message}|too many for 4 shards)")
@@ -175,7 +175,7 @@ def test_a_shard_list_of_a_gigabyte_is_not_read(dataset):
     assert any("too many for 4 shards" in line for line in findings(dataset))
 
 
-def test_a_card_is_not_read_by_anything(dataset):
+def test_no_reader_reads_the_card(dataset):
     (dataset / "README.md").write_text(
         "---\n!!python/object/apply:os.system [touch was-run]\n---\n"
     )
@@ -186,14 +186,14 @@ def test_a_card_is_not_read_by_anything(dataset):
 
 @pytest.mark.parametrize("name", [".quadpipe/plan.json", ".quadpipe/rejected.jsonl"])
 @pytest.mark.parametrize("data", [b"[" * 100_000, b"\xff\xfe", b"5", b'{"codec":1' + b"0" * 5000])
-def test_plans_and_rejects_that_are_none_are_findings(dataset, name, data):
+def test_invalid_plans_and_rejects_are_findings(dataset, name, data):
     (dataset / name).write_bytes(data + b"\n")
     assert len(findings(dataset)) == 1
     for read in READERS.values():
         read(dataset)
 
 
-def test_a_marker_that_cannot_be_read_is_a_finding(dataset, monkeypatch):
+def test_an_unreadable_marker_is_a_finding(dataset, monkeypatch):
     real = LocalFolder.read
 
     def fail(folder: LocalFolder, name: str) -> bytes:

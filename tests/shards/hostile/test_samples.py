@@ -79,7 +79,7 @@ NODES = bytes(20 * 16)
         ("cls", b" 1", "not a class index below 2"),
     ],
 )  # fmt: skip
-def test_members_that_claim_other_things_are_refused(dataset, member, data, message):
+def test_members_with_false_contents_are_refused(dataset, member, data, message):
     replace_member(dataset, SHARD, f"{KEY}.{member}", data)
     check_shard(dataset, rf"{KEY}\.{member}: .*{message}", lost=1)
 
@@ -148,8 +148,8 @@ def test_boxes_that_do_not_tile_the_image_are_refused(dataset, change, message):
         (b"null", "not a JSON object"),
     ],
 )
-def test_json_that_is_no_description_is_refused(dataset, data, message):
-    """The loader gives out nothing of it and does not read it."""
+def test_invalid_json_members_are_refused(dataset, data, message):
+    """The loader gives out no JSON and does not parse it."""
     replace_member(dataset, SHARD, f"{KEY}.json", data)
     for name in ("samples", "webdataset", "info", "show", "loader without its compiled reader"):
         with pytest.raises(ShardError, match=rf"{re.escape(SHARD)}: {KEY}\.json: .*{message}"):
@@ -207,7 +207,7 @@ def with_size(text: bytes) -> bytes:
 @pytest.mark.parametrize(
     "size", [b"-1000", b"-1", b"", b"9", b"77777777777", b"\x80" + b"\xff" * 11]
 )
-def test_sizes_of_members_are_not_believed(dataset, size):
+def test_false_sizes_of_members_are_refused(dataset, size):
     members = list(members_of(dataset / SHARD).items())
     data = tar_of(members[:10])[: -len(END)] + with_size(size) + tar_of(members[10:])
     reseal(dataset, SHARD, data)
@@ -217,7 +217,7 @@ def test_sizes_of_members_are_not_believed(dataset, size):
 @pytest.mark.parametrize(
     "prefix", ["../../evil", "/etc/passwd", "..", "a/b", "https://example.org/x"]
 )
-def test_names_of_members_lead_nowhere(dataset, prefix):
+def test_names_of_members_are_not_used_as_paths(dataset, prefix):
     members = [
         (name.replace(KEY, prefix), data) for name, data in members_of(dataset / SHARD).items()
     ]
@@ -236,7 +236,7 @@ def test_compressed_archives_are_not_unpacked(dataset):
     check_shard(dataset, "damaged header", lost=4)
 
 
-def test_pictures_are_not_larger_than_their_tokens(tmp_path):
+def test_token_images_of_a_larger_size_are_refused(tmp_path):
     dataset = make_dataset(tmp_path, codec="png")
     file = io.BytesIO()
     Image.new("RGB", (8192, 8192)).save(file, "PNG", compress_level=9)
@@ -272,7 +272,7 @@ def test_pictures_are_not_larger_than_their_tokens(tmp_path):
         "a.tar/b",
     ],
 )
-def test_paths_lead_to_no_image_outside_the_source(dataset, tmp_path, path):
+def test_paths_do_not_lead_to_images_outside_the_source(dataset, tmp_path, path):
     Image.new("RGB", (32, 32), "red").save(tmp_path / "a.png")
     info = json.dumps({"path": path, "box": [0, 0, 32, 32]}).encode()
     replace_member(dataset, "train-000000.tar", "0000000000.json", info)
