@@ -96,7 +96,7 @@ def test_arrays_that_are_no_images_are_refused(image):
 @pytest.mark.parametrize("shape", [(120, 160), (120, 160, 1)])
 def test_a_grey_array_is_named_by_its_own_shape_with_the_next_step(shape):
     grey = np.zeros(shape, np.uint8)
-    message = rf"this one is uint8 \[{', '.join(map(str, shape))}\]; give a grey image as PIL"
+    message = rf"this one is uint8 \[{', '.join(map(str, shape))}\]; give a gray image as PIL"
     for images in (grey, [grey]):
         with pytest.raises(ConfigError, match=message):
             quadpipe.Tokenizer()(images)
