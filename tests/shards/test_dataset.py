@@ -123,7 +123,7 @@ def test_an_interrupted_copy_is_one_line_with_what_is_here(dataset):
     for name in ("train-000002.tar", "train-v01-000002.tar", "train-000004.tar", "val-000001.tar"):
         (dataset / name).unlink()
     (line,) = findings(dataset)
-    assert "not all of this dataset is here: 8 of 12 shards" in line
+    assert "the dataset is incomplete: 8 of 12 shards" in line
     assert "train-000002.tar, train-v01-000002.tar, train-000004.tar and 1 more are" in line
     assert "finish copying it" in line
     assert "delete" not in line
@@ -133,7 +133,7 @@ def test_a_copy_of_which_only_the_manifest_and_some_shards_are_here_has_no_extra
     for path in [*dataset.glob("train-00*.tar"), *dataset.glob("*.shards.jsonl")]:
         path.unlink()
     (line,) = findings(dataset)
-    assert "not all of this dataset is here: 7 of 12 shards; train.shards.jsonl, val" in line
+    assert "the dataset is incomplete: 7 of 12 shards; train.shards.jsonl, val" in line
 
 
 def test_a_lost_shard_list_is_missing_and_its_shards_are_not_extra(dataset):
@@ -152,7 +152,7 @@ def test_whoever_reads_a_missing_shard_hears_how_much_is_here(dataset):
     for name in ("val-000000.tar", "val-000001.tar"):
         (dataset / name).unlink()
     opened = quadpipe.Dataset(dataset)
-    message = r"val-000000\.tar: missing: not all of this dataset is here: 10 of 12 shards; finish"
+    message = r"val-000000\.tar: missing: the dataset is incomplete: 10 of 12 shards; finish"
     for read in (
         lambda: list(opened.samples("val")),
         lambda: summarize(opened),
@@ -266,7 +266,7 @@ def test_double_keys_and_members_are_refused(dataset):
     with pytest.raises(ShardError, match="0000000000: two samples have this key"):
         list(quadpipe.Dataset(dataset).samples("val"))
     reseal(dataset, "val-000000.tar", tar_of([members[0], *members]))
-    with pytest.raises(ShardError, match="two members have one name"):
+    with pytest.raises(ShardError, match="two members have the same name"):
         list(quadpipe.Dataset(dataset).samples("val"))
 
 
