@@ -24,7 +24,7 @@ from quadpipe.shards.summary import summarize
 from quadpipe.shards.verify import verify
 
 OPTIONS = {"samples_per_shard": 4, "tokens": 40, "val_share": 0.2}
-GO_ON = "the next run goes on; bytes of an undisturbed run, no unfinished upload is left"
+GO_ON = "the next run continues; bytes of an undisturbed run, no unfinished upload is left"
 
 
 @pytest.fixture
@@ -121,7 +121,7 @@ def test_a_kill_on_the_way_to_s3_loses_nothing(
 
 
 @pytest.mark.fault(
-    "SIGKILL of a Ray worker in the middle of an upload to S3", "its shard is made again"
+    "SIGKILL of a Ray worker in the middle of an upload to S3", "its shard is remade"
 )
 def test_a_worker_killed_in_an_upload_is_replaced(
     image_folder, url, tmp_path, undisturbed, account
@@ -136,7 +136,7 @@ def test_a_worker_killed_in_an_upload_is_replaced(
 
 @pytest.mark.fault(
     "S3 answers 500, or drops the connection in the middle, on reading and on writing",
-    "tried again with back-off; the same bytes",
+    "retried with back-off; the same bytes",
 )
 def test_errors_of_the_server_that_pass_leave_no_trace(
     image_folder, url, tmp_path, proxy, undisturbed, account
@@ -164,7 +164,7 @@ def test_errors_of_the_server_that_pass_leave_no_trace(
 
 
 @pytest.mark.fault(
-    "S3 fails for good", "exit code 1 with one line; once it works the next run goes on"
+    "S3 fails permanently", "exit code 1 with one line; once it works, the next run continues"
 )
 def test_errors_of_the_server_that_stay_end_the_run(
     image_folder, url, tmp_path, proxy, undisturbed, account, monkeypatch
@@ -197,7 +197,7 @@ def test_an_upload_that_raises_publishes_nothing(url):
     assert folder.size("x.tar") == 20 << 20
 
 
-@pytest.mark.fault("two drivers on one URL at once", "the first goes on, the second is refused")
+@pytest.mark.fault("two drivers on one URL at once", "the first continues, the second is refused")
 def test_of_two_drivers_on_s3_one_wins(url, image_folder, monkeypatch):
     monkeypatch.setattr(lock, "HEARTBEAT_SECONDS", 0.5)
     folder = open_folder(url)

@@ -47,10 +47,10 @@ def main(images: Path, folder: Path, options: dict[str, object]) -> None:
     def tokenize(out: Path, **more: object) -> None:
         quadpipe.tokenize(images, out, in_process=True, max_rejected="50%", **options, **more)
 
-    if retry:  # the run that is disturbed is the second one, after an input was mended
+    if retry:  # the disturbed run is the second one, after an input was fixed
         tokenize(before)
-        mended, spoiled = images / "mended", images / "zebra" / "spoiled.jpg"
-        spoiled.write_bytes(mended.read_bytes())
+        fixed, spoiled = images / "fixed", images / "zebra" / "spoiled.jpg"
+        spoiled.write_bytes(fixed.read_bytes())
 
     def start(out: Path) -> None:
         shutil.rmtree(out, ignore_errors=True)

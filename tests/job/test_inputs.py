@@ -86,8 +86,8 @@ NAMES = [
 
 
 @pytest.mark.fault(
-    "file names with newlines, bytes that are no UTF-8, dots, percent signs, 255 bytes",
-    "samples; `path` turns back into the name",
+    "file names with newlines, bytes that are not UTF-8, dots, percent signs, 255 bytes",
+    "samples; `path` converts back to the name",
 )
 @pytest.mark.parametrize("labelled", [True, False])
 def test_names_of_any_bytes_become_samples_and_turn_back(labelled, tmp_path, jpeg):
@@ -168,7 +168,7 @@ def have_a_file_for_its_folder(path: Path) -> None:
 
 @pytest.mark.fault(
     "inputs vanish between plan and work, or become a folder, a pipe, a dangling link",
-    "their shards fail and are named, exit code 1; restored, the next run goes on",
+    "their shards fail and are named, exit code 1; restored, the next run continues",
 )
 @pytest.mark.parametrize(
     ("change", "cause"),
@@ -205,7 +205,7 @@ def test_an_input_that_cannot_be_read_fails_its_shard_and_no_other(
 
 @pytest.mark.fault(
     "inputs change between plan and work",
-    "read as they are then, or rejected",
+    "the new bytes are read, or rejected",
 )
 @pytest.mark.parametrize("damaged", [False, True])
 def test_inputs_that_change_before_they_are_read_are_read_as_they_are_then(
@@ -231,7 +231,7 @@ def test_new_files_change_nothing_once_it_is_planned(images, tmp_path, files_of,
 
 @pytest.mark.fault(
     "a folder loses its read permission between plan and work",
-    "its shards fail and are named; restored, the next run goes on",
+    "its shards fail and are named; restored, the next run continues",
 )
 def test_a_folder_that_loses_its_permission_fails_its_shards_and_no_other(
     images, tmp_path, files_of
@@ -253,7 +253,7 @@ def test_a_folder_that_loses_its_permission_fails_its_shards_and_no_other(
 
 
 @pytest.mark.fault(
-    "I/O errors and short reads that pass after two more tries",
+    "I/O errors and short reads that end after two retries",
     "the bytes of an undisturbed run",
 )
 @pytest.mark.parametrize("failing", ["open", "pread", "fstat", "short read"])

@@ -63,7 +63,9 @@ def test_outputs_that_are_not_ours_are_refused_untouched(image_folder, tmp_path)
         tokenize(image_folder, tmp_path / "thesis.tex")
 
 
-@pytest.mark.fault("the output may not be written to", "exit code 1, says so; nothing is written")
+@pytest.mark.fault(
+    "the output may not be written to", "exit code 1 with a message; nothing is written"
+)
 def test_an_output_without_permission_is_refused(image_folder, tmp_path):
     tmp_path.chmod(0o500)
     try:

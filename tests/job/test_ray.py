@@ -54,7 +54,7 @@ def wait_for_shards(out: Path, count: int, process: subprocess.Popen) -> None:
         time.sleep(0.01)
 
 
-@pytest.mark.fault("SIGKILL of the driver under Ray in mid-run", "the next run goes on")
+@pytest.mark.fault("SIGKILL of the driver under Ray during the run", "the next run continues")
 def test_a_killed_driver_goes_on_to_the_same_bytes(image_folder, tmp_path, undisturbed, account):
     out = tmp_path / "out"
     with subprocess.Popen(
@@ -67,7 +67,7 @@ def test_a_killed_driver_goes_on_to_the_same_bytes(image_folder, tmp_path, undis
     account(out, undisturbed)
 
 
-@pytest.mark.fault("SIGKILL of all Ray workers in mid-run", "their shards are made again")
+@pytest.mark.fault("SIGKILL of all Ray workers during the run", "their shards are remade")
 def test_a_killed_worker_is_replaced(image_folder, tmp_path, undisturbed, account):
     out = tmp_path / "out"
     with subprocess.Popen(command(image_folder, out), stderr=subprocess.PIPE, text=True) as process:
@@ -164,7 +164,7 @@ quadpipe.tokenize(sys.argv[1], sys.argv[2], limit=4, progress=Look())
 
 
 @pytest.mark.fault(
-    "Ctrl-C under Ray in mid-run", "exit code 130; the private Ray leaves nothing in /tmp"
+    "Ctrl-C under Ray during the run", "exit code 130; the private Ray leaves nothing in /tmp"
 )
 def test_an_interrupted_private_ray_leaves_nothing_and_no_other_is_touched(
     image_folder, tmp_path, sessions, undisturbed, account

@@ -30,11 +30,11 @@ DEADLY = {
 
 @pytest.mark.fault(
     "an input on which the decoder crashes (SIGSEGV), in a Ray worker and in process",
-    "tried alone, rejected as `crashed_decoder`; all other samples are there; decided for good",
+    "retried alone, rejected as `crashed_decoder`; all other samples are written; final",
 )
 @pytest.mark.fault(
     "an input on which the decoder hangs, busy or asleep, in a Ray worker",
-    "tried alone, rejected as `timeout`; all other samples are there; decided for good",
+    "retried alone, rejected as `timeout`; all other samples are written; final",
 )
 @pytest.mark.parametrize("do", ["crash", "spin", pytest.param("sleep", marks=pytest.mark.soak)])
 def test_an_input_that_kills_its_decoder_is_rejected_alone(
@@ -71,7 +71,7 @@ def test_an_input_that_kills_its_decoder_is_rejected_alone(
         check(run(images, alone, "--in-process", fault=fault, **allowed))
         assert files_of(alone) == before
 
-    # Asked for it, the job tries the input again, and only its shard is written anew.
+    # With --retry-rejected the job retries the input, and only its shard is rewritten.
     times = {p.name: p.stat().st_mtime_ns for p in out.glob("*.tar")}
     check(run(images, out, "--in-process", "--retry-rejected", **allowed))
     assert quadpipe.Dataset(out).manifest.revision == 2
@@ -90,8 +90,8 @@ def _marker_rejects(out: Path, tar: Path) -> bool:
 
 
 @pytest.mark.fault(
-    "a decoder's process is killed from outside again and again",
-    "no reject: the shard fails and is named, exit code 1; the next run goes on",
+    "a decoder's process is killed from outside repeatedly",
+    "no reject: the shard fails and is named, exit code 1; the next run continues",
 )
 def test_a_kill_from_outside_is_no_fault_of_the_input(images, tmp_path, undisturbed, account):
     path, out = SPOILED, tmp_path / "out"
@@ -122,7 +122,7 @@ def test_several_inputs_that_crash_are_tried_again_in_process(images, tmp_path):
 
 @pytest.mark.fault(
     "the process that decodes an input alone is frozen from outside",
-    "no reject: the shard fails and is named; the next run goes on",
+    "no reject: the shard fails and is named; the next run continues",
 )
 def test_a_frozen_process_is_no_fault_of_the_input(images, tmp_path, undisturbed, account):
     out = tmp_path / "out"

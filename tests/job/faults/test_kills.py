@@ -19,7 +19,7 @@ from injection import Fault, wait_for
 
 from quadpipe.files import LocalFolder, lock
 
-GO_ON = "the next run goes on; bytes of an undisturbed run"
+GO_ON = "the next run continues; bytes of an undisturbed run"
 
 
 def test_nothing_that_is_installed_sets_the_hook():
@@ -38,8 +38,8 @@ def test_nothing_that_is_installed_sets_the_hook():
     GO_ON,
 )
 @pytest.mark.fault(
-    "SIGKILL at every such point while rejected inputs are tried again",
-    "the next run goes on; bytes, and revision, of an undisturbed run",
+    "SIGKILL at every such point while rejected inputs are retried",
+    "the next run continues; bytes, and revision, of an undisturbed run",
 )
 @pytest.mark.parametrize("retry", [False, True])
 def test_a_kill_at_any_point_loses_nothing(retry, tmp_path, jpeg, record_property):
@@ -49,7 +49,7 @@ def test_a_kill_at_any_point_loses_nothing(retry, tmp_path, jpeg, record_propert
         folder.mkdir(parents=True, exist_ok=True)
         (folder / f"{number}.jpg").write_bytes(jpeg(number, (90, 80)))
     (images / "zebra" / "spoiled.jpg").write_bytes(b"no image")
-    (images / "mended").write_bytes(jpeg(7, (90, 80)))
+    (images / "fixed").write_bytes(jpeg(7, (90, 80)))
     options = {"samples_per_shard": 3, "tokens": 40, "val_share": 0.15}
     options |= {"retry_rejected": True} if retry else {"views": 2}
     done = subprocess.run(
@@ -78,7 +78,7 @@ def test_a_kill_at_any_point_loses_nothing(retry, tmp_path, jpeg, record_propert
     record_property("doubled", sum(row["doubled"] for row in rows))
 
 
-@pytest.mark.fault("SIGKILL of a Ray worker in mid-tar", "its shard is made again")
+@pytest.mark.fault("SIGKILL of a Ray worker in the middle of a tar", "its shard is remade")
 def test_a_worker_killed_in_mid_tar_is_replaced(images, tmp_path, undisturbed, account):
     fault = Fault(at="before write train-.*tar", skip=1, once=str(tmp_path / "once"))
     check(run(images, tmp_path / "out", "--workers", "2", fault=fault))
@@ -88,7 +88,7 @@ def test_a_worker_killed_in_mid_tar_is_replaced(images, tmp_path, undisturbed, a
 
 @pytest.mark.fault(
     "SIGKILL of a Ray worker between the rename of a tar and its marker",
-    "its shard is made again",
+    "its shard is remade",
 )
 def test_a_worker_killed_before_its_marker_is_replaced(images, tmp_path, undisturbed, account):
     fault = Fault(at="after rename train-.*tar", once=str(tmp_path / "once"))
@@ -175,7 +175,7 @@ def test_a_node_that_dies_is_done_without(images, tmp_path, undisturbed, account
 
 
 @pytest.mark.fault(
-    "two drivers on one output at once", "the first goes on, the second is refused with its name"
+    "two drivers on one output at once", "the first continues, the second is refused with its name"
 )
 def test_of_two_drivers_one_wins(images, tmp_path, undisturbed, account):
     out = tmp_path / "out"
@@ -194,7 +194,7 @@ def test_of_two_drivers_one_wins(images, tmp_path, undisturbed, account):
 
 
 def holder_elsewhere(out: Path) -> lock.Holder:
-    """As a process on another machine, or of this one before it was started anew, would write."""
+    """The lock of a process on another machine, or on this one before a reboot."""
     path = out / ".quadpipe" / "logs" / "lock.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     holder = lock.Holder(token="t", host="far", machine="another boot", process=1, started="1")
@@ -203,7 +203,7 @@ def holder_elsewhere(out: Path) -> lock.Holder:
 
 
 @pytest.mark.fault(
-    "the lock is held on another machine that goes on counting", "the second driver is refused"
+    "the lock is held on another machine that is alive", "the second driver is refused"
 )
 def test_a_lock_of_another_machine_is_respected_while_it_beats(images, tmp_path):
     out = tmp_path / "out"
@@ -237,7 +237,8 @@ def test_a_lock_of_a_silent_machine_is_taken_over(images, tmp_path, undisturbed,
 
 
 @pytest.mark.fault(
-    "Ctrl-C, or SIGTERM, once", "says how to go on, exit code 130; bytes of an undisturbed run then"
+    "Ctrl-C, or SIGTERM, once",
+    "prints how to continue, exit code 130; then the bytes of an undisturbed run",
 )
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_one_interrupt_ends_in_order(number, images, tmp_path, undisturbed, account):
@@ -256,7 +257,7 @@ def test_one_interrupt_ends_in_order(number, images, tmp_path, undisturbed, acco
     account(out, undisturbed)
 
 
-@pytest.mark.fault("Ctrl-C twice", "leaves at once, exit code 130; the next run goes on")
+@pytest.mark.fault("Ctrl-C twice", "exits at once, exit code 130; the next run continues")
 def test_a_second_interrupt_leaves_at_once(images, tmp_path, undisturbed, account):
     out = tmp_path / "out"
     # The way out after the first one takes for ever.

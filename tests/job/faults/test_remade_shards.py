@@ -45,9 +45,9 @@ def test_an_edited_card_survives_a_retry_and_ours_is_written_anew(images, tmp_pa
 
 
 @pytest.mark.fault(
-    "a shard of a published dataset is lost, its input has changed, the run that makes it again is "
+    "a shard of a published dataset is lost, its input has changed, the run that remakes it is "
     "killed between tar and marker",
-    "never published with another list: the next run makes the shard again, the revision rises",
+    "never published with another list: the next run remakes the shard and raises the revision",
 )
 @pytest.mark.parametrize("point", ["after rename train-000001.tar", "after commit .*000001.json"])
 def test_a_shard_made_again_is_not_taken_for_the_one_before(point, images, tmp_path, jpeg):
