@@ -174,7 +174,7 @@ def test_too_many_rejects_exit_with_3(image_folder, tmp_path):
             "neither a number nor",
         ),
         (("tokenize", "--in", "x", "--out", "y", "--view-scale", "1"), 2, "is not two numbers"),
-        (("tokenize", "--in", "x", "--out", "y", "--scorer", "magic"), 2, "there is no scorer"),
+        (("tokenize", "--in", "x", "--out", "y", "--scorer", "magic"), 2, "unknown scorer"),
         (("tokenize", "--in", "x", "--out", "y"), 1, "x does not exist; give a folder"),
         (("info", "."), 1, "is not a finished dataset"),
         (("verify", "nowhere"), 1, "is not a finished dataset"),
