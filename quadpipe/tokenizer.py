@@ -34,7 +34,7 @@ _LARGEST_THRESHOLD = 1e30  # importances minus thresholds are float32
 
 @dataclass(frozen=True, kw_only=True)
 class TokenizerConfig(ScorerChoice):
-    """The options that decide an image's mosaic; raises ConfigError when they cannot work.
+    """The options that decide an image's mosaic; raises ConfigError if they are invalid.
 
     image_size may be given as a number for a square; it is kept as (H, W). An unknown scorer is
     refused by `make_scorer`, not here, so that datasets of other scorers can be read.
@@ -145,7 +145,7 @@ class Tokenizer:
         leaves = mosaic.leaves(64)
 
     Options are those of TokenizerConfig, and `scorer_weights`, the file of a scorer's network;
-    `scorer` may also be a Scorer of your own. Raises ConfigError when they cannot work. `hints`
+    `scorer` may also be a Scorer of your own. Raises ConfigError if they are invalid. `hints`
     are for scorers that need more than pixels: the image's class (grad-cam) or importance map
     (precomputed); for several images a list. A scorer or backbone `module:callable` is called if
     it is given as an option. In a `config`, which may come from a file, it is refused; give the

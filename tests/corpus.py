@@ -122,7 +122,7 @@ def readable() -> dict[str, bytes]:
 
 @cache
 def refused() -> dict[str, bytes]:
-    """Files that are no image, or one that is not opened, under an image's name."""
+    """Files named as images that are not images, or in formats that are refused."""
     tile = Image.linear_gradient("L").convert("RGB")
     archive = io.BytesIO()
     with zipfile.ZipFile(archive, "w") as file:
@@ -395,7 +395,7 @@ def lying_dimensions(data: bytes, chance: random.Random) -> bytes:
 
 
 def damaged_chunk(data: bytes, chance: random.Random) -> bytes:
-    """Bits flipped in one chunk of a PNG whose checksum is mended; in others, anywhere."""
+    """Bits flipped in one chunk of a PNG, with a valid checksum; in other files, anywhere."""
     starts, at = [], 8
     while data.startswith(_PNG) and at + 12 <= len(data):
         starts.append(at)

@@ -1,4 +1,4 @@
-"""Small datasets, and their shards and lists made anew with checksums that fit, as anyone could."""
+"""Small datasets, and shards and lists forged for them with valid checksums."""
 
 import hashlib
 import json

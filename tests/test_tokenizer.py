@@ -67,7 +67,7 @@ def test_a_configuration_survives_json():
         ({"tokens": 99}, "use 97 or 100"),
         ({"image_size": 250}, "use 192 or 256"),
         ({"image_size": (1, 2, 3)}, "image_size must be 2 numbers, not"),
-        ({"scorer": "magic"}, "there is no scorer 'magic'"),
+        ({"scorer": "magic"}, "unknown scorer 'magic'"),
         ({"resample": "cubic"}, "resample 'cubic' is not one of bilinear, area"),
         ({"resize": "pad"}, "resize 'pad' is not one of crop, squash"),
         ({"crop_pct": 0.0}, "crop_pct 0 is not from 0.1 to 1"),

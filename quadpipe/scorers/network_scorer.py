@@ -109,7 +109,7 @@ class NetworkScorer(Scorer):
         batch = images.to(self._dtype, memory_format=torch.channels_last)
         try:
             features = self._backbone.features(batch, stride)
-        except Exception as error:  # whatever the user's network raises
+        except Exception as error:  # the user's network may raise anything
             raise ConfigError(
                 f"backbone {name} failed on images {list(batch.shape)}: {type(error).__name__}: "
                 f"{error}; fix it, or use another --backbone"

@@ -1,4 +1,4 @@
-"""A map over an image averaged over the patches of each scale."""
+"""Averages a map of an image over the patches of each scale."""
 
 import numpy as np
 
@@ -23,7 +23,7 @@ def pool_to_scale(maps: np.ndarray, geometry: Geometry, scale: int) -> np.ndarra
 
 
 def _mean_along(values: np.ndarray, axis: int, count: int) -> np.ndarray:
-    """Resample one axis to `count` cells, each the mean of what lies under it."""
+    """Resample one axis to `count` cells, each the mean of the input under it."""
     length = values.shape[axis]
     # In units of which an input cell has `count` and an output cell `length`.
     begins = np.arange(count) * length

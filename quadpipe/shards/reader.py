@@ -77,7 +77,7 @@ class Dataset:
         return {**vars(self), "_shards": {}, "_indexes": {}, "_numbers": {}}
 
     def split(self, name: str) -> SplitInfo:
-        """Counts of a split; ConfigError when there is no split of that name."""
+        """Counts of a split; ConfigError when the split does not exist."""
         if name not in self.manifest.splits:
             raise ConfigError(
                 f"{self.folder} has no split {name!r}; it has {', '.join(self.manifest.splits)}"

@@ -72,25 +72,25 @@ def test_other_bytes_are_found_in_each_view(finished, images, tmp_path):
     assert len(found) == 2
     for name, line in zip(("train-000001.tar", "train-v01-000001.tar"), sorted(found), strict=True):
         assert name in line
-        assert line.endswith("tokenized again, gives other bytes")
+        assert line.endswith("gives other bytes when retokenized")
 
 
 def test_an_input_that_has_changed_is_found(finished, images, tmp_path, jpeg):
     changed = shutil.copytree(images, tmp_path / "images")
     (changed / "flower" / "00.jpg").write_bytes(jpeg(77))
     (line,) = findings(finished, changed)[:1]
-    assert "flower/00.jpg, tokenized again, gives other bytes" in line
+    assert "flower/00.jpg gives other bytes when retokenized" in line
 
 
 def test_other_decisions_are_found(finished, images, tmp_path, jpeg):
     changed = shutil.copytree(images, tmp_path / "images")
     rows = (finished / ".quadpipe" / "rejected.jsonl").read_text().splitlines()
-    mended = json.loads(rows[0])["path"]
-    (changed / mended).write_bytes(jpeg(5))
+    fixed = json.loads(rows[0])["path"]
+    (changed / fixed).write_bytes(jpeg(5))
     (changed / "zebra" / "02.jpg").write_bytes(b"")
     found = findings(finished, changed)
-    assert f"{mended}: was rejected (not_an_image: not a readable" in "".join(found)
-    assert "zebra/02.jpg: was a sample, tokenized again it is rejected (empty" in "".join(found)
+    assert f"{fixed}: was rejected (not_an_image: not a readable" in "".join(found)
+    assert "zebra/02.jpg: was a sample, is rejected (empty" in "".join(found)
 
 
 def test_an_input_that_is_gone_is_a_finding_that_is_not_waited_for(finished, images, tmp_path):
@@ -219,7 +219,7 @@ def test_the_command_says_what_it_compared(finished, images, tmp_path, jpeg):
         path.write_bytes(jpeg(3))
     done = verify(finished, "--deep", "--in", changed, "--inputs", "3")
     assert done.returncode == 1
-    assert "tokenized again" in done.stdout
+    assert "when retokenized" in done.stdout
     assert "inputs differ: the source was changed after the dataset was made" in done.stderr
     assert "delete" not in done.stdout + done.stderr
     done = verify(finished, "--deep")

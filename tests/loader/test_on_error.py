@@ -199,7 +199,7 @@ def test_ranks_make_the_same_steps_whatever_is_damaged(whole, dataset, world_siz
         loader = Loader(dataset, "train", **given, on_error="skip")
         batches = list(loader.epoch(1))
         assert len(batches) == len(expected) == 4
-        # A damaged sample that only stands in for an empty slice is no loss.
+        # A damaged placeholder of an empty slice is not counted.
         assert loader.skipped.samples == sum(batch.skipped for batch in batches)
         steps.append([(b.total, b.skipped, float(b.weight.sum())) for b in batches])
         for batch, other in zip(batches, expected, strict=True):

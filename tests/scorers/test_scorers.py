@@ -135,7 +135,7 @@ def test_every_scorer_says_what_it_is():
 @pytest.mark.parametrize(
     ("name", "shape", "message"),
     [
-        ("nonsense", geometry(), "there is no scorer 'nonsense'; use one of pixel-blur"),
+        ("nonsense", geometry(), "unknown scorer 'nonsense'; use one of pixel-blur"),
         ("uniform", geometry(), "give max_patch_size 16, equal to patch_size, and 256 tokens"),
         ("pixel-blur", geometry(max_patch_size=16), "nothing to score; use scorer uniform"),
         (

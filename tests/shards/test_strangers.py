@@ -49,7 +49,7 @@ MEGABYTE = 10**6
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory) -> Path:
     dataset = make_dataset(tmp_path_factory.mktemp("whole"))
-    for read in READERS.values():  # what is imported and compiled on first use is no claim
+    for read in READERS.values():  # so that imports and compilation on first use are not counted
         read(dataset)
     count_with_skip(dataset)
     return dataset

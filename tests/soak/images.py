@@ -4,7 +4,7 @@
 
 A process of its own decodes corpus after corpus, each by the next seed. Every file is decoded
 twice, with other bytes in fresh memory each time: pixels that differ were never written. A file
-that ends its process, takes longer than 20 s, raises what is no reject, or differs is kept.
+that ends its process, takes longer than 20 s, raises anything but a reject, or differs is kept.
 """
 
 import argparse

@@ -90,7 +90,7 @@ def run(folder: Path, out: str, *more: str) -> subprocess.Popen:
 
 
 def disturb(process: subprocess.Popen, kills: int, numbers: random.Random) -> Counter[str]:
-    """Kill so many of the processes of a run, at random times; their kinds."""
+    """Kill this number of processes of a run at random times; returns their kinds."""
     killed: Counter[str] = Counter()
     for _ in range(kills):
         time.sleep(numbers.uniform(0.2, 5))

@@ -493,7 +493,7 @@ def change_index(chance: random.Random, dataset: Path) -> None:
 
 
 def lose_shard(chance: random.Random, dataset: Path) -> None:
-    """Remove a shard, or make it something that is no file, or another shard."""
+    """Remove a shard, or replace it by something that is not a file, or by another shard."""
     tars = [tar for tar in sorted(dataset.glob(f"{SPLIT}-*.tar")) if tar.is_file()]
     if not tars:
         return
