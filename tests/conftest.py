@@ -1,6 +1,7 @@
 """Real photographs that scikit-learn ships, and image folders made from them."""
 
 import io
+import os
 import sys
 from collections.abc import Callable, Generator
 from pathlib import Path
@@ -11,6 +12,9 @@ import pytest
 import reliability
 from PIL import Image
 from sklearn.datasets import load_sample_images
+
+# Tests run in several processes. More threads than processors wait for each other in loops.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture(scope="session")

@@ -150,7 +150,7 @@ class _ProxyHandler(BaseHTTPRequestHandler):
         length = str(len(data))
         for name, value in headers:
             if name.lower() == "content-length":
-                length = value  # of a HEAD, where there is no body
+                length = value  # of a HEAD response, which has no body
             elif name.lower() not in ("transfer-encoding", "connection"):
                 self.send_header(name, value)
         self.send_header("Content-Length", length)

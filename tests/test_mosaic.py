@@ -142,7 +142,7 @@ def mosaic(square) -> Mosaic:
     ("arguments", "message"),
     [
         ({"tokens": 101}, "use 100 or 103"),
-        ({"tokens": 196}, "holds 100 tokens, not 196; use at most 100 or tokenize again"),
+        ({"tokens": 196}, "holds 100 tokens, not 196; use at most 100 or retokenize with"),
         ({"tokens": 64, "threshold": 1.0}, "not both"),
     ],
 )

@@ -12,7 +12,6 @@ from quadpipe.quadtree import (
     grow,
     join_maps,
     leaf_indices,
-    split_order,
     splits_at_threshold,
     weight_scales,
 )
@@ -59,8 +58,9 @@ def test_equal_importances_go_coarser_first_then_in_raster_order(case):
         maps = [arrays[f"{case}/importance_depth{depth}"][None] for depth in range(depths)]
         expected = arrays[f"{case}/order"]
     geometry = unit_geometry(maps)
-    order = split_order(join_maps(maps, geometry, 1), geometry)[0]
-    x, y, scale = geometry.boxes[order].T
+    nodes = grow(join_maps(maps, geometry, 1), geometry, geometry.max_tokens).nodes[0]
+    nodes = nodes[np.argsort(nodes[:, 3])]
+    x, y, scale, _ = nodes[nodes[:, 3] >= 0].T
     np.testing.assert_array_equal(np.stack([depths - scale, y >> scale, x >> scale], 1), expected)
 
 

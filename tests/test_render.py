@@ -82,5 +82,8 @@ def test_quadtrees_are_in_rows_with_their_titles(square):
     pixels = np.asarray(sheet)
     assert (pixels[700:, 600:] == 255).all()  # no fourth one
     assert not (pixels[:500, 600:1100] == 255).all()
-    with pytest.raises(ConfigError, match="there is no sample to draw"):
-        draw_quadtrees([], 31, columns=2)
+
+
+def test_drawing_no_samples_is_an_error():
+    with pytest.raises(ConfigError, match="no samples to draw"):
+        draw([], [31])

@@ -68,7 +68,7 @@ def test_a_configuration_round_trips_through_json():
         ({"tokens": 99}, "use 97 or 100"),
         ({"image_size": 250}, "use 192 or 256"),
         ({"image_size": (1, 2, 3)}, "image_size must be 2 numbers, not"),
-        ({"scorer": "magic"}, "there is no scorer 'magic'"),
+        ({"scorer": "magic"}, "unknown scorer 'magic'"),
         ({"resample": "cubic"}, "resample 'cubic' is not one of bilinear, area"),
         ({"resize": "pad"}, "resize 'pad' is not one of crop, squash"),
         ({"crop_pct": 0.0}, "crop_pct 0 is not from 0.1 to 1"),
@@ -97,7 +97,7 @@ def test_arrays_that_are_not_images_are_refused(image):
 @pytest.mark.parametrize("shape", [(120, 160), (120, 160, 1)])
 def test_a_gray_array_is_refused_with_its_shape_and_the_next_step(shape):
     grey = np.zeros(shape, np.uint8)
-    message = rf"this one is uint8 \[{', '.join(map(str, shape))}\]; give a grey image as PIL"
+    message = rf"this one is uint8 \[{', '.join(map(str, shape))}\]; give a gray image as PIL"
     for images in (grey, [grey]):
         with pytest.raises(ConfigError, match=message):
             quadpipe.Tokenizer()(images)

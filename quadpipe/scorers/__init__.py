@@ -49,7 +49,7 @@ def scorer_type(name: str) -> type[Scorer]:
         return OwnScorer
     if name not in SCORERS:
         raise ConfigError(
-            f"there is no scorer {name!r}; use one of {', '.join(SCORERS)}, or MODULE:CALLABLE"
+            f"unknown scorer {name!r}; use one of {', '.join(SCORERS)}, or MODULE:CALLABLE"
         )
     return SCORERS[name]
 

@@ -21,7 +21,7 @@ from quadpipe.weights import listing, parse_weights, state_dict_problems
 class Backbone:
     """A network ready to run.
 
-    features: images float `[B, 3, H, W]`, normalised by mean and std, and some of `strides` ->
+    features: images float `[B, 3, H, W]`, normalized by mean and std, and some of `strides` ->
     a map `[B, C, H / s, W / s]` for each stride s, in one pass of the network. strides: those that
     it has, the last feature map first. head: that first map -> logits
     `[B, classes]`, where there is a classifier. classes: names of the logits, where they are known.
@@ -73,7 +73,7 @@ def build_efficientnet_lite0(weights: dict[str, Tensor], where: str) -> Backbone
     _fold(module, "_conv_head", "_bn1")
     for part in (module, *module._blocks):
         part._swish = nn.ReLU6(inplace=True)
-    # The last block before the map shrinks from a sixteenth to a thirty-second.
+    # The last block before the stride goes from 16 to 32.
     strided = [n for n, b in enumerate(module._blocks) if max(b._depthwise_conv.stride) == 2]
 
     def features(images: Tensor, strides: Sequence[int]) -> list[Tensor]:
@@ -105,13 +105,13 @@ def build_efficientnet_lite0(weights: dict[str, Tensor], where: str) -> Backbone
 def build_named(target: str, weights: dict[str, Tensor] | None, where: str) -> Backbone:
     """What `module:callable` returns: an `nn.Module` and its stride.
 
-    The module takes images normalised by ImageNet's mean and standard deviation. For a classifier
+    The module takes images normalized by ImageNet's mean and standard deviation. For a classifier
     it has a method `head(features)` that gives logits, and may have `classes`, their names. Call
     this only for what the user has named, never for a name from a file.
     """
     try:
         module, stride = import_named(target)()
-    except Exception as error:  # whatever the user's code raises
+    except Exception as error:  # the user's code may raise anything
         raise ConfigError(
             f"backbone {target} cannot be made: {type(error).__name__}: {error}; give "
             f"MODULE:CALLABLE that can be imported on every machine, runs without a GPU, and "
@@ -126,7 +126,7 @@ def build_named(target: str, weights: dict[str, Tensor] | None, where: str) -> B
         _load(module, weights, where, target)
     classes = getattr(module, "classes", None)
     if not (classes is None or all(isinstance(c, str) for c in _listed(classes))):
-        raise ConfigError(f"the classes of backbone {target} are no list of names")
+        raise ConfigError(f"the classes of backbone {target} must be a list of names")
     return Backbone(
         module=module,
         features=lambda images, _: [module(images)],
@@ -140,7 +140,7 @@ def build(backbone: str, weights: bytes | None, where: str) -> Backbone:
     """The network of that name in evaluation mode, without gradients, in channels-last memory.
 
     ConfigError when the weights do not fit or a package is missing, ShardError when the bytes are
-    no plain weights.
+    not plain weights.
     """
     tensors = None if weights is None else parse_weights(weights, where)
     if tensors and all(name.startswith("module.") for name in tensors):  # saved on several GPUs
@@ -168,7 +168,7 @@ def digest_of_state(module: nn.Module) -> str:
     digest = sha256()
     for name, tensor in sorted(module.state_dict().items()):
         if not isinstance(tensor, Tensor):
-            continue  # a module may keep other things there
+            continue  # a module may have entries that are not tensors
         values = tensor.detach().cpu().contiguous()
         digest.update(f"{name} {values.dtype} {list(values.shape)}\n".encode())
         digest.update(values.flatten().view(torch.uint8).numpy().tobytes())

@@ -110,7 +110,7 @@ class NetworkScorer(Scorer):
         batch = images.to(self._dtype, memory_format=torch.channels_last)
         try:
             maps = self._backbone.features(batch, strides)
-        except Exception as error:  # whatever the user's network raises
+        except Exception as error:  # the user's network may raise anything
             raise ConfigError(
                 f"backbone {name} failed on images {list(batch.shape)}: {type(error).__name__}: "
                 f"{error}; fix it, or use another --backbone"

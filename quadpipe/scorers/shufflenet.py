@@ -53,7 +53,7 @@ class _Unit(nn.Module):
         super().__init__()
         half = width // 2
         self.stride = stride
-        # Positions as in torchvision, where a batch norm and at times a ReLU stand between.
+        # Positions as in torchvision, which has batch norms and ReLUs in between.
         self.branch1 = nn.ModuleDict()
         if stride == 2:
             self.branch1["0"] = _conv(channels, channels, 3, stride=2, groups=channels)
@@ -73,7 +73,7 @@ class _Unit(nn.Module):
             left, right = self.branch1["2"](self.branch1["0"](x)).relu_(), x
         main = self.branch2["3"](self.branch2["0"](right).relu_())
         main = self.branch2["5"](main).relu_()
-        # cat, then shuffle in two groups: channels of the two by turns.
+        # Concatenate and shuffle in two groups: alternate the channels of the two.
         pairs = torch.stack((left.permute(0, 2, 3, 1), main.permute(0, 2, 3, 1)), dim=-1)
         return pairs.flatten(-2).permute(0, 3, 1, 2)
 

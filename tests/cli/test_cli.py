@@ -96,7 +96,7 @@ def test_show_compares_scorers(image_folder, tmp_path):
         assert image.size == (16 + 4 * 528, 2 * (512 + 36) + 16)
     for options, message in (
         (("--class", "cat"), "--class does not apply to scorer random and entropy; omit it"),
-        (("--backbone", "efficientnet-lite0"), "not random; leave it out"),
+        (("--backbone", "efficientnet-lite0"), "not random; omit it"),
         (("--scorer", "precomputed"), "needs an importance map of the image; give --map"),
     ):
         done = run(*given, "--scorer", "entropy", *options)
@@ -183,7 +183,7 @@ def test_too_many_rejects_exit_with_3(image_folder, tmp_path):
             "neither a number nor",
         ),
         (("tokenize", "--in", "x", "--out", "y", "--view-scale", "1"), 2, "is not two numbers"),
-        (("tokenize", "--in", "x", "--out", "y", "--scorer", "magic"), 2, "there is no scorer"),
+        (("tokenize", "--in", "x", "--out", "y", "--scorer", "magic"), 2, "unknown scorer"),
         (("tokenize", "--in", "x", "--out", "y"), 1, "x does not exist; give a folder"),
         (("info", "."), 1, "is not a finished dataset"),
         (("verify", "nowhere"), 1, "is not a finished dataset"),

@@ -93,7 +93,7 @@ def test_a_cache_that_is_too_small_is_refused_with_the_size_it_needs(published, 
 
 
 @pytest.mark.fault(
-    "a shard arrives from S3 with a flipped bit, once; and for good",
+    "a shard arrives from S3 with a flipped bit, once, or every time",
     "fetched again; then an error that names it",
 )
 def test_a_shard_that_arrives_damaged_is_fetched_again(published, proxy, tmp_path, whole):
@@ -133,7 +133,7 @@ def test_the_cache_stays_within_its_size_while_shards_arrive_slowly(
 
 
 @pytest.mark.fault(
-    "the disk of the cache is full", "an error that says so, also with --on-error skip"
+    "the disk of the cache is full", "an error that names the cause, also with --on-error skip"
 )
 def test_a_cache_on_a_full_disk_is_an_error(published, tmp_path, monkeypatch):
     def full(*arguments: object, **options: Any) -> None:
@@ -147,8 +147,8 @@ def test_a_cache_on_a_full_disk_is_an_error(published, tmp_path, monkeypatch):
 
 
 @pytest.mark.fault(
-    "the server of a training's dataset is away for longer, with --on-error skip",
-    "the training ends and can be resumed: what cannot be reached is not taken for damaged",
+    "the server of a training dataset is down for longer, with --on-error skip",
+    "the training ends and can be resumed: an unreachable dataset is not treated as damaged",
 )
 def test_an_outage_is_not_skipped_as_damage(published, proxy, whole, monkeypatch):
     monkeypatch.setattr("quadpipe.retries.PAUSES", (0.01,))

@@ -122,7 +122,7 @@ def test_a_kill_during_writes_to_s3_loses_nothing(
 
 
 @pytest.mark.fault(
-    "SIGKILL of a Ray worker in the middle of an upload to S3", "its shard is made again"
+    "SIGKILL of a Ray worker in the middle of an upload to S3", "its shard is remade"
 )
 def test_a_worker_killed_during_an_upload_is_replaced(
     image_folder, url, tmp_path, undisturbed, account
@@ -137,7 +137,7 @@ def test_a_worker_killed_during_an_upload_is_replaced(
 
 @pytest.mark.fault(
     "S3 answers 500, or drops the connection in the middle, on reading and on writing",
-    "tried again with back-off; the same bytes",
+    "retried with back-off; the same bytes",
 )
 def test_transient_server_errors_do_not_change_the_bytes(
     image_folder, url, tmp_path, proxy, undisturbed, account
@@ -165,7 +165,7 @@ def test_transient_server_errors_do_not_change_the_bytes(
 
 
 @pytest.mark.fault(
-    "S3 fails for good", "exit code 1 with one line; once it works the next run continues"
+    "S3 fails permanently", "exit code 1 with one line; once it works, the next run continues"
 )
 def test_permanent_server_errors_end_the_run(
     image_folder, url, tmp_path, proxy, undisturbed, account, monkeypatch

@@ -10,7 +10,7 @@ from PIL import Image
 from quadpipe.errors import ConfigError
 from quadpipe.images.crop import (
     Box,
-    centre_box,
+    center_box,
     check_range,
     decode_and_resample,
     random_box,
@@ -24,20 +24,20 @@ def test_the_center_crop_equals_resize_then_crop(photographs):
     resized = picture.resize((292 * 640 // 427, 292), Image.Resampling.BICUBIC)
     left, top = round((resized.width - 256) / 2), round((292 - 256) / 2)
     expected = np.asarray(resized.crop((left, top, left + 256, top + 256))).astype(int)
-    found = resample(picture, centre_box(640, 427, (256, 256), 0.875), (256, 256))
+    found = resample(picture, center_box(640, 427, (256, 256), 0.875), (256, 256))
     # PIL keeps boxes and weights in low precision, so a few values differ by rounding.
     assert abs(found - expected).max() <= 2
     assert abs(found - expected).mean() < 0.02
 
 
 def test_crop_pct_1_keeps_an_image_of_the_size_whole():
-    assert centre_box(256, 256, (256, 256), 1.0) == Box(0, 0, 256, 256)
-    assert centre_box(320, 128, (128, 320), 1.0) == Box(0, 0, 320, 128)
+    assert center_box(256, 256, (256, 256), 1.0) == Box(0, 0, 256, 256)
+    assert center_box(320, 128, (128, 320), 1.0) == Box(0, 0, 320, 128)
 
 
 @given(st.integers(8, 3000), st.integers(8, 3000), st.sampled_from([(256, 256), (64, 448)]))
 def test_the_center_crop_is_inside_and_keeps_the_aspect_ratio(w, h, size):
-    box = centre_box(w, h, size, 0.875)
+    box = center_box(w, h, size, 0.875)
     assert 0 <= box.x0 < box.x1 <= w
     assert 0 <= box.y0 < box.y1 <= h
     across, down = size[1] / (box.x1 - box.x0), size[0] / (box.y1 - box.y0)
@@ -93,7 +93,7 @@ def test_large_jpegs_are_decoded_reduced_to_at_least_twice_the_output(size, redu
     file = io.BytesIO()
     Image.fromarray(photographs[0]).resize(size).save(file, "JPEG", quality=90)
     image = EncodedImage(file.getvalue())
-    box = centre_box(size[0], size[1], (256, 256), 0.875)
+    box = center_box(size[0], size[1], (256, 256), 0.875)
     asked = []
     decode = image.decode
     image.decode = lambda reduction=1: asked.append(reduction) or decode(reduction)

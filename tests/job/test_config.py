@@ -13,7 +13,7 @@ def test_flat_options_reach_their_configuration():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"tokns": 64}, "there is no option tokns; options are .*tokens"),
+        ({"tokns": 64}, "unknown option tokns; use .*tokens"),
         (
             {"codec": "jpg", "patch_size": 14, "max_patch_size": 56, "image_size": 224},
             "multiple of 8",
@@ -22,7 +22,7 @@ def test_flat_options_reach_their_configuration():
         ({"quality": 90}, "quality is for codec jpg, not raw"),
         ({"codec": "jpg", "quality": 0}, "quality 0 is not from 1 to 100"),
         ({"split": "dev"}, "split 'dev' is not one of train, val, test"),
-        ({"scorer": "magic"}, "there is no scorer 'magic'"),
+        ({"scorer": "magic"}, "unknown scorer 'magic'"),
         ({"in_process": True, "address": "auto"}, "without workers or address"),
         ({"workers": "2"}, "workers must be a whole number, not '2'"),
         ({"codec": "jpg", "quality": 101}, "quality 101 is not from 1 to 100"),

@@ -82,7 +82,7 @@ NAMES = [
 
 @pytest.mark.fault(
     "file names with newlines, bytes that are not UTF-8, dots, percent signs, 255 bytes",
-    "samples; `path` turns back into the name",
+    "samples; `path` converts back to the name",
 )
 @pytest.mark.parametrize("labelled", [True, False])
 def test_file_names_of_any_bytes_become_paths_that_convert_back(labelled, tmp_path, jpeg):
@@ -200,7 +200,7 @@ def test_an_input_that_cannot_be_read_fails_its_shard_and_no_other(
 
 @pytest.mark.fault(
     "inputs change between plan and work",
-    "read as they are then, or rejected",
+    "the new bytes are read, or rejected",
 )
 @pytest.mark.parametrize("damaged", [False, True])
 def test_inputs_that_change_after_planning_are_read_as_they_are(
@@ -248,7 +248,7 @@ def test_a_folder_that_loses_its_permission_fails_its_shards_and_no_other(
 
 
 @pytest.mark.fault(
-    "I/O errors and short reads that pass after two more tries",
+    "I/O errors and short reads that end after two retries",
     "the bytes of an undisturbed run",
 )
 @pytest.mark.parametrize("failing", ["open", "pread", "fstat", "short read"])

@@ -64,7 +64,9 @@ def test_outputs_with_other_files_are_refused_and_unchanged(image_folder, tmp_pa
         tokenize(image_folder, tmp_path / "thesis.tex")
 
 
-@pytest.mark.fault("the output may not be written to", "exit code 1, says so; nothing is written")
+@pytest.mark.fault(
+    "the output may not be written to", "exit code 1 with a message; nothing is written"
+)
 def test_an_output_without_permission_is_refused(image_folder, tmp_path):
     tmp_path.chmod(0o500)
     try:

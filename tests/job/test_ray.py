@@ -69,7 +69,7 @@ def test_a_job_whose_driver_was_killed_continues_to_the_same_bytes(
     account(out, undisturbed)
 
 
-@pytest.mark.fault("SIGKILL of all Ray workers in mid-run", "their shards are made again")
+@pytest.mark.fault("SIGKILL of all Ray workers during the run", "their shards are remade")
 def test_a_killed_worker_is_replaced(image_folder, tmp_path, undisturbed, account):
     out = tmp_path / "out"
     with subprocess.Popen(command(image_folder, out), stderr=subprocess.PIPE, text=True) as process:
@@ -166,7 +166,7 @@ quadpipe.tokenize(sys.argv[1], sys.argv[2], limit=4, progress=Look())
 
 
 @pytest.mark.fault(
-    "Ctrl-C under Ray in mid-run", "exit code 130; the private Ray leaves nothing in /tmp"
+    "Ctrl-C under Ray during the run", "exit code 130; the private Ray leaves nothing in /tmp"
 )
 def test_an_interrupted_private_ray_leaves_no_files_and_touches_no_other_ray(
     image_folder, tmp_path, sessions, undisturbed, account

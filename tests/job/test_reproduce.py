@@ -78,14 +78,14 @@ def test_changed_bytes_are_found_in_each_view(finished, images, tmp_path):
     assert len(found) == 2
     for name, line in zip(("train-000001.tar", "train-v01-000001.tar"), sorted(found), strict=True):
         assert name in line
-        assert line.endswith("tokenized again, gives other bytes")
+        assert line.endswith("gives other bytes when retokenized")
 
 
 def test_an_input_that_has_changed_is_found(finished, images, tmp_path, jpeg):
     changed = shutil.copytree(images, tmp_path / "images")
     (changed / "flower" / "00.jpg").write_bytes(jpeg(77))
     (line,) = findings(finished, changed)[:1]
-    assert "flower/00.jpg, tokenized again, gives other bytes" in line
+    assert "flower/00.jpg gives other bytes when retokenized" in line
 
 
 def test_inputs_that_change_between_sample_and_reject_are_found(finished, images, tmp_path, jpeg):
@@ -96,7 +96,7 @@ def test_inputs_that_change_between_sample_and_reject_are_found(finished, images
     (changed / "zebra" / "02.jpg").write_bytes(b"")
     found = findings(finished, changed)
     assert f"{repaired}: was rejected (not_an_image: not a readable" in "".join(found)
-    assert "zebra/02.jpg: was a sample, tokenized again it is rejected (empty" in "".join(found)
+    assert "zebra/02.jpg: was a sample, is rejected (empty" in "".join(found)
 
 
 def test_a_missing_input_is_a_finding_without_retries(finished, images, tmp_path):
@@ -222,7 +222,7 @@ def test_the_command_prints_what_it_compared(finished, images, tmp_path, jpeg):
         path.write_bytes(jpeg(3))
     done = run_cli("verify", finished, "--deep", "--in", changed, "--inputs", "3")
     assert done.returncode == 1
-    assert "tokenized again" in done.stdout
+    assert "when retokenized" in done.stdout
     assert "inputs differ: the source was changed after the dataset was made" in done.stderr
     assert "delete" not in done.stdout + done.stderr
     done = run_cli("verify", finished, "--deep")

@@ -265,9 +265,7 @@ def test_skips_are_counted_every_epoch_and_each_shard_is_reported_once(dataset, 
     for epoch in range(3):
         list(loader.epoch(epoch))
     assert loader.skipped.samples == 15
-    assert (
-        caplog.text.count(f"{SHARD}: missing: not all of this dataset is here: 4 of 5 shards") == 1
-    )
+    assert caplog.text.count(f"{SHARD}: missing: the dataset is incomplete: 4 of 5 shards") == 1
     assert caplog.text.count("train-000000.tar: 0000000001.cls: b'x' is not a class") == 1
 
 

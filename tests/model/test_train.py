@@ -168,7 +168,7 @@ def test_invalid_combinations_are_refused_before_anything_is_written(
         train(shards, tmp_path / "run", **SMALL | {"tokens": 64})
     with pytest.raises(ConfigError, match="does not hold a run to resume"):
         train(shards, tmp_path / "run", **SMALL, resume=True)
-    with pytest.raises(ConfigError, match="own weights; leave out --init"):
+    with pytest.raises(ConfigError, match="own weights; omit --init"):
         train(shards, tmp_path / "run", **SMALL, resume=True, init="x.pth")
     assert not (tmp_path / "run").exists()
     if not torch.cuda.is_available():

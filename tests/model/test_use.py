@@ -177,7 +177,7 @@ def test_predict_refuses_a_network_if_the_scorer_has_none(undisturbed, shards, s
     picture = next((shards.parent / "images").rglob("*.png"))
     done = run_cli("predict", undisturbed, picture, "--scorer-weights", shufflenet_weights)
     assert done.returncode == 2
-    assert "scorer saliency has no network; leave out" in done.stderr
+    assert "scorer saliency has no network; omit" in done.stderr
 
 
 def test_init_from_a_run_matches_the_head_by_class_names(shards, undisturbed, tmp_path):
@@ -197,7 +197,7 @@ def test_init_from_a_run_matches_the_head_by_class_names(shards, undisturbed, tm
         assert torch.equal(model.head.weight, trained.head.weight.flip(0))
         assert torch.equal(model.head.bias, trained.head.bias.flip(0))
         model, report = loaded(["cat", "temple"], path)
-        assert report.changed["head"] == "left out: other classes"
+        assert report.changed["head"] == "not loaded: other classes"
         assert report.fresh == ["head.bias", "head.weight"]
         assert torch.equal(model.norm.weight, trained.norm.weight)
     shutil.copy(undisturbed / "best.safetensors", tmp_path / "copied.safetensors")

@@ -154,9 +154,9 @@ def test_a_network_that_has_changed_is_not_run(own):
         ("my_networks:nothing", "cannot be made: AttributeError: module 'my_networks' has no"),
         ("my_networks:wrong", "cannot be made: TypeError: cannot unpack"),
         ("my_networks:fails", "cannot be made: RuntimeError: no GPU; give MODULE:CALLABLE"),
-        ("my_networks:names", "the classes of backbone my_networks:names are no list of names"),
+        ("my_networks:names", "the classes of backbone my_networks:names must be a list of names"),
         ("my_networks:strange", "returned str and 16; it must return an nn.Module"),
-        ("resnet50", "there is no backbone 'resnet50'; use one of shufflenet-v2-x0.5, eff"),
+        ("resnet50", "unknown backbone 'resnet50'; use one of shufflenet-v2-x0.5, eff"),
     ],
 )
 def test_networks_that_cannot_be_made_are_refused(own, target, message):
@@ -216,7 +216,7 @@ def test_a_configuration_from_a_file_runs_no_code(own):
         ),
         (
             {"scorer": "pixel-blur", "scorer_stride": 16},
-            "scorer_stride is for scorer feature, not pixel-blur; leave it out",
+            "scorer_stride is for scorer feature, not pixel-blur; omit it",
         ),
         (
             {"scorer": "entropy", "backbone": "efficientnet-lite0"},
@@ -225,13 +225,13 @@ def test_a_configuration_from_a_file_runs_no_code(own):
         ({"scorer_blur": "4x"}, "scorer_blur '4x' is not one of each, 2x"),
         (
             {"scorer": "feature-saliency", "scorer_blur": "2x"},
-            "scorer_blur is for scorer feature, not feature-saliency; leave it out",
+            "scorer_blur is for scorer feature, not feature-saliency; omit it",
         ),
         (
             {"scorer": "saliency", "scorer_blur": "2x"},
-            "scorer_blur is for scorer feature, not saliency; leave it out",
+            "scorer_blur is for scorer feature, not saliency; omit it",
         ),
-        ({"scorer": "entropy"}, "scorer entropy has no network; leave out the scorer's weights"),
+        ({"scorer": "entropy"}, "scorer entropy has no network; omit the scorer's weights"),
     ],
 )
 def test_options_that_do_not_apply_are_refused(options, message, shufflenet_weights):

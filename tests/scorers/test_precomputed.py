@@ -16,7 +16,7 @@ WIDE = Geometry(height=64, width=128, patch_size=16, max_patch_size=64)
 @pytest.mark.parametrize("cells", [1, 4, 5, 7, 8, 12, 16, 32])
 def test_importance_is_the_mean_of_the_map_over_the_patch(cells):
     importance = np.random.default_rng(cells).random((cells, cells))
-    # So many pixels a side that cells and patches are whole numbers of them.
+    # A side that is a whole number of cells and of patches.
     pixels = np.lcm(cells, 8)
     fine = importance.repeat(pixels // cells, 0).repeat(pixels // cells, 1)
     for level in map_levels(importance, GEOMETRY):

@@ -140,7 +140,7 @@ def test_every_scorer_describes_itself():
 @pytest.mark.parametrize(
     ("name", "shape", "message"),
     [
-        ("nonsense", geometry(), "there is no scorer 'nonsense'; use one of saliency"),
+        ("nonsense", geometry(), "unknown scorer 'nonsense'; use one of saliency"),
         ("uniform", geometry(), "give max_patch_size 16, equal to patch_size, and 256 tokens"),
         ("pixel-blur", geometry(max_patch_size=16), "nothing to score; use scorer uniform"),
         (

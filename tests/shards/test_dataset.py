@@ -119,7 +119,7 @@ def test_an_incomplete_copy_is_reported_in_one_line(dataset):
     for name in ("train-000002.tar", "train-v01-000002.tar", "train-000004.tar", "val-000001.tar"):
         (dataset / name).unlink()
     (line,) = findings(dataset)
-    assert "not all of this dataset is here: 8 of 12 shards" in line
+    assert "the dataset is incomplete: 8 of 12 shards" in line
     assert "train-000002.tar, train-v01-000002.tar, train-000004.tar and 1 more are" in line
     assert "finish copying it" in line
     assert "delete" not in line
@@ -129,7 +129,7 @@ def test_shards_are_not_extra_in_a_copy_without_shard_lists(dataset):
     for path in [*dataset.glob("train-00*.tar"), *dataset.glob("*.shards.jsonl")]:
         path.unlink()
     (line,) = findings(dataset)
-    assert "not all of this dataset is here: 7 of 12 shards; train.shards.jsonl, val" in line
+    assert "the dataset is incomplete: 7 of 12 shards; train.shards.jsonl, val" in line
 
 
 def test_a_lost_shard_list_is_reported_missing_and_its_shards_are_not_extra(dataset):
@@ -148,7 +148,7 @@ def test_reading_a_missing_shard_reports_how_many_shards_are_present(dataset):
     for name in ("val-000000.tar", "val-000001.tar"):
         (dataset / name).unlink()
     opened = quadpipe.Dataset(dataset)
-    message = r"val-000000\.tar: missing: not all of this dataset is here: 10 of 12 shards; finish"
+    message = r"val-000000\.tar: missing: the dataset is incomplete: 10 of 12 shards; finish"
     for read in (
         lambda: list(opened.samples("val")),
         lambda: summarize(opened),
@@ -262,7 +262,7 @@ def test_duplicate_keys_and_members_are_refused(dataset):
     with pytest.raises(ShardError, match="0000000000: two samples have this key"):
         list(quadpipe.Dataset(dataset).samples("val"))
     reseal(dataset, "val-000000.tar", tar_of([members[0], *members]))
-    with pytest.raises(ShardError, match="two members have one name"):
+    with pytest.raises(ShardError, match="two members have the same name"):
         list(quadpipe.Dataset(dataset).samples("val"))
 
 

@@ -134,14 +134,14 @@ def decode_all(seed: int, start: int, connection: Connection) -> None:
 def outcome_of(data: bytes) -> str:
     """A digest of a centre crop and a random crop, the reason of the reject, or what was raised."""
     from quadpipe.errors import RejectError
-    from quadpipe.images.crop import centre_box, decode_and_resample, random_box
+    from quadpipe.images.crop import center_box, decode_and_resample, random_box
     from quadpipe.images.decode import EncodedImage
 
     digest = hashlib.sha256()
     try:
         image = EncodedImage(data)
         for box in (
-            centre_box(image.width, image.height, (16, 16), 0.875),
+            center_box(image.width, image.height, (16, 16), 0.875),
             random_box(image.width, image.height, (0.1, 1.0), (0.75, 4 / 3), "soak"),
         ):
             pixels = decode_and_resample(image, box, (16, 16))

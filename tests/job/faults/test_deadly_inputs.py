@@ -31,11 +31,11 @@ DEADLY = {
 
 @pytest.mark.fault(
     "an input on which the decoder crashes (SIGSEGV), in a Ray worker and in process",
-    "tried alone, rejected as `crashed_decoder`; all other samples are there; decided for good",
+    "retried alone, rejected as `crashed_decoder`; all other samples are written; final",
 )
 @pytest.mark.fault(
     "an input on which the decoder hangs, busy or asleep, in a Ray worker",
-    "tried alone, rejected as `timeout`; all other samples are there; decided for good",
+    "retried alone, rejected as `timeout`; all other samples are written; final",
 )
 @pytest.mark.parametrize("do", ["crash", "spin", pytest.param("sleep", marks=pytest.mark.soak)])
 def test_an_input_that_kills_its_decoder_is_rejected_alone(
@@ -91,7 +91,7 @@ def _marker_rejects(out: Path, tar: Path) -> bool:
 
 
 @pytest.mark.fault(
-    "a decoder's process is killed from outside again and again",
+    "a decoder's process is killed from outside repeatedly",
     "no reject: the shard fails and is named, exit code 1; the next run continues",
 )
 def test_a_kill_from_outside_does_not_reject_the_input(images, tmp_path, undisturbed, account):

@@ -38,7 +38,7 @@ def test_installed_code_never_sets_the_fault_hook():
     CONTINUES,
 )
 @pytest.mark.fault(
-    "SIGKILL at every such point while rejected inputs are tried again",
+    "SIGKILL at every such point while rejected inputs are retried",
     "the next run continues; bytes, and revision, of an undisturbed run",
 )
 @pytest.mark.parametrize("retry", [False, True])
@@ -78,7 +78,7 @@ def test_a_kill_at_any_point_loses_nothing(retry, tmp_path, jpeg, record_propert
     record_property("doubled", sum(row["doubled"] for row in rows))
 
 
-@pytest.mark.fault("SIGKILL of a Ray worker in mid-tar", "its shard is made again")
+@pytest.mark.fault("SIGKILL of a Ray worker in the middle of a tar", "its shard is remade")
 def test_a_worker_killed_in_mid_tar_is_replaced(images, tmp_path, undisturbed, account):
     fault = Fault(at="before write train-.*tar", skip=1, once=str(tmp_path / "once"))
     check(run(images, tmp_path / "out", "--workers", "2", fault=fault))
@@ -88,7 +88,7 @@ def test_a_worker_killed_in_mid_tar_is_replaced(images, tmp_path, undisturbed, a
 
 @pytest.mark.fault(
     "SIGKILL of a Ray worker between the rename of a tar and its marker",
-    "its shard is made again",
+    "its shard is remade",
 )
 def test_a_worker_killed_before_its_marker_is_replaced(images, tmp_path, undisturbed, account):
     fault = Fault(at="after rename train-.*tar", once=str(tmp_path / "once"))
@@ -205,7 +205,7 @@ def holder_elsewhere(out: Path) -> lock.Holder:
 
 
 @pytest.mark.fault(
-    "the lock is held on another machine that keeps renewing it", "the second driver is refused"
+    "the lock is held on another machine that is alive", "the second driver is refused"
 )
 def test_a_lock_of_another_machine_is_respected_while_it_is_renewed(images, tmp_path):
     out = tmp_path / "out"
@@ -240,7 +240,7 @@ def test_a_lock_of_a_silent_machine_is_taken_over(images, tmp_path, undisturbed,
 
 @pytest.mark.fault(
     "Ctrl-C, or SIGTERM, once",
-    "prints how to continue, exit code 130; bytes of an undisturbed run then",
+    "prints how to continue, exit code 130; then the bytes of an undisturbed run",
 )
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_one_interrupt_stops_the_run_cleanly(number, images, tmp_path, undisturbed, account):

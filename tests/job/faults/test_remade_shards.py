@@ -46,9 +46,9 @@ def test_a_retry_keeps_an_edited_card_and_rewrites_an_unedited_one(images, tmp_p
 
 
 @pytest.mark.fault(
-    "a shard of a published dataset is lost, its input has changed, the run that makes it again is "
+    "a shard of a published dataset is lost, its input has changed, the run that remakes it is "
     "killed between tar and marker",
-    "never published with another list: the next run makes the shard again, the revision rises",
+    "never published with another list: the next run remakes the shard and raises the revision",
 )
 @pytest.mark.parametrize("point", ["after rename train-000001.tar", "after commit .*000001.json"])
 def test_a_remade_shard_is_not_mistaken_for_the_one_before(point, images, tmp_path, jpeg):

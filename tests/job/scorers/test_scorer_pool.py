@@ -23,7 +23,7 @@ def actors_of(process: subprocess.Popen) -> list[psutil.Process]:
     return found
 
 
-@pytest.mark.fault("SIGKILL of a scorer's actor in mid-run", "Ray starts another one")
+@pytest.mark.fault("SIGKILL of a scorer's actor during the run", "Ray starts another one")
 def test_a_scorer_that_is_killed_is_replaced(images, options, tmp_path, undisturbed, account):
     out = tmp_path / "out"
     given = command(images, out, options, "--workers", "2", "--scorers", "1")
@@ -37,7 +37,7 @@ def test_a_scorer_that_is_killed_is_replaced(images, options, tmp_path, undistur
     account(out, undisturbed)
 
 
-@pytest.mark.fault("SIGKILL of a scorer's actor that starts", "it is started again")
+@pytest.mark.fault("SIGKILL of a scorer's actor while it starts", "it is restarted")
 def test_a_scorer_that_dies_while_it_starts_is_started_again(
     images, options, tmp_path, undisturbed, account
 ):
@@ -67,7 +67,7 @@ def test_batches_of_a_scorer_that_hangs_go_to_another(
 
 
 @pytest.mark.fault(
-    "the machine of the scorer, and one of workers, die in mid-run; another machine joins",
+    "the machine of the scorer, and one of workers, die during the run; another machine joins",
     "the batches wait for the new one",
 )
 def test_batches_wait_for_another_node_when_that_of_the_scorer_dies(
@@ -154,10 +154,10 @@ def test_a_pool_that_is_refused_leaves_the_output_as_it_was(images, options, tmp
         ({"scorer_resource": "memory=9", "scorer": "feature"}, "'memory=9' is not NAME or NAME"),
         ({"scorer_resource": "a=0.00001", "scorer": "feature"}, "is not NAME or NAME=AMOUNT"),
         ({"gpus_per_scorer": 0.00001, "scorer": "feature"}, "1e-05 is neither a share of a GPU"),
-        ({"scorer_wait": 9, "scorer": "feature"}, "scorer_wait is for scorers in actors of their"),
+        ({"scorer_wait": 9, "scorer": "feature"}, "scorer_wait is for scorers in Ray actors"),
         ({"scorer_resource": "a=b", "scorer": "feature"}, "'a=b' is not NAME or NAME=AMOUNT"),
         ({"scorers": 1, "in_process": True, "scorer": "feature"}, "in_process scores here, with"),
-        ({"scorers": 1}, "scorer saliency has no network to run in actors; leave out"),
+        ({"scorers": 1}, "scorer saliency has no network to run in actors; omit"),
         ({"score_batch": 0}, "score_batch 0 is not from 1 to 1,024"),
     ],
 )

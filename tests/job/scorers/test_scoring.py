@@ -181,7 +181,7 @@ def test_grad_cam_needs_labels_that_its_classifier_knows(images, tmp_path):
         quadpipe.tokenize(images, tmp_path / "x", scorer="grad-cam", use_labels=False)
     (tmp_path / "odd" / "griffin").mkdir(parents=True)
     shutil.copy(next(images.rglob("*.jpg")), tmp_path / "odd" / "griffin" / "x.jpg")
-    with pytest.raises(ConfigError, match="class 'griffin' is none of the classifier's 1000"):
+    with pytest.raises(ConfigError, match="class 'griffin' is not one of the classifier's 1000"):
         quadpipe.tokenize(tmp_path / "odd", tmp_path / "x", scorer="grad-cam")
 
 
