@@ -36,7 +36,9 @@ from quadpipe.files.storage import reason_of, retry, size_of, uploads
 T = TypeVar("T")
 
 # Names of a dataset's files.
-_OURS = re.compile(r"\.quadpipe/.*|(train|val|test)[-.].*\.(tar|jsonl)|dataset\.json|README\.md")
+_OURS = re.compile(
+    r"\.quadpipe/.*|(train|val|test)[-.].*\.(tar|jsonl|npy)|dataset\.json|README\.md"
+)
 # Errors that only a local disk raises.
 _LOCAL_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 # Buffer of each file that is being written; object stores take at least 5 MiB.

@@ -13,6 +13,7 @@ from quadpipe.errors import ConfigError
 from quadpipe.quadtree import grow, join_maps, leaf_indices
 from quadpipe.scorers import make_scorer
 from quadpipe.scorers.backbones import imagenet_classes
+from quadpipe.scorers.feature_saliency import FeatureSaliency
 from reference import saliency
 from reference.shufflenet import ShuffleNet, feature_maps
 
@@ -56,7 +57,7 @@ def test_one_blur_for_all_scales_is_two_passes_and_is_recorded(
 ):
     passes = {}
     for blur in ("each", "2x"):
-        scorer = make_scorer("feature", geometry, network=shufflenet, blur=blur)
+        scorer: Any = make_scorer("feature", geometry, network=shufflenet, blur=blur)
         whole, calls = scorer._features, []
         monkeypatch.setattr(scorer, "_features", lambda *a: (calls.append(a), whole(*a))[1])  # noqa: B023
         scorer.score(square[:1])
@@ -65,8 +66,8 @@ def test_one_blur_for_all_scales_is_two_passes_and_is_recorded(
 
 
 def test_the_manifest_has_a_blur_only_where_one_is_given():
-    given = {"scorer": "feature", "scorer_blur": "2x"}
-    assert quadpipe.TokenizerConfig(**given).as_json()["scorer_blur"] == "2x"
+    given = quadpipe.TokenizerConfig(scorer="feature", scorer_blur="2x")
+    assert given.as_json()["scorer_blur"] == "2x"
     assert "scorer_blur" not in quadpipe.TokenizerConfig(scorer="feature").as_json()
 
 
@@ -89,7 +90,8 @@ def test_feature_saliency_is_that_of_its_definition(
 def test_feature_saliency_is_one_pass(shufflenet, square, geometry, monkeypatch):
     scorer = make_scorer("feature-saliency", geometry, network=shufflenet)
     calls = []
-    module = scorer._backbone.module
+    assert isinstance(scorer, FeatureSaliency)
+    module: Any = scorer._backbone.module
     module.conv1.register_forward_hook(lambda *given: calls.append(given))
     scorer.score(square)
     assert len(calls) == 1

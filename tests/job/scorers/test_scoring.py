@@ -83,23 +83,25 @@ def make():
 """
 
 
-def test_a_users_network_runs_in_workers_and_pool(images, tmp_path, files_of, monkeypatch):
-    """Named in the working folder, and found there by every process."""
+def test_a_users_network_runs_in_process_and_in_the_pool(images, tmp_path, files_of, monkeypatch):
+    """Its module is in the working folder, where every process finds it."""
     (tmp_path / "own_net.py").write_text(OWN)
     given: dict[str, Any] = {"scorer": "feature", "backbone": "own_net:make", "max_rejected": 5}
-    outs = [tmp_path / name for name in ("process", "workers", "pool")]
-    kinds = [("--in-process",), ("--workers", "1"), ("--workers", "1", "--scorers", "1")]
-    for out, more in zip(outs, kinds, strict=True):
+    kinds = {"process": ("--in-process",), "pool": ("--workers", "1", "--scorers", "1")}
+    for name, more in kinds.items():
         done = subprocess.run(
-            command(images, out, given, *more), capture_output=True, text=True, cwd=tmp_path
+            command(images, tmp_path / name, given, *more),
+            capture_output=True,
+            text=True,
+            cwd=tmp_path,
         )
         assert done.returncode == 0, done.stderr
-    assert files_of(outs[0]) == files_of(outs[1]) == files_of(outs[2])
-    # What fails fails the shard, with its cause.
+    assert files_of(tmp_path / "process") == files_of(tmp_path / "pool")
+    # A network that fails makes the shard fail, with its cause.
     monkeypatch.setenv("FAIL", str(tmp_path))
-    for number, more in enumerate(kinds):
+    for more in (("--workers", "1"), kinds["pool"]):
         done = subprocess.run(
-            command(images, tmp_path / f"broken{number}", given, *more),
+            command(images, tmp_path / f"broken{len(more)}", given, *more),
             capture_output=True,
             text=True,
             cwd=tmp_path,
@@ -235,7 +237,7 @@ def test_thresholds_are_part_of_the_plan(images, tmp_path):
 
 def test_the_scale_weight_is_part_of_the_plan(images, tmp_path):
     out = tmp_path / "out"
-    given = {"in_process": True, "limit": 3, "max_rejected": "3"}
+    given: dict[str, Any] = {"in_process": True, "limit": 3, "max_rejected": "3"}
     quadpipe.tokenize(images, out, scale_weight=0.5, **given)
     assert quadpipe.Dataset(out).manifest.tokenizer.scale_weight == 0.5
     with pytest.raises(ConfigError, match=r"tokenizer\.scale_weight was 0\.5"):
