@@ -60,6 +60,7 @@ lint: $(VENV)/installed
 	rm -rf $(VENV)/types build && $(PIP) install --no-deps --target $(VENV)/types .
 	MYPYPATH=$(VENV)/types $(BIN)/mypy -p quadpipe
 	MYPYPATH=$(VENV)/types $(BIN)/mypy benchmarks
+	MYPYPATH=$(VENV)/types:tests $(BIN)/mypy --config-file tests/mypy.ini tests
 
 bench: $(VENV)/installed
 	$(BIN)/python benchmarks/report.py $(if $(PEERS),--peers $(PEERS))

@@ -1,4 +1,4 @@
-"""What the benchmarks share: images, the machine in words, medians."""
+"""Helpers of the benchmarks: images, a description of the machine, medians."""
 
 import os
 import platform
@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
-SHORTEST_RUN = 0.2  # seconds; what is faster is repeated
+SHORTEST_RUN = 0.2  # seconds; faster work is repeated
 
 
 def describe_machine() -> None:
@@ -49,7 +49,7 @@ def make_images(folder: Path, count: int, *, side: int, quality: int = 90) -> No
 
 
 def seconds_of(function: Callable[[], object]) -> float:
-    """Mean over as many calls as SHORTEST_RUN takes, after one that does not count."""
+    """Mean seconds of the calls that fill SHORTEST_RUN, after a warm-up call."""
     function()
     calls, started = 0, time.perf_counter()
     while (elapsed := time.perf_counter() - started) < SHORTEST_RUN:

@@ -5,9 +5,9 @@
 256 images of 256 x 256 pixels, patches of 16 to 64, 100 tokens, `pixel-blur`, one core, one thread.
 The plain version: whole images interpolated and compared for the score (float32, NCHW), the tree as
 a loop over splits that takes the argmin over the leaves of the whole batch at once, the mosaic from
-images interpolated to each scale and unfolded into patches. It takes images in batches of the size
-that suits it best, ours 8 at a time as jobs do; the trees of all images are grown at once. Both
-choose the same leaves, which is checked. The versions run by turns.
+images interpolated to each scale and unfolded into patches. It takes images in batches of the
+size that is fastest for it, ours 8 at a time as jobs do; the trees of all images are grown at once.
+Both must choose the same leaves. Runs of the two versions alternate.
 """
 
 import argparse
@@ -27,7 +27,7 @@ from quadpipe.geometry import Geometry
 from quadpipe.quadtree import grow, join_maps
 
 IMAGES, SIDE, PATCH, TOKENS = 256, 256, 16, 100
-BATCH = 8  # of ours, as in jobs
+BATCH = 8  # images per batch of ours, as in jobs
 FIRSTS = range(0, IMAGES, BATCH)
 GEOMETRY = Geometry(height=SIDE, width=SIDE, patch_size=PATCH, max_patch_size=64)
 SPLITS = GEOMETRY.num_splits(TOKENS)
@@ -58,7 +58,7 @@ def main() -> None:
         ),
     }
     print(f"plain in batches of {best}, ours of {BATCH}, the trees of all {IMAGES} at once\n")
-    print("| work | ours, ms an image | plain, ms an image | times faster | wanted |")
+    print("| work | ours, ms per image | plain, ms per image | times faster | target |")
     print("|---|---|---|---|---|")
     for name, (ours, plain) in rows.items():
         times = [(seconds_of(ours), seconds_of(plain)) for _ in range(options.runs)]
@@ -70,7 +70,7 @@ def main() -> None:
 
 
 def spread(values: Sequence[float]) -> str:
-    """Milliseconds an image, median (smallest-largest)."""
+    """Milliseconds per image, median (smallest-largest)."""
     middle, low, high = (
         f"{1000 * value / IMAGES:.4f}"
         for value in (statistics.median(values), min(values), max(values))
@@ -115,7 +115,7 @@ def plain_scores(pixels: Tensor) -> list[Tensor]:
 
 @torch.inference_mode()
 def plain_tree(maps: list[Tensor]) -> Tensor:
-    """Leaves by patch id, bool `[B, T]`: split the best leaf of every image, again and again."""
+    """Leaves by patch id, bool `[B, T]`: split the best leaf of every image, K times."""
     batch = len(maps[0])
     importance = torch.cat([level.flatten(1) for level in maps], dim=1)
     children = torch.tensor(GEOMETRY.children).long()
@@ -154,7 +154,7 @@ def check_same_leaves(tokenizer: quadpipe.Tokenizer, images: np.ndarray) -> None
     for mosaic, chosen in zip(tokenizer.tokenize(images[:16]), leaves, strict=True):
         expected = {tuple(box) for box in GEOMETRY.boxes[chosen.numpy()].tolist()}
         found = {tuple(box) for box in mosaic.leaves().boxes.tolist()}
-        if len(expected ^ found) > 8:  # a tie in float32 may fall the other way
+        if len(expected ^ found) > 8:  # ties in float32 may be split differently
             raise SystemExit("ours and the plain version chose other leaves")
 
 

@@ -4,14 +4,14 @@
 
 All give shuffled batches of 256 samples on one core, in one process without threads that read
 ahead: the leaves at 100 tokens, uint8 `[256, 100, 16, 16, 3]`, their boxes and labels, as tensors.
-The shards lie in memory (/dev/shm where there is one), page cache warm. webdataset reads the same
+The shards are in memory (/dev/shm where there is one), page cache warm. webdataset reads the same
 tars with its own pipeline (`WebDataset`, `shuffle`, `decode`, `batched`), the leaves chosen by one
-NumPy index. The peers hold the leaves, boxes and labels alone, uncompressed, in their own formats,
-and read them with their own loaders. They bring Pillow, so they need an environment of their own:
+NumPy index. The peers hold only the leaves, boxes and labels, uncompressed, in their own formats,
+and read them with their own loaders. They install Pillow, so they need a separate environment:
 
     python -m venv peers && peers/bin/pip install torch mosaicml-streaming==0.13.0 litdata==0.2.76
 
-Without --peers their rows are left out. All runs take turns.
+Without --peers their rows are skipped. Runs of all loaders alternate.
 """
 
 import argparse
@@ -38,7 +38,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--samples", type=int, default=4000)
     parser.add_argument("--runs", type=int, default=5)
-    parser.add_argument("--peers", help="the Python of an environment that holds the peers")
+    parser.add_argument("--peers", help="the Python of an environment with the peers")
     parser.add_argument("--peer", choices=PEERS, help=argparse.SUPPRESS)
     parser.add_argument("--data", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -88,7 +88,7 @@ def measure(temporary: Path, samples: int, runs: int, peers: str | None) -> None
 
 def print_table(rates: dict[str, list[float]], quarter: int) -> None:
     middle = {name: sorted(values)[len(values) // 2] for name, values in rates.items()}
-    print("\n| loader | samples a second, median (smallest-largest) | quadpipe is |")
+    print("\n| loader | samples per second, median (smallest-largest) | quadpipe is |")
     print("|---|---|---|")
     for name, values in rates.items():
         ratio = "" if name == "quadpipe" else f"{middle['quadpipe'] / middle[name]:.2f} times"
@@ -116,7 +116,7 @@ def print_table(rates: dict[str, list[float]], quarter: int) -> None:
     ]
     print()
     for what, times, bar in bars:
-        print(f"{what}: {times:.2f} times, {bar} wanted: {'met' if times >= bar else 'NOT met'}")
+        print(f"{what}: {times:.2f} times, target {bar}: {'met' if times >= bar else 'NOT met'}")
 
 
 def read_quadpipe(location: str, tokens: int) -> float:
@@ -139,7 +139,7 @@ def _loader(location: str, tokens: int) -> Any:
 
 
 def read_webdataset(shards: Path) -> float:
-    """Seconds of an epoch of webdataset's own pipeline; leaves as docs/format.md says."""
+    """Seconds of an epoch of webdataset's own pipeline; leaves as docs/format.md defines them."""
     import numpy as np
     import torch
     import webdataset
@@ -185,7 +185,7 @@ def copy_memory(samples: int) -> float:
 
 
 class Peer:
-    """A loader in a process and an environment of its own."""
+    """A loader in another process and environment."""
 
     def __init__(self, python: str, name: str, data: Path) -> None:
         self._process = subprocess.Popen(
@@ -203,7 +203,7 @@ class Peer:
         for line in self._process.stdout:
             if line.startswith("{"):
                 return float(json.loads(line)["seconds"])
-        raise SystemExit("a peer has died; its message is above")
+        raise SystemExit("a peer failed; its message is above")
 
     def stop(self) -> None:
         assert self._process.stdin
@@ -227,7 +227,7 @@ def start_peers(python: str, temporary: Path) -> dict[str, Peer]:
     for name in PEERS:
         there = subprocess.run([python, "-c", f"import {name}"], capture_output=True)
         if there.returncode:
-            print(f"{name} is left out: {python} does not have it")
+            print(f"{name} is skipped: {python} does not have it")
         else:
             peers[name] = Peer(python, name, data)
     return peers

@@ -3,8 +3,8 @@
     python benchmarks/memory.py [--images 50000]
 
 A job of 1,000 inputs, one of a tenth of the images and one of all, with one Ray worker and in
-process: the largest unique set size (USS) of the process that makes the shards. The same 600 JPEGs
-again and again; the in-process job is not run for all of them.
+process: the largest unique set size (USS) of the process that makes the shards. The images
+repeat the same 600 JPEGs; the in-process job is not run for all of them.
 """
 
 import argparse
@@ -54,7 +54,7 @@ def measure(paths: list[Path], temporary: Path, many: int) -> None:
         print(f"| {name} | " + " | ".join(cells) + " |")
         growth = peaks[-1] / peaks[0] - 1
         verdict = "met" if growth <= BAR else "NOT met"
-        print(f"| growth | {growth:.1%}, at most {BAR:.0%} wanted: {verdict} | | |", flush=True)
+        print(f"| growth | {growth:.1%}, target at most {BAR:.0%}: {verdict} | | |", flush=True)
 
 
 def peak_of(listing: Path, out: Path, given: dict[str, object]) -> int:

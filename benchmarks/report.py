@@ -42,7 +42,7 @@ def main() -> None:
 
 
 def run(name: str, arguments: list[str]) -> str:
-    """A script's output, which is shown as it comes."""
+    """A script's output, which is also printed."""
     command = [sys.executable, str(HERE / f"{name}.py"), *arguments]
     print(f"\n$ python benchmarks/{name}.py {' '.join(arguments)}", flush=True)
     lines = []
@@ -57,7 +57,7 @@ def run(name: str, arguments: list[str]) -> str:
 
 
 def split(output: str) -> tuple[str, str]:
-    """The line that describes the machine, and everything after it but what warms up."""
+    """The line that describes the machine, and the other lines except those of warm-ups."""
     first, _, rest = output.partition("\n")
     lines = [line for line in rest.splitlines() if not line.startswith("warming up")]
     return first, "\n".join(lines).strip()

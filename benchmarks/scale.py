@@ -2,15 +2,15 @@
 
     python benchmarks/scale.py [--shards 1000000] [--flat]
 
-As many inputs as shards, empty files in 1,000 folders, are listed and planned, a shard each.
-Done-markers and empty tars of the right sizes are put in the place of the work (their offsets are
-short: one sample a shard), then the job runs as after a crash: it finds all shards done and merges
-them. Then the loader opens the dataset and computes where batches of an epoch lie. Every step runs
-in a process of its own; peak memory is that of the process. All in memory (/dev/shm where there is
+As many inputs as shards, empty files in 1,000 folders, are listed and planned, one per shard.
+Done-markers and empty tars of the right sizes replace the work (their offsets are short: one sample
+per shard), then the job runs as after a crash: it finds all shards done and merges them. Then the
+loader opens the dataset and locates the batches of an epoch. Every step runs in a separate process;
+peak memory is that of the process. All in memory (/dev/shm where there is
 one).
 
-With --flat the files lie in one folder, and all that is measured is how long it takes to list and
-to plan them, in shards of 1,024.
+With --flat the files are in one folder, and only listing and planning them, in shards of 1,024, is
+measured.
 """
 
 import argparse
@@ -125,7 +125,7 @@ def preview(folder: Path) -> None:
 
 
 def stand_in(folder: Path) -> None:
-    """Markers and tars that look done; nobody reads the tars here."""
+    """Markers and tars of finished shards; the tars are not read."""
     from quadpipe.shards.format import marker_name
     from quadpipe.shards.index import make_rows
     from quadpipe.shards.manifest import ShardInfo

@@ -29,7 +29,7 @@ def main() -> None:
             started = time.perf_counter()
             subprocess.run([sys.executable, *arguments], capture_output=True, check=True)
             seconds[name].append(time.perf_counter() - started)
-    print("\n| command | seconds, median (smallest-largest) | wanted |")
+    print("\n| command | seconds, median (smallest-largest) | target |")
     print("|---|---|---|")
     for name, values in seconds.items():
         middle, bar = statistics.median(values), ROWS[name][1]

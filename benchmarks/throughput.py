@@ -4,9 +4,9 @@
 
 Without --in it makes JPEGs of 500 x 375 pixels and about 160 kB, as ImageNet's are, from the
 photographs that scikit-learn ships. One core (two for the rows of two), page cache warm, output in
-memory (/dev/shm where there is one), fsync included, which costs nothing there. Rates leave out the
+memory (/dev/shm where there is one), fsync included, which costs nothing there. Rates exclude the
 start of Ray and the first shard of every run. `PIL` reads, decodes with the job's rule for scaled
-decoding, resizes and crops. The rows take turns.
+decoding, resizes and crops. Runs of the rows alternate.
 """
 
 import argparse
@@ -31,7 +31,7 @@ from quadpipe.job import Progress
 
 BATCH = 1000
 PIL, TWO_RUNS = "PIL alone", "two runs in process at once"
-# Row: what it is compared with, and at least how much of that is wanted.
+# Row: the row it is compared with, and the smallest share of its rate that is the target.
 BARS = {
     "in process, 100 tokens": (PIL, 0.75),
     "in process, 196 tokens": (PIL, 0.70),
@@ -75,16 +75,16 @@ def measure(paths: list[Path], temporary: Path, runs: int) -> None:
             with on_cores(2 if name in (TWO_RUNS, "Ray, 2 workers") else 1):
                 rates[name].append(row(temporary / f"out-{run}-{number}"))
     middle = {name: statistics.median(values) for name, values in rates.items()}
-    print("| work | images a second, median (smallest-largest) | of PIL | wanted |")
+    print("| work | images per second, median (smallest-largest) | of PIL | target |")
     print("|---|---|---|---|")
     for name, values in rates.items():
-        wanted = ""
+        target = ""
         if name in BARS:
             other, bar = BARS[name]
             ratio = middle[name] / middle[other]
             verdict = "met" if ratio >= bar else "NOT met"
-            wanted = f"{bar} of {other}: {ratio:.2f}, {verdict}"
-        print(f"| {name} | {spread(values)} | {middle[name] / middle[PIL]:.2f} | {wanted} |")
+            target = f"{bar} of {other}: {ratio:.2f}, {verdict}"
+        print(f"| {name} | {spread(values)} | {middle[name] / middle[PIL]:.2f} | {target} |")
 
 
 def write_listing(path: Path, images: list[Path], folder: int | None = None) -> Path:
@@ -113,7 +113,7 @@ def tokenize_on(core: int, listing: Path, out: Path) -> float:
 
 
 def decode_alone(paths: list[Path]) -> float:
-    """Images a second of what everybody does, with the job's rule for scaled decoding."""
+    """Images per second of plain PIL code, with the job's rule for scaled decoding."""
     started = time.perf_counter()
     for path in paths:
         with Image.open(io.BytesIO(path.read_bytes())) as image:
@@ -128,7 +128,7 @@ def decode_alone(paths: list[Path]) -> float:
 
 
 class Clock(Progress):
-    """Times the work from the first finished shard on, so that starting up is left out."""
+    """Times the work after the first finished shard, so that start-up is excluded."""
 
     def __init__(self) -> None:
         self.marks: list[tuple[float, int]] = []

@@ -3,8 +3,8 @@
     python benchmarks/training.py [--samples 2048] [--runs 5]
 
 The nano model at 100 tokens of 256 x 256 pixels, batches of 64, float32, forward, backward and
-AdamW, on one core with one torch thread, so that reading and computing share it. The epochs take
-turns; page cache warm.
+AdamW, on one core with one torch thread, so that reading and computing share it. The epochs
+alternate; page cache warm.
 """
 
 import argparse
@@ -51,7 +51,7 @@ def measure(shards: Path, runs: int) -> None:
     optimizer = make_optimizer(model, config)
 
     def rate(batches: Iterable[Batch]) -> float:
-        """Images a second of a step for each batch."""
+        """Images per second of a step for each batch."""
         started, count = time.perf_counter(), 0
         for batch in batches:
             logits, _ = model(batch.tokens, batch.boxes)
@@ -67,16 +67,16 @@ def measure(shards: Path, runs: int) -> None:
     for run in range(-1, runs):
         in_memory = list(plain.epoch(run + 1))
         found = [rate(in_memory), rate(plain.epoch(run + 1)), rate(ahead.epoch(run + 1))]
-        if run >= 0:  # the first is to warm up
+        if run >= 0:  # the first is a warm-up
             for values, one in zip(rates.values(), found, strict=True):
                 values.append(one)
-    print("\n| fed from | images a second, median (smallest-largest) | of memory |")
+    print("\n| fed from | images per second, median (smallest-largest) | of memory |")
     print("|---|---|---|")
     base = statistics.median(rates["in memory"])
     for name, values in rates.items():
         print(f"| {name} | {spread(values)} | {statistics.median(values) / base:.3f} |")
     best = max(statistics.median(values) for name, values in rates.items() if "loader" in name)
-    print(f"\nloader against memory: {best / base:.3f}, {BAR} wanted: ", end="")
+    print(f"\nloader against memory: {best / base:.3f}, target {BAR}: ", end="")
     print("met" if best / base >= BAR else "NOT met")
 
 

@@ -78,7 +78,7 @@ def _leave_interrupted() -> NoReturn:
     say("quadpipe: interrupted; rerun the same command to continue")
     with suppress(OSError, ValueError):
         sys.stdout.flush()
-    # Not sys.exit: where the interrupt came inside exec(), Python would die of the signal.
+    # Not sys.exit: after an interrupt inside exec(), Python would die of the signal.
     os._exit(_INTERRUPTED)
 
 

@@ -42,7 +42,8 @@ def command(as_json: bool) -> None:
             _print_option("--scorer-weights", "File of the network's weights.")
     click.echo(f"{OwnScorer.name}\n{'':<14}{OwnScorer.summary}")
     click.echo(
-        "\nAll scorers except uniform take --thresholds. docs/scorers.md compares the scorers."
+        "\nAll scorers except uniform take --scale-weight and --thresholds. docs/scorers.md "
+        "compares the scorers."
     )
 
 

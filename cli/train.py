@@ -100,6 +100,6 @@ def command(
         code = error.exit_code
     if "WORLD_SIZE" in os.environ:
         # All files are written. Sometimes a thread of gloo outlives its group, and a normal exit
-        # then ends in an abort, which torchrun takes for a failure.
+        # then ends in an abort, which torchrun treats as a failure.
         sys.stdout.flush()
         os._exit(code)

@@ -2,8 +2,8 @@
 
     python docs/demo.py PHOTOGRAPHS OUT
 
-PHOTOGRAPHS is a folder with the pictures that scikit-image ships. Each becomes a class, its
-random crops the images of that class.
+PHOTOGRAPHS is a folder with the pictures that scikit-image ships. Each becomes a class, and its
+random crops are the images of that class.
 """
 
 import random
@@ -49,7 +49,7 @@ def main(photographs: Path, out: Path) -> None:
 
 
 def make_images(photographs: Path, images: Path) -> None:
-    """An ImageFolder: a class a photograph, crops of half to all of its shorter side."""
+    """An ImageFolder: one class per photograph, crops of half to all of its shorter side."""
     chance = random.Random(0)
     for name in PHOTOGRAPHS:
         with Image.open(photographs / name) as file:

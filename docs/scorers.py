@@ -14,7 +14,7 @@ import quadpipe
 from quadpipe.render import Exhibit, draw_quadtrees
 
 TOKENS = 64
-# With ImageNet's index of what is seen: espresso, moped.
+# With the index of its ImageNet class: espresso, moped.
 PHOTOGRAPHS = {"coffee.png": 967, "motorcycle_left.png": 665}
 SCORERS = {
     "pixel-blur": {"scorer": "pixel-blur"},

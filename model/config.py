@@ -31,7 +31,7 @@ _OF_THE_MODEL = (
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """Options of a run; raises ConfigError if they cannot work."""
+    """Options of a run; raises ConfigError if they are invalid."""
 
     model: str = option("tiny", "Size of the model.", choices=tuple(PRESETS))
     tokens: int | str | None = option(

@@ -64,7 +64,7 @@ def evaluate(
     if not seen:
         raise ShardError(
             f"all {int(skipped)} samples of {loader.name} in {loader.dataset.folder} are damaged, "
-            f"so there is nothing to score; run quadpipe verify, and fetch the dataset again"
+            f"so there is nothing to score; run quadpipe verify, then fetch the dataset again"
         )
     seconds = time.perf_counter() - started
     return EvalResult(
@@ -110,7 +110,7 @@ def check_fits(
 def find_differences(config: RunManifest, manifest: Manifest) -> list[str]:
     """Differences between how a dataset and the dataset of a run were made: "x was .., now ..".
 
-    The stored budget and the seed are left out: they do not change the tokens of an image.
+    The stored budget and the seed are ignored: they do not change the tokens of an image.
     """
     found = config.differences(
         RunManifest.of(config.train, manifest),

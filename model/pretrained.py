@@ -38,7 +38,7 @@ def load_pretrained(model: Quadformer, path: Path, classes: list[str] | None = N
     path: a file of weights, or a run's folder or checkpoint. classes: the names of the model's.
     The patch embedding is reshaped to a linear map. Positions are resampled to the model's grid
     (bicubic, antialiased). The head is matched by the names of its classes, or by their number if
-    the names are not known, and left out if they differ. Raises ConfigError if the file cannot be
+    the names are not known, and not loaded if they differ. Raises ConfigError if the file cannot be
     read, or a parameter is missing, has another shape or is not expected; ShardError if the file
     does not hold plain weights.
     """
@@ -56,7 +56,7 @@ def load_pretrained(model: Quadformer, path: Path, classes: list[str] | None = N
         weights["pos_embed"] = _resample_positions(*split, model, changed)
     elif split:
         weights["cls_token"] = weights["cls_token"] + split[0]
-        changed["pos_embed"] = "left out: the model has sinusoidal positions"
+        changed["pos_embed"] = "not loaded: the model has sinusoidal positions"
         expected_unused.add("pos_embed")
     _take_head(weights, wanted, classes, run.classes if run else None, changed)
     if "head.weight" not in weights:
@@ -118,7 +118,7 @@ def _split_positions(
 
     timm's `pos_embed` is `[1, 1 + G, D]`, or `[1, G, D]` with `no_embed_class`: nothing is added to
     CLS then, as with a position of zeros. grid: of the positions, if it is known; otherwise a
-    square is tried, then the model's grid. None if there are no positions, or none of these fits.
+    square is tried, then the model's grid. None without positions, or if none of these fits.
     """
     positions, cls_token = weights.get("pos_embed"), weights.get("cls_token")
     width = model.config.width
@@ -160,7 +160,7 @@ def _take_head(
     theirs: list[str] | None,
     changed: dict[str, str],
 ) -> None:
-    """Sort the rows of the head `[C, D]` into the order of our classes, or leave the head out."""
+    """Sort the rows of the head `[C, D]` into the order of our classes, or drop the head."""
     head, classes = weights.get("head.weight"), len(wanted["head.weight"])
     if head is None or head.dim() != 2:
         return
@@ -173,7 +173,7 @@ def _take_head(
             changed["head"] = "matched by the names of its classes"
     elif named or len(head) != classes:
         why = "other classes" if named else f"{len(head)} classes, the model has {classes}"
-        changed["head"] = f"left out: {why}"
+        changed["head"] = f"not loaded: {why}"
         for part in parts:
             weights.pop(part, None)
     else:

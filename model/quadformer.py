@@ -83,7 +83,7 @@ class QuadformerConfig:
         if min(self.grid) < 1 or self.grid[0] * self.grid[1] > 2**20:
             raise ConfigError(f"grid {self.grid} has a side below 1, or more than 2^20 patches")
         if self.fc_norm and self.pool != "area":
-            raise ConfigError(f"fc_norm is for pool area, not {self.pool}; leave it out")
+            raise ConfigError(f"fc_norm is for pool area, not {self.pool}; omit it")
 
     def as_json(self) -> dict[str, Any]:
         """The fields as JSON; `QuadformerConfig(**config.as_json())` is equal."""

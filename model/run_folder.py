@@ -170,7 +170,7 @@ class RunFolder:
             return TrainingState.from_safetensors(*self._read(name))
         except ShardError:
             raise
-        except Exception as error:  # whatever the file's contents make the parsers raise
+        except Exception as error:  # the parsers raise many kinds on damaged files
             raise ShardError(
                 f"{self.folder.where(name)} cannot be loaded: {first_line(error)}; copy the run "
                 f"again, or start another"

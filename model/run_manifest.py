@@ -95,7 +95,7 @@ class RunManifest:
         return Codec(**known_fields(Codec, self.codec), patch_size=self.tokenizer.patch_size)
 
     def says_ignored(self) -> str:
-        """A warning about the ignored fields, empty if there are none."""
+        """A warning about the ignored fields; empty without such fields."""
         if not self.ignored:
             return ""
         writer = f"quadpipe {self.quadpipe}" if self.quadpipe else "another version"
@@ -132,7 +132,7 @@ class RunManifest:
     def differences(self, other: "RunManifest", *parts: str) -> dict[str, str]:
         """Differences between two runs in these parts, by name: "was .., now ..".
 
-        Parts that one of the runs does not have are left out.
+        Parts that one of the runs does not have are skipped.
         """
         known = [part for part in parts if None not in (getattr(self, part), getattr(other, part))]
         before, now = (_flat(config.to_json(), known) for config in (self, other))

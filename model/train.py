@@ -47,7 +47,7 @@ def train(
     options: fields of TrainConfig. resume: continue the run in `out`, exactly, with the options it
     was started with. init: weights to start from, of a timm ViT or a run. cache: local copies of
     the shards of a remote dataset. Under torchrun each process calls this. Raises ConfigError if
-    options or dataset cannot work, NonFiniteLossError, InterruptedTrainingError.
+    options or dataset are invalid, NonFiniteLossError, InterruptedTrainingError.
     """
     config = TrainConfig(**options)
     device = pick_device(config.device)
@@ -91,9 +91,9 @@ class Trainer:
         if manifest.classes is None:
             raise ConfigError(f"{dataset.folder} has no labels, so there is nothing to learn")
         if resume and init:
-            raise ConfigError("--resume continues with the run's own weights; leave out --init")
+            raise ConfigError("--resume continues with the run's own weights; omit --init")
         if resume and not run.started:
-            raise ConfigError(f"{run} does not hold a run to resume; leave out --resume")
+            raise ConfigError(f"{run} does not hold a run to resume; omit --resume")
         stored = run.config() if resume else None
         self.config = config = shorten_warmup(config, stored, self.progress.warn)
         self.manifest = RunManifest.of(config, manifest)
@@ -208,7 +208,7 @@ class Trainer:
             if not isfinite(score.loss):
                 self._save()
                 raise NonFiniteLossError(
-                    f"the model's loss on val is not finite after epoch {self.epoch}; start again "
+                    f"the model's loss on val is not finite after epoch {self.epoch}; restart "
                     f"with a smaller --lr or more --warmup-epochs"
                 )
             if self.world.is_rank_zero:

@@ -11,7 +11,7 @@ class QuadpipeError(Exception):
 
 
 class ConfigError(QuadpipeError):
-    """An option, or a combination of options, that cannot work."""
+    """An invalid option or combination of options."""
 
     exit_code = 2
 
@@ -29,11 +29,11 @@ class ShardError(QuadpipeError):
 
 
 class MissingError(ShardError):
-    """A file of a dataset that is not there."""
+    """A missing file of a dataset."""
 
 
 class UnreadableError(ShardError):
-    """A dataset that cannot be reached now; it may be intact."""
+    """A dataset that cannot be reached; it may be intact."""
 
 
 class JobError(QuadpipeError):

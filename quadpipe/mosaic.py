@@ -61,8 +61,8 @@ class Mosaic:
         """The leaves at a budget (by default the stored one), or down to a gain threshold.
 
         `threshold` splits a patch while it and all patches above it have at least that
-        importance, so that every image gets a number of tokens of its own; where the stored
-        splits end before the threshold is reached, the result is `truncated`. Raises ConfigError
+        importance, so the number of tokens differs between images. If the stored splits end
+        before the threshold is reached, the result is `truncated`. Raises ConfigError
         on a budget that is not legal or not stored, and when both are given.
         """
         splits, truncated = self._prefix(tokens, threshold)
@@ -72,8 +72,8 @@ class Mosaic:
     def flip(self) -> "Mosaic":
         """The mosaic of the image mirrored left to right: pixels and boxes exactly.
 
-        The splits keep their order; among equal importances a tokenizer would begin at the other
-        side of the mirrored image.
+        The splits keep their order. Tokenizing the mirrored image would split ties from the other
+        side.
         """
         order = _mirror_order(self.geometry, len(self.importance))
         nodes = self.nodes[order]
@@ -105,7 +105,7 @@ class Mosaic:
         if splits > stored:
             raise ConfigError(
                 f"the mosaic holds {self.budget} tokens, not {tokens}; use at most {self.budget} "
-                f"or tokenize again with --tokens {tokens}"
+                f"or retokenize with --tokens {tokens}"
             )
         return splits, False
 
@@ -116,7 +116,7 @@ def cut(
     """The mosaics of uint8 images `[B, H, W, 3]` with their trees.
 
     A patch of scale s shows the whole image resampled by 2**s: `bilinear` without antialiasing,
-    as in the paper, the mean of each block's four centre pixels, `(a + b + c + d + 2) >> 2`, or
+    as in the paper, the mean of each block's four center pixels, `(a + b + c + d + 2) >> 2`, or
     `area`, the mean of the block rounded half up.
     """
     from quadpipe.mosaic_kernels import cut_tokens
@@ -133,7 +133,7 @@ def cut(
 
 
 def dense_map(features: np.ndarray, boxes: np.ndarray, grid: Sequence[int]) -> np.ndarray:
-    """Features of N leaves `[N, C]` unfolded to `[C, rows, columns]`, one cell a scale-0 patch.
+    """Features of N leaves `[N, C]` unfolded to `[C, rows, columns]`, one cell per scale-0 patch.
 
     boxes: integers `[N, 3]` that tile the `grid` (rows, columns); each leaf's features are
     repeated over its area. Raises ConfigError when the boxes do not tile the grid.
@@ -151,7 +151,7 @@ def dense_map(features: np.ndarray, boxes: np.ndarray, grid: Sequence[int]) -> n
 
 
 def _mirror_order(geometry: Geometry, splits: int) -> np.ndarray:
-    """int64 `[M]`: for each node of the mirrored mosaic, the node that it was."""
+    """int64 `[M]`: for each node of the mirrored mosaic, its index before."""
     rows, columns = geometry.grid(geometry.max_scale)
     roots = np.arange(rows * columns).reshape(rows, columns)[:, ::-1].reshape(-1)
     quarters = np.arange(4 * splits).reshape(splits, 4)[:, [1, 0, 3, 2]].reshape(-1)

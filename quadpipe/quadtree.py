@@ -1,8 +1,8 @@
 """Best-first quadtrees, and their prefixes.
 
 The paper grows a tree greedily: split the most important splittable leaf, put its quarters on the
-heap, repeat (Ronen et al., arXiv 2304.00287). Of equal importances the coarser goes first, then
-raster order. That order does not depend on where it ends, so the tree of every smaller budget is a
+heap, repeat (Ronen et al., arXiv 2304.00287). Ties are split coarser first, then in raster order.
+The order of the splits does not depend on the budget, so the tree of every smaller budget is a
 prefix.
 
 Letters: B batch; R roots; A splittable patches; N tokens; K = (N - R) / 3 splits; M = R + 4K nodes.
@@ -56,6 +56,29 @@ def join_maps(maps: Sequence[np.ndarray], geometry: Geometry, batch: int) -> np.
     return joined
 
 
+def weight_scales(importance: np.ndarray, geometry: Geometry, weight: float) -> np.ndarray:
+    """Importance by patch id times weight**s for its scale s, float32 `[B, A]`.
+
+    importance: float32 `[B, A]`, from `join_maps`. The power is repeated multiplication in float64,
+    and a product is rounded once, so that the result is the same everywhere. Raises ConfigError
+    where a product is above the range of float32.
+    """
+    per_patch = np.empty(geometry.splittable)
+    end, factor = geometry.splittable, 1.0
+    for scale in range(1, geometry.max_scale + 1):
+        factor *= weight
+        start = end - math.prod(geometry.grid(scale))
+        per_patch[start:end] = factor
+        end = start
+    with np.errstate(over="ignore"):
+        weighted: np.ndarray = (importance * per_patch).astype(np.float32)
+    if not np.isfinite(weighted).all():
+        raise ConfigError(
+            f"scale_weight {weight:g} makes importances too large for float32; use one closer to 1"
+        )
+    return weighted
+
+
 def subtract_thresholds(
     importance: np.ndarray, geometry: Geometry, thresholds: Sequence[tuple[int, float]]
 ) -> np.ndarray:
@@ -86,24 +109,10 @@ def grow(importance: np.ndarray, geometry: Geometry, tokens: int) -> Trees:
     """
     from quadpipe.quadtree_kernels import grow_trees
 
-    nodes, _, split_importance = grow_trees(
+    nodes, split_importance = grow_trees(
         importance, geometry.boxes, geometry.children, geometry.roots, geometry.num_splits(tokens)
     )
     return Trees(nodes=nodes, importance=split_importance)
-
-
-def split_order(importance: np.ndarray, geometry: Geometry) -> np.ndarray:
-    """Order of all splits, int32 `[B, A]`: ids of the splittable patches, best first.
-
-    importance: float32 `[B, A]` by patch id, from `join_maps`.
-    """
-    from quadpipe.quadtree_kernels import grow_trees
-
-    order: np.ndarray
-    _, order, _ = grow_trees(
-        importance, geometry.boxes, geometry.children, geometry.roots, geometry.splittable
-    )
-    return order
 
 
 def leaf_indices(nodes: np.ndarray, roots: int, splits: int) -> np.ndarray:
@@ -118,7 +127,7 @@ def gains(importance: np.ndarray) -> np.ndarray:
 
 
 def splits_at_threshold(importance: np.ndarray, threshold: float) -> int:
-    """How many splits of one image `[K]` have a gain of at least `threshold`.
+    """The number of splits of one image `[K]` with a gain of at least `threshold`.
 
     That prefix is "split while this patch and all patches above it are at least t". Raises
     ConfigError when the threshold is NaN.

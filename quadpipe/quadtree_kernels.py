@@ -13,18 +13,17 @@ _LOW = np.int64(0xFFFFFFFF)
 @compiled
 def grow_trees(
     importance: np.ndarray, boxes: np.ndarray, children: np.ndarray, roots: int, splits: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+) -> tuple[np.ndarray, np.ndarray]:
     """Best-first trees of K = `splits` splits, with one heap per image.
 
     The most important leaf is split, and its splittable quarters go onto the heap. Of equal leaves
     the one with the smaller id is split first. importance: float32 `[B, A]` by patch id; boxes:
     int32 `[T, 3]`; children: int32 `[A, 4]`; roots: R, the ids 0 to R - 1. Returns the nodes, int32
-    `[B, R + 4 K, 4]`, x, y, scale and split step; the ids of the split patches, int32 `[B, K]`, and
-    their importance, float32 `[B, K]`.
+    `[B, R + 4 K, 4]`, x, y, scale and split step, and the importance of the split patches, float32
+    `[B, K]`.
     """
     batch, patches = importance.shape
     nodes = np.empty((batch, roots + 4 * splits, 4), np.int32)
-    order = np.empty((batch, splits), np.int32)
     split_importance = np.empty((batch, splits), np.float32)
     heap = np.empty(patches, np.int64)
     node_of = np.empty(len(boxes), np.int32)
@@ -38,7 +37,6 @@ def grow_trees(
                 size = _push(heap, size, _key(bits[b, patch], patch))
         for step in range(splits):
             best = _LOW - (heap[0] & _LOW)
-            order[b, step] = best
             split_importance[b, step] = importance[b, best]
             nodes[b, node_of[best], 3] = step
             for quarter in range(4):
@@ -55,7 +53,7 @@ def grow_trees(
             else:
                 size -= 1
                 _replace_first(heap, size, heap[size])
-    return nodes, order, split_importance
+    return nodes, split_importance
 
 
 @compiled

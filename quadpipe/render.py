@@ -40,12 +40,12 @@ class Exhibit:
 def draw(exhibits: Sequence[Exhibit], budgets: Sequence[int]) -> Image.Image:
     """A sheet with a block for each exhibit, RGB.
 
-    With one budget a block is a row: image, quadtree, mosaic. With several, the quadtrees stand in
-    one row and the mosaics below them, a column for each budget, beside the image. Raises
-    ConfigError on a budget that a mosaic does not serve, and when there is nothing to draw.
+    With one budget a block is a row: image, quadtree, mosaic. With several budgets, each is a
+    column beside the image, with the mosaic below the quadtree. Raises ConfigError on a budget that
+    a mosaic does not serve, and without exhibits.
     """
     if not exhibits:
-        raise ConfigError("there is no sample to draw")
+        raise ConfigError("no samples to draw")
     blocks = [_block(exhibit, budgets) for exhibit in exhibits]
     width = max(block.width for block in blocks)
     sheet = Image.new("RGB", (width, sum(block.height for block in blocks)), "white")
@@ -100,10 +100,8 @@ def _as_pixels(values: np.ndarray) -> np.ndarray:
 def draw_quadtrees(exhibits: Sequence[Exhibit], budget: int, columns: int) -> Image.Image:
     """Quadtrees only, RGB: a panel for each exhibit with its title below, row by row.
 
-    All exhibits must have one geometry. Raises ConfigError as `draw` does.
+    There is at least one exhibit, and all have one geometry. Raises ConfigError as `draw` does.
     """
-    if not exhibits:
-        raise ConfigError("there is no sample to draw")
     panels = [
         _captioned(_quadtree(exhibit, exhibit.mosaic.rebuild(budget), budget), exhibit.title)
         for exhibit in exhibits
@@ -120,7 +118,7 @@ def _framed(grid: Image.Image) -> Image.Image:
 
 
 def _quadtree(exhibit: Exhibit, rebuilt: np.ndarray, budget: int) -> Image.Image:
-    """Outlines of the leaves on the image, or on what the leaves show of it."""
+    """Outlines of the leaves on the image, or without one on the rebuilt image."""
     zoom = _zoom(exhibit.mosaic)
     shown = rebuilt if exhibit.image is None else exhibit.image
     tree = _zoomed(shown, zoom, _SMOOTH)
@@ -181,7 +179,7 @@ def _beside(left: Image.Image, right: Image.Image) -> Image.Image:
 def _write(
     canvas: Image.Image, position: tuple[int, int], text: str, ink: tuple[int, int, int]
 ) -> None:
-    """One line of text; of one that is too long its end, which tells files apart."""
+    """One line of text. Long text is cut at its start, since paths differ at their ends."""
     draw = ImageDraw.Draw(canvas)
     font = ImageFont.load_default(_TEXT_SIZE)
     shown = text[-200:]
@@ -196,12 +194,12 @@ def _zoomed(pixels: np.ndarray, zoom: int, resampling: Image.Resampling) -> Imag
 
 
 def _draw_boxes(panel: Image.Image, leaves: Leaves, unit: int) -> None:
-    """Outline each leaf in white on black, so that lines show on any picture."""
+    """Outline each leaf in white on black, which is visible on any picture."""
     draw = ImageDraw.Draw(panel)
-    for colour, width in ((_SHADOW, 3), (_LINE, 1)):
+    for color, width in ((_SHADOW, 3), (_LINE, 1)):
         for x, y, scale in leaves.boxes.tolist():
             left, top, side = x * unit, y * unit, unit << scale
-            draw.line([(left, top), (left + side, top)], colour, width)
-            draw.line([(left, top), (left, top + side)], colour, width)
+            draw.line([(left, top), (left + side, top)], color, width)
+            draw.line([(left, top), (left, top + side)], color, width)
         right, bottom = panel.width - 1, panel.height - 1
-        draw.line([(right, 0), (right, bottom), (0, bottom)], colour, width)
+        draw.line([(right, 0), (right, bottom), (0, bottom)], color, width)

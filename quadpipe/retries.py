@@ -11,7 +11,7 @@ T = TypeVar("T")
 PAUSES = (0.1, 0.5, 2.0, 5.0)
 """Seconds between attempts."""
 
-# Errors that another attempt would not change.
+# Errors that a retry would not fix.
 _FINAL = (
     FileNotFoundError,
     IsADirectoryError,
@@ -28,7 +28,7 @@ def retry(
     on: type[Exception] = OSError,
     final: tuple[type[Exception], ...] = _FINAL,
 ) -> T:
-    """The result of `operation`, which is called again after an error of the kind `on`.
+    """The result of `operation`, which is retried after errors of type `on`.
 
     Errors in `final` and QuadpipeErrors are raised at once, others after the last attempt.
     """

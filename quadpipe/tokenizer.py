@@ -1,10 +1,10 @@
-"""Image -> mosaic, for Python users and for the job alike.
+"""Image -> mosaic, for Python users and for the job.
 
 Letters: B batch; H, W image height and width in pixels.
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from os import PathLike
 from typing import Any, overload
@@ -16,10 +16,10 @@ from quadpipe.errors import ConfigError
 from quadpipe.fields import check_fields, option
 from quadpipe.geometry import MAX_IMAGE_SIDE, Geometry
 from quadpipe.images.color import to_rgb
-from quadpipe.images.crop import RESIZES, Box, centre_box, decode_and_resample, resample
+from quadpipe.images.crop import RESIZES, Box, center_box, decode_and_resample, resample
 from quadpipe.images.decode import BYTES_PER_PIXEL, MAX_PIXELS, EncodedImage
 from quadpipe.mosaic import RESAMPLERS, Mosaic, cut
-from quadpipe.quadtree import grow, join_maps, subtract_thresholds
+from quadpipe.quadtree import grow, join_maps, subtract_thresholds, weight_scales
 from quadpipe.scorers import SCORERS
 from quadpipe.scorers.base import Scorer
 from quadpipe.scorers.choice import ScorerChoice
@@ -28,13 +28,15 @@ from quadpipe.seeds import LARGEST_SEED
 TOKENIZER_VERSION = 1
 """Raised only when the same configuration gives other bytes than before."""
 
-_LARGEST_MAX_PIXELS = 2**31 - 1  # what PIL counts with
-_LARGEST_THRESHOLD = 1e30  # float32 holds importances less thresholds
+_LARGEST_MAX_PIXELS = 2**31 - 1  # PIL counts pixels in 32-bit integers
+# Fields that were added later: the same options give the same manifest as before.
+_LEFT_OUT_BY_DEFAULT = ("scale_weight", "scorer_blur")
+_LARGEST_THRESHOLD = 1e30  # importances minus thresholds are float32
 
 
 @dataclass(frozen=True, kw_only=True)
 class TokenizerConfig(ScorerChoice):
-    """The options that decide an image's mosaic; raises ConfigError when they cannot work.
+    """The options that decide an image's mosaic; raises ConfigError if they are invalid.
 
     image_size may be given as a number for a square; it is kept as (H, W). An unknown scorer is
     refused by `make_scorer`, not here, so that datasets of other scorers can be read.
@@ -44,6 +46,12 @@ class TokenizerConfig(ScorerChoice):
     patch_size: int = option(16, "Side of the smallest patch, and of every token, in pixels.")
     max_patch_size: int = option(64, "Side of the largest patch: patch size times a power of two.")
     tokens: int = option(100, "Tokens per image; every smaller budget is stored with it.")
+    scale_weight: float = option(
+        1.0,
+        "Multiply the importance of patches of patch_size * 2^s pixels by this number to the power "
+        "of s. Below 1, fewer splits go to the largest patches.",
+        above=0,
+    )
     thresholds: tuple[tuple[int, float], ...] | None = option(
         None,
         "Subtract these from the importance of patches, by side in pixels, as 32=5.75,64=4; APT's "
@@ -83,13 +91,18 @@ class TokenizerConfig(ScorerChoice):
                 self.image_size, self.patch_size, self.max_patch_size, self.tokens
             )
         self.geometry.num_splits(self.tokens)
+        if self.scale_weight != 1 and not self.geometry.max_scale:
+            raise ConfigError(
+                "scale_weight is for patches that can be split, and max_patch_size equals "
+                "patch_size; omit it"
+            )
         if self.thresholds is not None:
             object.__setattr__(self, "thresholds", self._checked_thresholds(self.thresholds))
 
     def check_limits(self) -> None:
         """Raise ConfigError when images of the image size are above `max_pixels`.
 
-        For a job that is planned; what was made with such a configuration can be read.
+        Only for a new job: existing datasets with such a configuration can be read.
         """
         height, width = self.image_size
         if height * width > self.max_pixels:
@@ -102,7 +115,7 @@ class TokenizerConfig(ScorerChoice):
     def _checked_thresholds(
         self, thresholds: tuple[tuple[int, float], ...]
     ) -> tuple[tuple[int, float], ...]:
-        """In the order of the sides, one for each splittable scale."""
+        """The thresholds, sorted by side; ConfigError unless each splittable scale has one."""
         geometry = self.geometry
         sides = [geometry.patch_size << scale for scale in range(1, geometry.max_scale + 1)]
         if sorted(side for side, _ in thresholds) != sides or not sides:
@@ -130,11 +143,15 @@ class TokenizerConfig(ScorerChoice):
         """The part of a picture of this size that view 0 shows."""
         if self.resize == "squash":
             return Box(0, 0, width, height)
-        return centre_box(width, height, self.image_size, self.crop_pct)
+        return center_box(width, height, self.image_size, self.crop_pct)
 
     def as_json(self) -> dict[str, Any]:
         """As JSON can hold it; `TokenizerConfig(**config.as_json())` is equal."""
-        return asdict(self) | {"image_size": list(self.image_size)}
+        document = asdict(self) | {"image_size": list(self.image_size)}
+        for item in fields(self):
+            if item.name in _LEFT_OUT_BY_DEFAULT and document[item.name] == item.default:
+                del document[item.name]
+        return document
 
 
 class Tokenizer:
@@ -145,7 +162,7 @@ class Tokenizer:
         leaves = mosaic.leaves(64)
 
     Options are those of TokenizerConfig, and `scorer_weights`, the file of a scorer's network;
-    `scorer` may also be a Scorer of your own. Raises ConfigError when they cannot work. `hints`
+    `scorer` may also be a Scorer of your own. Raises ConfigError if they are invalid. `hints`
     are for scorers that need more than pixels: the image's class (grad-cam) or importance map
     (precomputed); for several images a list. A scorer or backbone `module:callable` is called if
     it is given as an option. In a `config`, which may come from a file, it is refused; give the
@@ -194,10 +211,10 @@ class Tokenizer:
 
         An image is a PIL image of any size, made upright and RGB, or uint8 `[h, w, 3]`; a batch
         is a sequence of images or uint8 `[B, h, w, 3]`. Images are resized and cropped as in the
-        job; one that has the image size already is used as it is when `crop_pct` is 1. Raises
-        ConfigError on arrays that are no images, RejectError on PIL images without RGB colours.
+        job; with `crop_pct` 1, an image that already has the image size is not changed. Raises
+        ConfigError on arrays that are not images, RejectError on PIL images without RGB colors.
         """
-        # An array that is not a batch is taken for an image, so that errors name its whole shape.
+        # An array that is not a batch is treated as an image, so errors name its whole shape.
         if isinstance(images, Image.Image) or (isinstance(images, np.ndarray) and images.ndim != 4):
             return self.tokenize(self.prepare(images)[None], None if hints is None else [hints])[0]
         if not len(images):
@@ -205,14 +222,14 @@ class Tokenizer:
         return self.tokenize(np.stack([self.prepare(image) for image in images]), hints)
 
     def prepare(self, image: Image.Image | np.ndarray) -> np.ndarray:
-        """The part of an image that its mosaic shows, uint8 `[H, W, 3]`; errors as above."""
+        """The part of an image that its mosaic shows, uint8 `[H, W, 3]`; raises as `__call__`."""
         if isinstance(image, np.ndarray):
             if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-                is_grey = image.ndim == 2 or (image.ndim == 3 and image.shape[2] == 1)
+                is_gray = image.ndim == 2 or (image.ndim == 3 and image.shape[2] == 1)
                 raise ConfigError(
                     f"an image must be uint8 [h, w, 3], RGB; this one is {image.dtype} "
                     f"{list(image.shape)}"
-                    + ("; give a grey image as PIL.Image.fromarray(image)" if is_grey else "")
+                    + ("; give a gray image as PIL.Image.fromarray(image)" if is_gray else "")
                 )
             picture = Image.fromarray(image)
         else:
@@ -221,9 +238,9 @@ class Tokenizer:
         return resample(picture, box, self.config.image_size)
 
     def prepare_file(self, data: bytes) -> np.ndarray:
-        """As `prepare`, from the bytes of an image file and as the job does it.
+        """As `prepare`, from the bytes of an image file, decoded as in the job.
 
-        Raises RejectError when the bytes are no image that can be used.
+        Raises RejectError when the bytes are not a usable image.
         """
         image = EncodedImage(data, self.config.max_pixels)
         box = self.config.view_box(image.width, image.height)
@@ -243,8 +260,10 @@ class Tokenizer:
         return self.cut(images, self.scorer.score(images, hints))
 
     def cut(self, images: np.ndarray, maps: Sequence[np.ndarray]) -> list[Mosaic]:
-        """The mosaics of prepared images with their scorer's maps, one for each scale."""
+        """The mosaics of prepared images, given the scorer's maps, one for each scale."""
         importance = join_maps(maps, self.geometry, len(images))
+        if self.config.scale_weight != 1:
+            importance = weight_scales(importance, self.geometry, self.config.scale_weight)
         if self.config.thresholds is not None:
             importance = subtract_thresholds(importance, self.geometry, self.config.thresholds)
         trees = grow(importance, self.geometry, self.config.tokens)

@@ -34,8 +34,8 @@ def load_torch(data: bytes) -> Any:
     """
     import torch
 
-    if b"bytearray" in data:  # the one function torch lets a file call that takes any memory
-        raise ValueError("it makes a bytearray, which weights do not need")
+    if b"bytearray" in data:  # the one allowed function that can allocate any amount of memory
+        raise ValueError("it creates a bytearray, which weights do not need")
     if data.startswith(b"PK"):
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             if sum(record.file_size for record in archive.infolist()) > len(data):
@@ -57,7 +57,7 @@ def load_torch(data: bytes) -> Any:
 
 
 def _tensors(document: Any) -> "Iterator[Tensor]":
-    """All plain tensors in nested containers, which may hold themselves."""
+    """All plain tensors in nested containers, which may contain themselves."""
     import torch
 
     pending, seen = [document], set[int]()
@@ -88,12 +88,12 @@ def parse_weights(data: bytes, where: str) -> "dict[str, Tensor]":
 
             return dict(load(data))
         document = load_torch(data)
-    except Exception as error:  # whatever the file's bytes make the parsers raise
+    except Exception as error:  # the parsers raise many kinds on damaged files
         raise ShardError(
             f"{where} does not hold plain weights ({type(error).__name__}: {first_line(error)}); "
             f"give a safetensors or torch file of tensors only"
         ) from error
-    for _ in range(_DEEPEST_WRAPPER):  # a dict may hold itself
+    for _ in range(_DEEPEST_WRAPPER):  # a dict may contain itself
         if isinstance(document, Mapping):
             wrapper = next((w for w in _WRAPPERS if isinstance(document.get(w), Mapping)), None)
             document = document if wrapper is None else document[wrapper]

@@ -1,8 +1,9 @@
 """Real photographs that scikit-learn ships, and image folders made from them."""
 
 import io
+import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,9 @@ import pytest
 import reliability
 from PIL import Image
 from sklearn.datasets import load_sample_images
+
+# Tests run in several processes. More threads than processors wait for each other in loops.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture(scope="session")
@@ -98,7 +102,7 @@ _tests_running: list[pytest.Item] = []
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_runtest_protocol(item: pytest.Item) -> Iterator[object]:
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
     _tests_running.append(item)
     try:
         return (yield)

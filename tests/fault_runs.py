@@ -28,7 +28,7 @@ def run(
 
 
 def check(done: subprocess.CompletedProcess, code: int = 0) -> str:
-    """What a run that ended with this code says."""
+    """The standard error of a run, which must have ended with this code."""
     assert done.returncode == code, done.stderr
     assert "Traceback" not in done.stderr
     return done.stderr

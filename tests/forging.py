@@ -1,4 +1,4 @@
-"""Small datasets, and their shards and lists made anew with checksums that fit, as anyone could."""
+"""Small datasets, and changes of their shards and lists with checksums that fit."""
 
 import hashlib
 import json
@@ -102,14 +102,14 @@ def rewrite_shard_list(
 
 
 def remove_index(dataset: Path, *splits: str) -> None:
-    """As datasets were before there was an index."""
+    """Make the dataset like those of versions that wrote no index."""
     for split in splits or ("train", "val"):
         (dataset / index_name(split)).unlink(missing_ok=True)
         edit_manifest(dataset, **{f"splits__{split}__index_sha256": None})
 
 
 def rewrite_index(dataset: Path, split: str) -> None:
-    """Make the index fit the shards; without one where they cannot be followed."""
+    """Make the index fit the shards; leave it out if they cannot be parsed."""
     remove_index(dataset, split)
     parts = []
     try:

@@ -14,7 +14,7 @@ class _Header(ctypes.Structure):
 
 @contextmanager
 def permissions_that_count() -> Iterator[None]:
-    """Let permissions hold for root too: its capabilities to pass over them are laid down."""
+    """Let permissions hold for root too, by dropping its capabilities that override them."""
     if os.geteuid() != 0:
         yield
         return

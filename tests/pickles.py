@@ -1,4 +1,4 @@
-"""Pickles that would run code: they make a file where the test stands."""
+"""Pickles that would run code: loading them makes a file in the working folder."""
 
 import io
 import pickle

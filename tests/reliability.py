@@ -8,6 +8,7 @@ import tarfile
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,11 +18,11 @@ _HEADER = "| fault | what happens | lost | doubled | test |\n|---|---|---|---|--
 
 @dataclass
 class Row:
-    """What a test says and found; lost and doubled samples are None where nothing is written."""
+    """A row of the table; lost and doubled are None if the test does not count samples."""
 
+    test: str
     what: str
     outcome: str
-    test: str
     passed: bool = False
     lost: int | None = None
     doubled: int | None = None
@@ -36,13 +37,13 @@ _rows: dict[str, list[Row]] = {}
 
 def describe(item: pytest.Item) -> None:
     name = item.nodeid.removeprefix("tests/").partition("[")[0]
-    _rows[item.nodeid] = [Row(*mark.args, name) for mark in item.iter_markers("fault")]
+    _rows[item.nodeid] = [Row(name, *mark.args) for mark in item.iter_markers("fault")]
 
 
 def note(report: pytest.TestReport) -> None:
     if report.when != "call":
         return
-    found = dict(report.user_properties)
+    found: dict[str, Any] = dict(report.user_properties)
     for row in _rows.get(report.nodeid, ()):
         row.passed = report.passed
         row.lost, row.doubled = found.get("lost"), found.get("doubled")
@@ -55,9 +56,9 @@ def write(page: Path) -> None:
         if not row.passed:
             raise pytest.UsageError(f"{row.test} has not passed; {page} stays as it is")
         first = rows.setdefault((row.what, row.test), row)
-        if row.lost is not None:
-            first.lost = (first.lost or 0) + (row.lost if row is not first else 0)
-            first.doubled = (first.doubled or 0) + (row.doubled if row is not first else 0)
+        if row is not first and row.lost is not None:
+            first.lost = (first.lost or 0) + row.lost
+            first.doubled = (first.doubled or 0) + (row.doubled or 0)
     text = page.read_text()
     before, after = text.partition(BEGIN)[0], text.partition(END)[2]
     table = _HEADER + "\n".join(map(str, rows.values()))
@@ -74,7 +75,7 @@ def tree(root: Path) -> dict[str, bytes]:
 
 
 def compare(found: dict[str, bytes], expected: dict[str, bytes]) -> tuple[int, int]:
-    """Samples that are lost and samples that are there twice."""
+    """The numbers of lost samples and of duplicated ones."""
     here, there = _keys(found), _keys(expected)
     return (there - here).total(), (here - there).total()
 

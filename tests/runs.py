@@ -34,7 +34,7 @@ def losses(run: Path) -> list[tuple[int, float]]:
     return [(row["step"], row["loss"]) for row in rows if row["event"] == "train"]
 
 
-class Heard(TrainProgress):
+class RecordedProgress(TrainProgress):
     def __init__(self) -> None:
         self.warnings, self.scores = [], []
 
@@ -69,15 +69,6 @@ def torchrun(
 
 def losses_so_far(run: Path) -> list[str]:
     return [line for line in (run / "metrics.jsonl").read_text().splitlines() if '"train"' in line]
-
-
-def run_cli(*arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "quadpipe.cli", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        cwd=cwd,
-    )
 
 
 def stop_after(monkeypatch: pytest.MonkeyPatch, step: int) -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from http.server import BaseHTTPRequestHandler, SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 
 @dataclass
@@ -26,7 +27,7 @@ class Trouble:
 
 @dataclass
 class Proxy:
-    """Stands before a server. requests: method and path of all that came; bytes sent back."""
+    """A proxy before a server. requests: method and path of all requests; bytes sent back."""
 
     url: str
     troubles: list[Trouble] = field(default_factory=list)
@@ -104,7 +105,7 @@ class _RangeHandler(_QuietHandler):
 class _ProxyHandler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
-    def __init__(self, *arguments: object, proxy: Proxy, host: str, port: int) -> None:
+    def __init__(self, *arguments: Any, proxy: Proxy, host: str, port: int) -> None:
         self._proxy, self._to = proxy, (host, port)
         super().__init__(*arguments)
 
@@ -149,7 +150,7 @@ class _ProxyHandler(BaseHTTPRequestHandler):
         length = str(len(data))
         for name, value in headers:
             if name.lower() == "content-length":
-                length = value  # of a HEAD, where there is no body
+                length = value  # of a HEAD response, which has no body
             elif name.lower() not in ("transfer-encoding", "connection"):
                 self.send_header(name, value)
         self.send_header("Content-Length", length)

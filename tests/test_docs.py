@@ -1,4 +1,4 @@
-"""What README.md and docs/ say is run here."""
+"""The commands and examples of README.md and docs/ run."""
 
 import json
 import re
@@ -34,7 +34,7 @@ def blocks(text: str, kind: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def folder(image_folder, tmp_path_factory) -> Path:
-    """Where a reader of the README stands: images, and the commands run."""
+    """A folder with images, in which the commands of the README have run."""
     folder = tmp_path_factory.mktemp("readme")
     (folder / "imagenet").symlink_to(image_folder)
     (folder / "cat.jpg").write_bytes(next(image_folder.rglob("*.jpg")).read_bytes())
@@ -92,7 +92,7 @@ def test_every_scorer_is_on_the_scorers_page():
         assert f"`{name}`" in SCORERS
 
 
-def test_the_commands_leave_what_the_readme_says(folder):
+def test_the_commands_of_the_readme_write_the_files_it_lists(folder):
     tree = next(block for block in blocks(README, "") if block.startswith("shards/"))
     for line in tree.splitlines()[1:]:
         assert (folder / "shards" / line.split()[0]).exists(), line
@@ -100,7 +100,7 @@ def test_the_commands_leave_what_the_readme_says(folder):
         assert picture.width > 1500
 
 
-def test_a_run_leaves_what_the_training_page_says(folder):
+def test_a_run_writes_the_files_that_the_training_page_lists(folder):
     tree = next(block for block in blocks(TRAINING, "") if block.startswith("run/"))
     named = {line.split()[0] for line in tree.splitlines()[1:]}
     found = {path.name for path in (folder / "run").iterdir() if path.name[0] != "."}
@@ -128,7 +128,7 @@ def test_the_python_examples_run(folder):
         assert done.stdout.startswith("0000000000")
 
 
-def test_the_file_tree_names_what_is_there():
+def test_the_file_tree_names_existing_files():
     tree = blocks(README, "")[-1]
     above = ""
     for line in tree.splitlines():
@@ -141,7 +141,7 @@ def test_the_file_tree_names_what_is_there():
     assert {name for name in here if name != "py.typed"} == named
 
 
-def test_links_in_the_docs_lead_somewhere():
+def test_links_in_the_docs_have_targets():
     for page in (REPOSITORY / "README.md", *(REPOSITORY / "docs").glob("*.md")):
         for target in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text()):
             assert (page.parent / target).exists(), f"{page.name}: {target}"

@@ -1,4 +1,5 @@
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pytest
@@ -28,7 +29,8 @@ class Example:
 
 
 def test_values_become_their_declared_types():
-    example = Example(count=np.int64(3), share=1, size=[4, np.int32(5)], names=["a"])
+    given: dict[str, Any] = {"count": np.int64(3), "share": 1, "size": [4, np.int32(5)]}
+    example = Example(**given, names=["a"])
     assert (example.count, example.share, example.size) == (3, 1.0, (4, 5))
     assert [type(v) for v in (example.count, example.share, *example.size)] == [
         int,
@@ -52,12 +54,12 @@ def test_values_become_their_declared_types():
         ({"names": ["a", 1]}, "names must be a list of names, not"),
     ],
 )
-def test_other_values_are_refused(options, message):
+def test_values_of_other_types_are_refused(options, message):
     with pytest.raises(ConfigError, match=message):
         Example(**options)
 
 
-def test_what_a_later_version_added_is_left_out():
+def test_fields_of_a_later_version_are_left_out():
     assert known_fields(Example, {"count": 2, "later": 3}) == {"count": 2}
     with pytest.raises(TypeError, match="5 is not an object"):
         known_fields(Example, 5)
@@ -101,7 +103,7 @@ def test_values_outside_the_declared_bounds_are_refused(options, message):
         Declared(**options)
 
 
-def test_a_declaration_can_be_borrowed_with_another_default():
+def test_an_option_can_be_redeclared_with_another_default():
     assert Borrowing() == Borrowing(lr=0.5, share=0.0)
     assert declared_options(Borrowing) == {
         name: declared_options(Declared)[name] for name in ("lr", "share")
@@ -110,7 +112,7 @@ def test_a_declaration_can_be_borrowed_with_another_default():
         Borrowing(lr=20)
 
 
-def test_entries_of_an_earlier_version_have_their_names_of_today():
+def test_renamed_entries_of_an_earlier_version_are_read():
     document = {"batch": 5, "lr": 1.0, "later": 2}
     assert known_fields(Declared, document) == {"batch_size": 5, "lr": 1.0}
     assert unknown_fields(Declared, document) == ["later"]

@@ -24,7 +24,7 @@ def random_mosaic(shape: Geometry, tokens: int, seed: int, resample: str = "bili
     return images, cut(images, trees, shape, resample)
 
 
-def test_tokens_are_those_of_the_papers_code_within_rounding():
+def test_tokens_equal_those_of_the_papers_code_within_rounding():
     shape = Geometry(height=256, width=256, patch_size=16, max_patch_size=64)
     with np.load(GOLDEN / "pixel_blur.npz") as arrays:
         images, leaves, tokens = (
@@ -87,7 +87,7 @@ def test_the_largest_budget_rebuilds_the_image_exactly(square):
     np.testing.assert_array_equal(mosaic.rebuild(), square[0])
 
 
-def test_a_threshold_gives_each_image_its_own_length_and_says_when_it_is_cut_off(square):
+def test_a_threshold_gives_each_image_its_own_length_and_reports_truncation(square):
     mosaics = Tokenizer(tokens=196, crop_pct=1.0).tokenize(square)
     assert len({len(mosaic.leaves(threshold=1.5)) for mosaic in mosaics}) > 1
     for mosaic in mosaics:
@@ -101,7 +101,7 @@ def test_a_threshold_gives_each_image_its_own_length_and_says_when_it_is_cut_off
     assert not full.leaves(threshold=-1.0).truncated
 
 
-def test_flipping_the_mosaic_is_flipping_the_image():
+def test_flipping_the_mosaic_equals_flipping_the_image():
     shape = Geometry(height=128, width=192, patch_size=16, max_patch_size=64)
     rng = np.random.default_rng(5)
     image = rng.integers(0, 256, (1, 128, 192, 3), np.uint8)
@@ -117,7 +117,7 @@ def test_flipping_the_mosaic_is_flipping_the_image():
     np.testing.assert_array_equal(flipped.flip().tokens, mosaic.tokens)
 
 
-def test_dense_maps_are_those_of_the_papers_code():
+def test_dense_maps_equal_those_of_the_papers_code():
     with np.load(GOLDEN / "model.npz") as arrays:
         for boxes, features, dense in zip(
             arrays["boxes"], arrays["features"], arrays["dense"], strict=True
@@ -142,7 +142,7 @@ def mosaic(square) -> Mosaic:
     ("arguments", "message"),
     [
         ({"tokens": 101}, "use 100 or 103"),
-        ({"tokens": 196}, "holds 100 tokens, not 196; use at most 100 or tokenize again"),
+        ({"tokens": 196}, "holds 100 tokens, not 196; use at most 100 or retokenize with"),
         ({"tokens": 64, "threshold": 1.0}, "not both"),
     ],
 )

@@ -20,7 +20,9 @@ for scorer in (
     *("saliency", "rarity", "barrier", "random"),
 ):
     thresholds = ((32, 1.7), (64, 0.3))
-    tokenizer = quadpipe.Tokenizer(scorer=scorer, tokens=148, thresholds=thresholds)
+    tokenizer = quadpipe.Tokenizer(
+        scorer=scorer, tokens=148, scale_weight=0.7, thresholds=thresholds
+    )
     for mosaic in tokenizer(images):
         for part in (mosaic.tokens, mosaic.nodes, mosaic.importance):
             digest.update(part.tobytes())

@@ -12,8 +12,8 @@ from quadpipe.quadtree import (
     grow,
     join_maps,
     leaf_indices,
-    split_order,
     splits_at_threshold,
+    weight_scales,
 )
 from reference import heap
 
@@ -37,7 +37,7 @@ def golden_names(file: str) -> list[str]:
 
 
 @pytest.mark.parametrize("name", golden_names("selection.npz"))
-def test_leaves_are_those_of_the_papers_code(name):
+def test_leaves_equal_those_of_the_papers_code(name):
     size, patch, largest, tokens = map(int, name.split("_"))
     geometry = Geometry(height=size, width=size, patch_size=patch, max_patch_size=largest)
     with np.load(GOLDEN / "selection.npz") as arrays:
@@ -58,8 +58,9 @@ def test_equal_importances_go_coarser_first_then_in_raster_order(case):
         maps = [arrays[f"{case}/importance_depth{depth}"][None] for depth in range(depths)]
         expected = arrays[f"{case}/order"]
     geometry = unit_geometry(maps)
-    order = split_order(join_maps(maps, geometry, 1), geometry)[0]
-    x, y, scale = geometry.boxes[order].T
+    nodes = grow(join_maps(maps, geometry, 1), geometry, geometry.max_tokens).nodes[0]
+    nodes = nodes[np.argsort(nodes[:, 3])]
+    x, y, scale, _ = nodes[nodes[:, 3] >= 0].T
     np.testing.assert_array_equal(np.stack([depths - scale, y >> scale, x >> scale], 1), expected)
 
 
@@ -79,7 +80,7 @@ def random_maps(draw: st.DrawFn) -> list[np.ndarray]:
 
 @settings(deadline=None, max_examples=150)
 @given(random_maps(), st.data())
-def test_the_sort_is_the_heap(maps, data):
+def test_the_sort_gives_the_order_of_the_heap(maps, data):
     geometry = unit_geometry(maps)
     splits = data.draw(st.integers(0, geometry.splittable))
     importance = join_maps([level[None] for level in maps], geometry, 1)
@@ -89,7 +90,7 @@ def test_the_sort_is_the_heap(maps, data):
 
 @settings(deadline=None, max_examples=100)
 @given(random_maps(), st.floats(-3, 9))
-def test_a_threshold_is_a_prefix(maps, threshold):
+def test_a_threshold_keeps_a_prefix_of_the_split_order(maps, threshold):
     geometry = unit_geometry(maps)
     importance = join_maps([level[None] for level in maps], geometry, 1)
     trees = grow(importance, geometry, geometry.max_tokens)
@@ -98,7 +99,7 @@ def test_a_threshold_is_a_prefix(maps, threshold):
     assert {tuple(box) for box in leaves.tolist()} == heap.leaves_above(maps, threshold)
 
 
-def test_images_of_a_batch_do_not_touch_each_other():
+def test_images_of_a_batch_do_not_affect_each_other():
     geometry = Geometry(height=128, width=192, patch_size=16, max_patch_size=64)
     importance = np.random.default_rng(0).random((5, geometry.splittable), np.float32)
     together = grow(importance, geometry, 30)
@@ -122,7 +123,7 @@ def test_gains_never_increase():
     assert splits_at_threshold(importance, 3) == 5
 
 
-def test_a_threshold_that_is_no_number_is_refused():
+def test_a_threshold_of_nan_is_refused():
     with pytest.raises(ConfigError, match="threshold is NaN"):
         splits_at_threshold(np.ones(3, np.float32), float("nan"))
 
@@ -136,7 +137,38 @@ def test_importances_that_are_not_finite_are_refused(bad):
         join_maps(maps, geometry, 2)
 
 
-def test_misshapen_maps_are_refused():
+def test_maps_of_wrong_shapes_are_refused():
     geometry = Geometry(height=128, width=128, patch_size=16, max_patch_size=64)
     with pytest.raises(ConfigError, match=r"expected \[\(1, 2, 2\), \(1, 4, 4\)\]"):
         join_maps([np.zeros((1, 2, 2), np.float32)], geometry, 1)
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    st.integers(1, 4),
+    st.sampled_from([(1, 1), (2, 3)]),
+    st.floats(0.01, 100),
+    st.integers(0, 2**32 - 1),
+)
+def test_importance_is_multiplied_by_the_weight_once_per_scale(scales, grid, weight, seed):
+    rng = np.random.default_rng(seed)
+    maps = [
+        rng.standard_normal((2, grid[0] << level, grid[1] << level)).astype(np.float32)
+        for level in range(scales)
+    ]
+    geometry = unit_geometry(maps)
+    found = weight_scales(join_maps(maps, geometry, 2), geometry, weight)
+    weighted = []
+    for level, scale in zip(maps, range(scales, 0, -1), strict=True):
+        factor = 1.0
+        for _ in range(scale):
+            factor *= weight
+        weighted.append((level.astype(np.float64) * factor).astype(np.float32))
+    np.testing.assert_array_equal(found, join_maps(weighted, geometry, 2))
+
+
+def test_a_weight_that_float32_cannot_hold_is_refused():
+    maps = [np.ones((1, 1, 1), np.float32), np.ones((1, 2, 2), np.float32)]
+    geometry = unit_geometry(maps)
+    with pytest.raises(ConfigError, match=r"scale_weight 1e\+30 makes importances too large"):
+        weight_scales(join_maps(maps, geometry, 1), geometry, 1e30)

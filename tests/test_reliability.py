@@ -1,8 +1,9 @@
-"""docs/reliability.md holds a row for each test that is marked as one, and names what is there."""
+"""docs/reliability.md has a row for each test marked `fault`, and names existing files."""
 
 import ast
 import re
 from pathlib import Path
+from typing import Any
 
 import reliability
 
@@ -15,15 +16,15 @@ def marked() -> set[tuple[str, str, str]]:
     found = set()
     for path in TESTS.rglob("test_*.py"):
         tree = ast.parse(path.read_text())
-        names = {
+        names: dict[str, Any] = {
             target.id: node.value.value
             for node in tree.body
             if isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant)
             for target in node.targets
             if isinstance(target, ast.Name)
         }
-        for node in tree.body:
-            for call in getattr(node, "decorator_list", ()):
+        for node in (node for node in tree.body if isinstance(node, ast.FunctionDef)):
+            for call in node.decorator_list:
                 if isinstance(call, ast.Call) and ast.unparse(call.func) == "pytest.mark.fault":
                     what, outcome = (
                         names[word.id] if isinstance(word, ast.Name) else ast.literal_eval(word)
@@ -34,7 +35,7 @@ def marked() -> set[tuple[str, str, str]]:
     return found
 
 
-def test_the_table_is_that_of_the_tests():
+def test_the_table_lists_the_marked_tests():
     """`make reliability` writes it."""
     table = PAGE.partition(reliability.BEGIN)[2].partition(reliability.END)[0]
     rows = [line.strip("| ").split(" | ") for line in table.strip().splitlines()[2:]]
@@ -43,7 +44,7 @@ def test_the_table_is_that_of_the_tests():
         assert set(row[2:-1]) <= {"", "0"}, row
 
 
-def test_the_page_names_tests_that_are_there():
+def test_the_page_names_existing_files():
     for name in re.findall(r"`((?:tests/)?[a-z]+(?:/[a-z_0-9]+)*\.py)`", PAGE):
         path = TESTS.parent / name if name.startswith(("tests/", "quadpipe/")) else TESTS / name
         assert path.exists(), name

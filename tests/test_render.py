@@ -39,11 +39,11 @@ def test_the_quadtree_has_a_line_along_every_leaf(exhibit):
         assert (row == 255).all()
 
 
-def test_several_budgets_stand_side_by_side(exhibit):
+def test_several_budgets_are_side_by_side(exhibit):
     assert panels(draw([exhibit], [16, 64, 100])) == (4, 2)
 
 
-def test_exhibits_stand_below_each_other_and_do_without_an_image(exhibit):
+def test_exhibits_are_stacked_and_may_lack_an_image(exhibit):
     bare = Exhibit(mosaic=exhibit.mosaic, title="x" * 300)
     assert panels(draw([bare, bare], [64])) == (2, 2)
 
@@ -71,7 +71,7 @@ def test_scorers_are_columns_of_a_heat_map_and_quadtrees(square):
     assert (plain.max(-1) == plain.min(-1)).all()
 
 
-def test_quadtrees_stand_in_rows_with_their_titles(square):
+def test_quadtrees_are_in_rows_with_their_titles(square):
     exhibits = [
         Exhibit(mosaic=quadpipe.Tokenizer(scorer=name, tokens=31)(image), title=name)
         for name in ("pixel-blur", "laplacian", "entropy")
@@ -82,5 +82,8 @@ def test_quadtrees_stand_in_rows_with_their_titles(square):
     pixels = np.asarray(sheet)
     assert (pixels[700:, 600:] == 255).all()  # no fourth one
     assert not (pixels[:500, 600:1100] == 255).all()
-    with pytest.raises(ConfigError, match="there is no sample to draw"):
-        draw_quadtrees([], 31, columns=2)
+
+
+def test_drawing_no_samples_is_an_error():
+    with pytest.raises(ConfigError, match="no samples to draw"):
+        draw([], [31])

@@ -3,15 +3,15 @@ import numpy as np
 from quadpipe.seeds import permutation, random_bits, unit_interval
 
 
-def test_bits_are_the_same_for_ever():
+def test_random_bits_are_pinned():
     assert random_bits(2, "job/order", "train", 0).tolist() == [
         2205317813969070279,
         10013239397453228577,
     ]
 
 
-def test_other_words_give_other_bits():
-    words = [("a", 1), ("a", 2), ("b", 1), ("a", "1"), ("a1",), ("a", 1, 0)]
+def test_other_keys_give_other_bits():
+    words: list[tuple] = [("a", 1), ("a", 2), ("b", 1), ("a", "1"), ("a1",), ("a", 1, 0)]
     assert len({int(random_bits(1, *word)[0]) for word in words}) == len(words)
 
 

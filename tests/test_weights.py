@@ -1,4 +1,5 @@
-"""Files of weights from strangers: nothing in them runs, or takes memory that they only claim."""
+"""Files of weights that were made to do harm: their code is not run, and no memory is allocated for
+what they claim."""
 
 import io
 import json
@@ -105,7 +106,7 @@ PICKLES = {
     "refused; nothing runs",
 )
 @pytest.mark.parametrize("kind", PICKLES)
-def test_a_pickle_that_would_run_code_is_refused_and_does_not(kind):
+def test_a_pickle_that_would_run_code_is_refused_and_not_run(kind):
     with pytest.raises(ShardError, match="x.pth does not hold plain weights") as caught:
         parse_weights(PICKLES[kind](), "x.pth")
     assert "\n" not in str(caught.value)
@@ -137,7 +138,7 @@ CLAIMS = {
 
 
 @pytest.mark.parametrize("kind", CLAIMS)
-def test_a_torch_file_takes_no_memory_that_it_only_claims(kind, request):
+def test_a_torch_file_does_not_allocate_what_it_only_claims(kind, request):
     make, message = CLAIMS[kind]
     data = make()
     request.getfixturevalue("little_memory")
@@ -167,13 +168,13 @@ HEADERS = {
 
 
 @pytest.mark.parametrize("kind", HEADERS)
-def test_safetensors_that_lie_are_refused(kind, little_memory):
+def test_safetensors_with_false_headers_are_refused(kind, little_memory):
     with pytest.raises(ShardError, match="x.safetensors does not hold plain weights") as caught:
         parse_weights(HEADERS[kind], "x.safetensors")
     assert "\n" not in str(caught.value)
 
 
-def test_what_training_programs_save_is_read():
+def test_checkpoints_of_training_programs_are_read():
     state = {"a": torch.arange(6.0).reshape(2, 3), "b": torch.zeros(0), "c": torch.tensor(3)}
     state["tied"] = state["a"][1:]
     state["turned"] = state["a"].T

@@ -25,7 +25,7 @@ from quadpipe.files.remote import RemoteFolder
 # Names of the cache's own files; other files in the folder are left alone.
 _OURS = re.compile(r"[0-9a-f]{64}\.(tar|part|data)")
 _FETCH_AT_ONCE = 8
-# A shard that is in constant use is not marked as used each time.
+# The time of last use is updated at most this often.
 _SECONDS_BETWEEN_MARKS = 1.0
 _SECONDS_BETWEEN_LOOKS = 0.05
 
@@ -119,7 +119,7 @@ class CachedFolder(ReadableFolder):
         while True:
             try:
                 contents: np.ndarray = np.memmap(target, np.uint8, "r")
-            except (FileNotFoundError, ValueError):  # not there, or empty
+            except (FileNotFoundError, ValueError):  # missing or empty
                 contents = np.empty(0, np.uint8)
             except OSError as error:
                 raise self._unwritable(error) from error
@@ -180,7 +180,7 @@ class CachedFolder(ReadableFolder):
     def _make_room(self, claim: Path, size: int) -> None:
         """Reserve `size` bytes for a claimed shard: the claim gets this length.
 
-        The least recently used shards are evicted; downloads of other processes are waited for.
+        Evicts the least recently used shards, and waits for downloads of other processes.
         """
         while True:
             with self._bookkeeping.open("r+b") as lock:
@@ -195,7 +195,7 @@ class CachedFolder(ReadableFolder):
                             shards.append((status.st_mtime, status.st_size, path))
                         elif path.suffix == ".part" and _remove_orphan(path):
                             continue
-                        if path.suffix != ".data":  # its claim is counted
+                        if path.suffix != ".data":  # counted by its claim
                             total += status.st_size
                 for _, freed, path in sorted(shards):
                     if total <= self._cache.bytes:

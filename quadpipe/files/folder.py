@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 STAGING = ".quadpipe/tmp"
 
 RangeReader = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
-"""Takes where ranges start and stop in a file; gives bytes, uint8, and where each begins in them.
+"""Starts and stops of ranges in a file -> their bytes, uint8, and the start of each range in these.
 
-What a file is too short for comes out shorter."""
+Ranges past the end of the file are shorter."""
 
 
 class Contents(Protocol):
@@ -37,8 +37,7 @@ class Contents(Protocol):
 class ReadableFolder(ABC):
     """The interface for readers.
 
-    All methods raise ShardError on names that lead out of the folder, and where a file cannot be
-    read.
+    All methods raise ShardError on names that lead out of the folder, and if a file cannot be read.
     """
 
     @abstractmethod
@@ -47,7 +46,7 @@ class ReadableFolder(ABC):
 
     @abstractmethod
     def size(self, name: str) -> int | None:
-        """Bytes of a file, None when there is none."""
+        """Size of a file in bytes, None if it does not exist."""
 
     @abstractmethod
     def read(self, name: str) -> bytes: ...
@@ -61,7 +60,7 @@ class ReadableFolder(ABC):
         """A function that reads parts of a file."""
 
     def beginning(self, name: str, size: int) -> memoryview:
-        """The first `size` bytes of a file, or all that it has; no more of it is read."""
+        """The first `size` bytes of a file, or all of a shorter file; no more is read."""
         start, stop = np.array([0]), np.array([size])
         contents, begins = self.open_ranges(name)(start, stop)
         return contents[int(begins[0]) :][:size].data
@@ -71,26 +70,26 @@ class ReadableFolder(ABC):
 
     @abstractmethod
     def names(self) -> list[str] | None:
-        """Names of all files of the dataset, sorted; what is hidden at the top is left out.
+        """Names of all files of the dataset, sorted, without those that are hidden at the top.
 
-        None where files cannot be listed, as on a web server.
+        None if files cannot be listed, as on a web server.
         """
 
     def exists(self, name: str) -> bool:
         return self.size(name) is not None
 
     def get(self, name: str) -> bytes | None:
-        """The content of a file, None when there is none."""
+        """The content of a file, None if it does not exist."""
         return self.read(name) if self.exists(name) else None
 
-    def fetch(self, names: list[str]) -> None:  # noqa: B027  most need nothing
+    def fetch(self, names: list[str]) -> None:  # noqa: B027  optional
         """Prefetch files that will be read; only a cache does."""
 
     def check_room(self, sizes: list[int]) -> None:  # noqa: B027
         """Raise ConfigError when a cache cannot hold files of these sizes together."""
 
     def read_many(self, names: list[str]) -> Iterator[bytes | None]:
-        """The contents of small files, None for those that are not there."""
+        """The contents of small files, None for missing ones."""
         for name in names:
             yield self.get(name)
 
@@ -98,7 +97,7 @@ class ReadableFolder(ABC):
 class Folder(ReadableFolder):
     """The interface for writers. Methods that write raise OutputError when they cannot.
 
-    holder: file and token of the lock that is held. They go with the folder to other processes; a
+    holder: file and token of the lock that is held. Other processes get them with the folder; a
     writer that has lost the lock commits nothing.
     """
 
@@ -114,15 +113,15 @@ class Folder(ReadableFolder):
 
     @abstractmethod
     def overwrite(self, name: str, data: bytes) -> None:
-        """Write a small file in place, which need not survive a crash."""
+        """Write a small file in place; it may not survive a crash."""
 
     @abstractmethod
     def remove(self, name: str) -> None:
-        """Remove a file, if it is there, so that it stays removed."""
+        """Remove a file durably, if it exists."""
 
     @abstractmethod
     def remove_folder(self, name: str) -> None:
-        """Remove a folder of the dataset with all that is in it, if it is there."""
+        """Remove a folder of the dataset with its contents, if it exists."""
 
     @abstractmethod
     def clear_staging(self) -> None:
@@ -130,20 +129,20 @@ class Folder(ReadableFolder):
 
     @abstractmethod
     def sizes(self) -> Callable[[str], int | None]:
-        """A function that gives the bytes of a file at the top of the folder, None without it.
+        """A function from the name of a file at the top of the folder to its size, None without it.
 
-        It may look at many files at once, and then does not see later changes.
+        It may list all files once and not see later changes.
         """
 
     @abstractmethod
     def free_bytes(self) -> int | None:
-        """Bytes that can be written where the folder is or will be; None if unknown."""
+        """Free space for the folder in bytes; None if unknown."""
 
     @abstractmethod
     def check_writable(self) -> None:
-        """Raise OutputError where files cannot be written whole or not at all.
+        """Raise OutputError unless the storage has atomic writes.
 
-        Nothing is left behind. Called before the folder is locked.
+        Leaves nothing behind. Called before the folder is locked.
         """
 
     @abstractmethod
@@ -155,7 +154,7 @@ class Folder(ReadableFolder):
 
 
 class StagedFile(io.RawIOBase):
-    """A file that is being written and has not appeared yet. bytes: so far."""
+    """A file that is being written and is not visible yet. bytes: number written so far."""
 
     def __init__(self, name: str, write: "Callable[[Buffer], object]") -> None:
         self.bytes = 0

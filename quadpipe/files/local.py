@@ -28,14 +28,14 @@ from quadpipe.files.lock import check_held, held, in_use, read_holder
 
 
 class LocalFolder(Folder):
-    """A local folder that holds one dataset; made on first write."""
+    """A local folder that holds one dataset; created on first write."""
 
     def __init__(self, location: str | os.PathLike[str]) -> None:
         text = os.fspath(location)
         if "://" in text:
             raise ConfigError(f"{text} is a URL; give a local folder here")
         self._shown = text
-        self.root = Path(text).absolute()  # the same for workers with another working folder
+        self.root = Path(text).absolute()  # workers may have another working folder
 
     def __str__(self) -> str:
         return self._shown
@@ -73,12 +73,12 @@ class LocalFolder(Folder):
         return _FileContents(self.path(name), self.open(name))
 
     def open_ranges(self, name: str) -> RangeReader:
-        """Maps the file. A file that is cut short while it is mapped ends the process that reads
-        there (SIGBUS), so its size is checked before each read."""
+        """Maps the file. Reading past the end of a mapped file that was truncated kills the process
+        (SIGBUS), so its size is checked before each read."""
         with self.open(name) as file:
             try:
                 mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-            except (OSError, ValueError) as error:  # a ValueError where it is empty
+            except (OSError, ValueError) as error:  # ValueError if it is empty
                 reason = _reason(error) if isinstance(error, OSError) else error
                 raise ShardError(f"cannot read {self.path(name)}: {reason}") from error
         whole = np.frombuffer(mapped, np.uint8)
@@ -209,7 +209,7 @@ class LocalFolder(Folder):
 
 
 class _FileContents:
-    """A file that is read, not mapped: when it is truncated meanwhile, slices are shorter."""
+    """A file that is read, not mapped: if it is truncated meanwhile, slices are shorter."""
 
     def __init__(self, path: Path, file: BufferedReader) -> None:
         self._path, self._file = path, file
@@ -227,7 +227,7 @@ class _FileContents:
 
 
 def make_folder(path: Path) -> None:
-    """Make a folder and its parents so that they survive a power cut."""
+    """Create a folder and its parents durably."""
     if path.is_dir():
         return
     make_folder(path.parent)

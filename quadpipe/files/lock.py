@@ -1,4 +1,4 @@
-"""The write lock of a folder, for all machines that share it.
+"""The write lock of a folder, across all machines that share it.
 
 The holder of a lock keeps its name in a file and increments a counter there every few seconds. The
 same machine knows whether the holder is alive. Another machine watches the counter, so that clocks

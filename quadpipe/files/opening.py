@@ -1,4 +1,4 @@
-"""Which kind of folder a location is."""
+"""A location -> a local or remote folder."""
 
 import os
 

@@ -1,4 +1,4 @@
-"""Remote datasets, through fsspec: an upload appears when it is committed, or not at all."""
+"""Remote datasets, through fsspec: an upload is visible when it is committed, or not at all."""
 
 import errno
 import hashlib
@@ -35,8 +35,10 @@ from quadpipe.files.storage import reason_of, retry, size_of, uploads
 
 T = TypeVar("T")
 
-# Names of files that a dataset has.
-_OURS = re.compile(r"\.quadpipe/.*|(train|val|test)[-.].*\.(tar|jsonl)|dataset\.json|README\.md")
+# Names of a dataset's files.
+_OURS = re.compile(
+    r"\.quadpipe/.*|(train|val|test)[-.].*\.(tar|jsonl|npy)|dataset\.json|README\.md"
+)
 # Errors that only a local disk raises.
 _LOCAL_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 # Buffer of each file that is being written; object stores take at least 5 MiB.
@@ -64,7 +66,7 @@ class RemoteFolder(Folder):
         """The file system and the root in it.
 
         A forked process opens its own: it must not share connections with its parent. Listings are
-        not cached, since others write too.
+        not cached, since other processes write too.
         """
         import fsspec
 
@@ -145,7 +147,7 @@ class RemoteFolder(Folder):
         return read
 
     def sha256(self, name: str) -> str:
-        # Read whole: where a web server serves no parts of files, fsspec cannot read parts.
+        # Read whole, since some web servers do not serve parts of files.
         return hashlib.sha256(self.read(name)).hexdigest()
 
     def beginning(self, name: str, size: int) -> memoryview:
@@ -185,7 +187,7 @@ class RemoteFolder(Folder):
                     yield data if isinstance(data, bytes) else self.read(name)
 
     def download(self, name: str, path: Path) -> None:
-        """Copy a file to a local path; OutputError when that cannot be written."""
+        """Copy a file to a local path; OutputError if it cannot be written."""
         remote = self._path(name)
 
         def copy() -> None:
@@ -230,7 +232,7 @@ class RemoteFolder(Folder):
         except BaseException:
             with suppress(Exception):
                 file.discard()
-            file.closed = True  # or it would be sent when it is garbage-collected
+            file.closed = True  # otherwise garbage collection would upload it
             raise
         found = self.size(name)
         if found != staged.bytes:
@@ -258,7 +260,7 @@ class RemoteFolder(Folder):
         self.remove_folder(STAGING)
         system, root = self._open()
         if "s3" not in str(system.protocol):
-            return  # other stores drop them
+            return  # other stores discard them
         bucket, _, prefix = root.partition("/")
         with self._writing(STAGING):
             prefix = f"{prefix}/" if prefix else ""
@@ -285,8 +287,8 @@ class RemoteFolder(Folder):
     def check_writable(self) -> None:
         """Probe with two files: some file systems publish uncommitted files, some cannot commit.
 
-        File systems that are known to lack commits are refused without a probe, which could be
-        visible, as a commit of a repository is.
+        File systems that are known to lack commits are refused without a probe, which could leave
+        a trace, such as a commit in a repository.
         """
         from fsspec.spec import AbstractBufferedFile
 
@@ -302,7 +304,7 @@ class RemoteFolder(Folder):
                 ) from error
             does_nothing = AbstractBufferedFile.commit
             if getattr(type(discarded), "commit", does_nothing) is does_nothing:
-                discarded.closed = True  # or it would be sent on collection
+                discarded.closed = True  # otherwise garbage collection would upload it
                 raise self._publishes_early()
             discarded.write(b"discarded")
             discarded.close()

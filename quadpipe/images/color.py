@@ -35,7 +35,7 @@ _LOW_BYTES = {
     "RGBA;16B": "RGBA;16L",
     "RGBA;16L": "RGBA;16B",
     "RGBA;16N": "RGBA;16B" if sys.byteorder == "little" else "RGBA;16L",
-    "LA;16B": "RGBA",  # the four bytes of a pixel as they come
+    "LA;16B": "RGBA",  # the four bytes of a pixel, unchanged
 }
 
 
@@ -52,7 +52,7 @@ def upright_rgb(
 ) -> Image.Image:
     """As `to_rgb`, for a file that is opened and not decoded yet; its 16-bit colors are rounded.
 
-    reopen: opens the same file again. Raises RejectError, and whatever PIL raises on damaged files.
+    reopen: opens the same file again. Raises RejectError, and what PIL raises on damaged files.
     """
     rawmode = _rawmode(image)
     upright = _upright_alone(image)
@@ -60,7 +60,7 @@ def upright_rgb(
         return _convert(upright)
     if rawmode not in _LOW_BYTES:
         raise RejectError("unsupported_mode", f"pixels of kind {rawmode}")
-    # The low bytes are not kept in a variable: their memory is free before the conversion.
+    # The low bytes are not kept in a variable, so their memory is freed before the conversion.
     _round_in_place(upright, _low_bytes(reopen(), rawmode), rawmode)
     return _convert(upright)
 
@@ -71,7 +71,7 @@ def _low_bytes(image: ImageFile.ImageFile, rawmode: str) -> Image.Image:
 
 
 def _rawmode(image: ImageFile.ImageFile) -> str:
-    """How the file's bytes become pixels, in PIL's words; "" when the decoder decides itself."""
+    """PIL's raw mode of the file's pixels; "" if its decoder takes none."""
     if not image.tile:
         return ""
     arguments = image.tile[0].args
@@ -87,7 +87,7 @@ def _set_rawmode(image: ImageFile.ImageFile, rawmode: str) -> None:
 
 
 def orientation(image: Image.Image) -> int:
-    """EXIF orientation, 1 to 8; 1 where there is none that can be read."""
+    """EXIF orientation, 1 to 8; 1 if it is missing or cannot be read."""
     try:
         value = image.getexif().get(_ORIENTATION, 1)
     except Exception:  # PIL raises many kinds on damaged EXIF; the pixels may be fine
@@ -107,7 +107,7 @@ def _upright(image: Image.Image) -> Image.Image:
 
 
 def _upright_alone(image: ImageFile.ImageFile) -> Image.Image:
-    """As `_upright`; the memory of the image as it lay in the file is given back."""
+    """As `_upright`; also frees the memory of the original image."""
     upright = _upright(image)
     if upright is not image:
         image.close()
@@ -115,17 +115,14 @@ def _upright_alone(image: ImageFile.ImageFile) -> Image.Image:
 
 
 def _bands(image: Image.Image) -> Iterator[tuple[int, int, int, int]]:
-    """Boxes of an image's rows, some at a time.
-
-    What a conversion needs beside the picture and its result is needed for one of them.
-    """
+    """Boxes that cut an image into bands of rows, so that conversions need little extra memory."""
     rows = max(1, _BAND_PIXELS // image.width)
     for top in range(0, image.height, rows):
         yield (0, top, image.width, min(top + rows, image.height))
 
 
 def _by_bands(image: Image.Image, convert: Callable[[Image.Image], Image.Image]) -> Image.Image:
-    """The RGB picture of what `convert` makes of each band of rows."""
+    """The image converted to RGB band by band."""
     if image.width * image.height <= _BAND_PIXELS:
         return convert(image)
     picture = Image.new("RGB", image.size)
@@ -135,7 +132,7 @@ def _by_bands(image: Image.Image, convert: Callable[[Image.Image], Image.Image])
 
 
 def _round_in_place(high: Image.Image, low: Image.Image, rawmode: str) -> None:
-    """Round an image of 16-bit colors, of which PIL keeps the high bytes, given the low ones."""
+    """Round 16-bit colors, given by their high bytes, as PIL keeps them, and their low bytes."""
     transparent = high.info.pop("transparency", None)
     for box in _bands(high):
         low_bytes = np.asarray(low.crop(box))

@@ -16,7 +16,7 @@ from quadpipe.seeds import random_bits, unit_interval
 
 RESIZES = ("crop", "squash")
 
-# Scaled decoding of JPEGs never goes below this multiple of the size that is needed.
+# Scaled decoding of JPEGs keeps at least this multiple of the needed size.
 DECODE_MARGIN = 2
 
 # Decimal's logarithms are rounded correctly on every machine, libm's are not.
@@ -39,8 +39,8 @@ class Box:
         return [int(v) if v == int(v) else v for v in values]
 
 
-def centre_box(w: int, h: int, size: tuple[int, int], crop_pct: float) -> Box:
-    """The part that a centre crop shows.
+def center_box(w: int, h: int, size: tuple[int, int], crop_pct: float) -> Box:
+    """The part that a center crop shows.
 
     The picture is resized, its aspect kept, until it covers `floor(size / crop_pct)`, and `size`
     = (H, W) is cut from the middle; rounded as torchvision's Resize and CenterCrop do.
@@ -66,7 +66,7 @@ def random_box(
     """A random-resized crop as torchvision draws it, from the random bits named by `words`.
 
     scale: share of the picture's area; ratio: width to height, drawn log-uniformly. After ten
-    draws that do not fit, the largest centred crop with a legal ratio.
+    draws that do not fit, the largest centered crop with a legal ratio.
     """
     draws = unit_interval(random_bits(4 * _TRIES, *words)).reshape(_TRIES, 4).tolist()
     low, high = (_DECIMAL.ln(Decimal(r)) for r in ratio)
@@ -90,8 +90,8 @@ def random_box(
 def decode_and_resample(image: EncodedImage, box: Box, size: tuple[int, int]) -> np.ndarray:
     """The part of an image file in `box`, bicubic, as uint8 `[H, W, 3]`; size is (H, W).
 
-    A JPEG is decoded at 1/2, 1/4 or 1/8 of its size where at least twice the needed size is
-    left. Raises RejectError when the file cannot be decoded.
+    A JPEG is decoded at 1/2, 1/4 or 1/8 of its size if that is at least twice the needed
+    size. Raises RejectError when the file cannot be decoded.
     """
     height, width = size
     needed = max(width / (box.x1 - box.x0), height / (box.y1 - box.y0)) * DECODE_MARGIN

@@ -2,7 +2,7 @@
 
 Reason codes: `empty`, `not_an_image`, `no_decoder`, `corrupt`, `truncated`, `too_small`,
 `too_many_pixels`, `unsupported_mode`; `sources` adds `too_many_bytes`. All name a cause in the
-file's own bytes, so that a job repeats its decisions.
+file's own bytes, so that a job always rejects the same files.
 """
 
 import io
@@ -48,7 +48,7 @@ MAX_PIXELS = 89_478_485
 BYTES_PER_PIXEL = 8
 """Memory that decoding takes at most, beside the file: a test measures it."""
 MIN_SIDE = 8
-# Progressive JPEGs have about ten. Each costs a pass over all pixels, whatever little it holds.
+# Progressive JPEGs have about ten. Each costs a pass over all pixels, however small it is.
 MAX_SCANS = 1000
 
 _SIGNATURES = (
@@ -69,7 +69,7 @@ _REFUSED_SIGNATURES = (
     (b"\xc5\xd0\xd3\xc6", "EPS"),
 )
 
-# Not fax, nor JPEG inside TIFF: of damaged ones, libtiff leaves parts as memory happens to be.
+# No fax or JPEG inside TIFF: for damaged ones, libtiff returns uninitialized memory.
 _TIFF_COMPRESSIONS = (
     "raw",
     "tiff_lzw",
@@ -82,11 +82,11 @@ _TIFF_COMPRESSIONS = (
 
 
 class EncodedImage:
-    """An opened image file whose pixels are decoded on demand, at a reduced scale if wished.
+    """An opened image file whose pixels are decoded on demand, optionally at a reduced scale.
 
     width, height: size in pixels after EXIF orientation. max_pixels: of the largest image that is
-    decoded, whatever `PIL.Image.MAX_IMAGE_PIXELS` says.
-    Raises RejectError when the bytes are no image that can be used.
+    decoded; `PIL.Image.MAX_IMAGE_PIXELS` does not lower it.
+    Raises RejectError when the bytes are not a usable image.
     """
 
     def __init__(self, data: bytes, max_pixels: int = MAX_PIXELS) -> None:
@@ -94,7 +94,7 @@ class EncodedImage:
         self._max_pixels = max_pixels
         with _rejecting(data, max_pixels):
             if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
-                # libwebp takes memory for the canvas before its size can be asked.
+                # libwebp allocates the canvas before it reports the size.
                 _check_pixels(*_webp_size(data), max_pixels)
             image = self._open()
             width, height = image.size
@@ -142,7 +142,7 @@ def _check_scans(data: bytes) -> None:
 
 
 def _webp_size(data: bytes) -> tuple[int, int]:
-    """Width and height that a WebP's first chunk claims (RFC 9649); 0 where it claims none."""
+    """Width and height that a WebP's first chunk claims (RFC 9649); 0 if it has none."""
     kind = data[12:16]
     if kind == b"VP8X":
         return _little(data[24:27]) + 1, _little(data[27:30]) + 1
@@ -166,9 +166,9 @@ def _check_compression(image: ImageFile.ImageFile) -> None:
 
 
 class _PilLimit:
-    """Keeps PIL's own limit of pixels, one for the whole process, from being lower than ours.
+    """Raises PIL's pixel limit, which is global, to ours while threads decode.
 
-    It is only raised, by the threads that decode at the moment, and then is as before.
+    When the last thread is done, the limit is as before.
     """
 
     def __init__(self) -> None:
@@ -202,8 +202,8 @@ _pil_limit = _PilLimit()
 def _rejecting(data: bytes, max_pixels: int) -> Iterator[None]:
     """Turn whatever a decoder raises on these bytes into a reject.
 
-    The bytes are in memory already, so nothing but their content can be the cause; PIL's plugins
-    raise many kinds of exceptions on damaged files. Only a lack of memory is not the file's doing.
+    The bytes are in memory already, so only their content can be the cause. PIL's plugins raise
+    many kinds of exceptions on damaged files. A MemoryError is not the fault of the file.
     """
     try:
         with _pil_limit.at_least(max_pixels), warnings.catch_warnings():

@@ -22,7 +22,7 @@ _REINSTALL = (
 def imaging_library() -> dict[str, str | None]:
     """Name and version of the active library and of the decoders it was built with.
 
-    The same bytes are promised only where all of these are the same. Raises ConfigError when
+    Bytes are reproducible only if all of these are the same. Raises ConfigError when
     files of Pillow and Pillow-SIMD are mixed in one folder.
     """
     return {
@@ -61,7 +61,7 @@ def _active_distribution() -> str:
             return name
     raise ConfigError(
         f"files of Pillow and Pillow-SIMD are mixed in {Path(PIL.__file__).parent}: both are "
-        f"installed and neither is complete; mend it with `{_REINSTALL}`"
+        f"installed and neither is complete; fix it with `{_REINSTALL}`"
     )
 
 

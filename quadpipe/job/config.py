@@ -16,7 +16,7 @@ from quadpipe.tokenizer import TokenizerConfig
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetConfig:
-    """What decides the bytes of a dataset beside its inputs and its tokenizer."""
+    """The options besides the tokenizer's that decide the bytes of a dataset."""
 
     codec: str = option(
         "raw", "Store tokens as NumPy arrays, or as one image per sample.", choices=CODECS
@@ -61,7 +61,7 @@ class DatasetConfig:
         check_range("view_scale", self.view_scale, 1.0)
         check_range("view_ratio", self.view_ratio, inf)
         if self.quality is not None and self.codec != "jpg":
-            raise ConfigError(f"quality is for codec jpg, not {self.codec}; leave it out")
+            raise ConfigError(f"quality is for codec jpg, not {self.codec}; omit it")
 
     def codec_parameters(self) -> dict[str, Any]:
         """The codec as the manifest names it."""
@@ -73,7 +73,7 @@ class DatasetConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class JobConfig:
-    """All of a job but its input and its output."""
+    """All options of a job except its input and output."""
 
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     dataset: DatasetConfig = field(default_factory=DatasetConfig)
@@ -84,7 +84,7 @@ class JobConfig:
         self.tokenizer.check_scorer()
         if self.run.pooled and not scorer_type(self.tokenizer.scorer).uses_network:
             raise ConfigError(
-                f"scorer {self.tokenizer.scorer} has no network to run in actors; leave out "
+                f"scorer {self.tokenizer.scorer} has no network to run in actors; omit "
                 f"scorers, gpus_per_scorer and scorer_resource"
             )
 
@@ -94,7 +94,7 @@ class JobConfig:
 
     @classmethod
     def from_options(cls, **options: Any) -> "JobConfig":
-        """From flat options, named as the fields of the three parts; ConfigError on others."""
+        """From options named as the fields of the three parts; ConfigError on unknown ones."""
         parts: dict[str, Any] = {}
         for part, kind in cls.parts().items():
             names = {f.name for f in fields(kind)} & options.keys()
@@ -102,7 +102,7 @@ class JobConfig:
         if options:
             known = sorted(f.name for kind in cls.parts().values() for f in fields(kind))
             raise ConfigError(
-                f"there is no option {', '.join(sorted(options))}; options are {', '.join(known)}"
+                f"unknown option {', '.join(sorted(options))}; use {', '.join(known)}"
             )
         config = cls(**parts)
         config.tokenizer.check_limits()

@@ -53,7 +53,7 @@ def _quotas(groups: Path, mounted: Path) -> Iterator[float]:
 
 
 def _quota_v2(group: Path) -> float:
-    """`max 100000` where there is no limit."""
+    """`cpu.max` holds `max 100000` without a limit."""
     quota, period = (group / "cpu.max").read_text().split()
     return int(quota) / int(period)
 

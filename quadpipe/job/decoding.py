@@ -27,15 +27,15 @@ class Decoder:
         self.plan = plan
 
     def __call__(self, shard: ShardId, index: int, path: str, data: bytes) -> Views:
-        """RejectError when the bytes are not an image that can be used."""
+        """RejectError when the bytes are not a usable image."""
         return decode_views(self.plan, shard, index, path, data)
 
     def close(self) -> None:
-        """Release resources; no inputs follow."""
+        """Release resources after the last input."""
 
 
 def decode_views(plan: Plan, shard: ShardId, index: int, path: str, data: bytes) -> Views:
-    """All views of one input; RejectError when its bytes are not an image that can be used."""
+    """All views of one input; RejectError when its bytes are not a usable image."""
     config = plan.config
     image = EncodedImage(data, config.tokenizer.max_pixels)
     faults.point("decoding", path)

@@ -30,13 +30,12 @@ from quadpipe.job.shard import ShardReport, Site, make_shard
 
 Outcome = tuple[ShardId, ShardReport | QuadpipeError]
 
-# Retries of a shard that lost its worker, and the pause before each: Ray notices only after a while
-# that a node has died.
+# Retries of a shard that lost its worker, and the pause before each: Ray detects a dead node late.
 _RETRIES = 3
 _SECONDS_BEFORE_RETRY = 2.0
-# Enough that no CPU waits for the driver, and not so many that memory grows with the job.
+# Enough that CPUs do not wait for the driver, few enough to bound memory.
 _IN_FLIGHT_PER_CPU = 2
-# Tasks pass file names, not images; Ray would set aside a third of the memory.
+# Tasks pass file names, not images; by default Ray reserves a third of the memory.
 _OBJECT_STORE_BYTES = 100 * 2**20
 _SECONDS_FOR_REMOVAL = 5.0
 _SECONDS_BETWEEN_REMOVALS = 0.05
@@ -61,7 +60,7 @@ def in_process(plan: Plan, site: Site, *, resumed: bool) -> Iterator[Engine]:
                 yield shard, error
             except MemoryError:
                 yield shard, JobError("out of memory; use smaller images or fewer --views")
-            if not plan.config.run.retry_rejected:  # or each of them may hold such an input
+            if not plan.config.run.retry_rejected:  # otherwise any shard may hold such an input
                 decoder = Decoder
 
     yield make
@@ -138,7 +137,7 @@ def _outcome(ray: Any, reference: Any) -> ShardReport | QuadpipeError:
 
 
 def _reach(address: str) -> None:
-    """Raise OSError or ValueError where nothing listens; Ray would wait for minutes."""
+    """Raise OSError or ValueError if nothing listens there; Ray would wait for minutes."""
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if not host or not port.isdecimal():
         raise ValueError("an address is `auto` or HOST:PORT")
@@ -146,7 +145,7 @@ def _reach(address: str) -> None:
 
 
 def _object_store_bytes(plan: Plan, site: Site) -> int:
-    """Room for the network, and for the batches that are on their way to scorers."""
+    """Memory for the network and for the batches that are sent to scorers."""
     run, dataset = plan.config.run, plan.config.dataset
     weights = site.code.weights if site.code else None
     room = _OBJECT_STORE_BYTES + 2 * len(weights or b"")
@@ -186,10 +185,10 @@ def _signals_kept() -> Iterator[None]:
 
 @contextmanager
 def _session_folder() -> Iterator[str]:
-    """A folder for what a private Ray keeps on disk: logs, sockets, objects that are spilled.
+    """A folder for the files of a private Ray: logs, sockets, spilled objects.
 
-    Of its own, so that it can be removed with the Ray that used it. The path is short, because
-    those of the sockets in it may have about a hundred characters.
+    It is removed with this Ray. Its path is short, because paths of sockets are limited to about a
+    hundred characters.
     """
     folder = tempfile.mkdtemp(prefix="quadpipe-ray-", dir=os.environ.get("RAY_TMPDIR", "/tmp"))  # noqa: S108
     try:
@@ -197,7 +196,7 @@ def _session_folder() -> Iterator[str]:
     finally:
         deadline = time.monotonic() + _SECONDS_FOR_REMOVAL
         while os.path.exists(folder) and time.monotonic() < deadline:
-            # A process of Ray that is about to end may still write a log.
+            # A process of Ray that is ending may still write a log.
             shutil.rmtree(folder, ignore_errors=True)
             time.sleep(_SECONDS_BETWEEN_REMOVALS if os.path.exists(folder) else 0)
 
@@ -206,8 +205,8 @@ def _session_folder() -> Iterator[str]:
 def _ray(run: RunConfig, object_store_bytes: int) -> Iterator[tuple[Any, bool]]:
     """Ray, and whether it is private.
 
-    Without an address a private Ray on this machine that ends with the job, and leaves nothing on
-    the disk. A Ray that this process has started itself is used and left running.
+    Without an address, a private Ray is started on this machine; it ends with the job and leaves
+    nothing on the disk. A Ray that this process has started itself is used and left running.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     import ray as untyped_ray
@@ -218,7 +217,7 @@ def _ray(run: RunConfig, object_store_bytes: int) -> Iterator[tuple[Any, bool]]:
         if ours:
             _start_ray(ray, run, object_store_bytes, ending)
         elif run.address:
-            raise ConfigError("this process has started Ray already; leave out address")
+            raise ConfigError("this process has started Ray already; omit address")
         yield ray, ours and not run.address
 
 
@@ -246,8 +245,8 @@ def _start_ray(ray: Any, run: RunConfig, object_store_bytes: int, ending: ExitSt
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise ConfigError(
-            f"no Ray at {run.address}: {lines[0]}; start one with `ray start --head`, or leave "
-            f"out --address"
+            f"no Ray at {run.address}: {lines[0]}; start one with `ray start --head`, or omit "
+            f"--address"
             if run.address
             else f"Ray cannot be started here: {lines[0]}; try --in-process"
         ) from error

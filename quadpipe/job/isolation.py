@@ -1,6 +1,6 @@
 """Decoders for inputs that may crash or hang the process that decodes them.
 
-A crash ends the process, a hang never ends. A shard whose worker was lost is remade with its inputs
+A shard whose worker was lost is retried with its inputs
 decoded in a child process. An input that kills the child is retried once, alone in a child of its
 own; then it is rejected, as `crashed_decoder` or `timeout`.
 """
@@ -31,19 +31,19 @@ from quadpipe.job.plan import Plan, ShardId
 CRASHED, TIMED_OUT = "crashed_decoder", "timeout"
 
 DECODE_SECONDS = 60
-"""More than an image of MAX_PIXELS takes on any machine. Alone, an input has this many seconds of
-CPU time, which does not depend on the load of the machine, and _CLOCK_FACTOR times as many of the
-clock."""
+"""More than an image of MAX_PIXELS takes on any machine. An input that is retried alone may take
+this much CPU time, which does not depend on the load of the machine, and _CLOCK_FACTOR times as
+much wall-clock time."""
 _CLOCK_FACTOR = 5
 
 
 def decode_seconds(plan: Plan) -> int:
-    """Time limit per input, in seconds; longer where larger images are allowed."""
+    """Time limit per input, in seconds; longer if larger images are allowed."""
     return DECODE_SECONDS * max(1, -(-plan.config.tokenizer.max_pixels // MAX_PIXELS))
 
 
 class WatchedDecoder(Decoder):
-    """Ends its process when decoding hangs; for a worker that is replaced when it dies."""
+    """Kills its process when decoding hangs; for workers that are replaced when they die."""
 
     def __init__(self, plan: Plan) -> None:
         super().__init__(plan)
@@ -51,7 +51,7 @@ class WatchedDecoder(Decoder):
         self._nowhere = open(os.devnull, "w")  # noqa: SIM115  closed with the shard
 
     def __call__(self, shard: ShardId, index: int, path: str, data: bytes) -> Views:
-        # A thread of C code, which needs no lock that a decoder holds.
+        # A thread in C, which does not need the GIL that a hanging decoder may hold.
         faulthandler.dump_traceback_later(self._seconds, exit=True, file=self._nowhere)
         try:
             return super().__call__(shard, index, path, data)
@@ -93,8 +93,8 @@ class IsolatedDecoder(Decoder):
 
 @dataclass(frozen=True)
 class _Death:
-    """How a child ended while it decoded. status: negative for a signal, 0 for a child that did not
-    end by itself."""
+    """How a child ended while decoding. status: negative for a signal, 0 for a child that was
+    stopped."""
 
     status: int
     timed_out: bool
@@ -112,7 +112,7 @@ class _Death:
 
 
 class _Child:
-    """A decoding process. Questions are pickles; answers are not, since it reads hostile bytes."""
+    """A decoding process. Requests are pickles; replies are not: the child reads hostile bytes."""
 
     def __init__(self, plan: Plan, cpu_seconds: int | None = None) -> None:
         ours, theirs = socket.socketpair()
@@ -185,7 +185,7 @@ def _cannot_start(reason: str | None) -> JobError:
 
 
 def _is_frozen(process: int) -> bool:
-    """Whether a process is stopped or waits for a disk, and could not use its time."""
+    """Whether a process is stopped or waits for a disk, so that its time does not count."""
     try:
         status = Path(f"/proc/{process}/stat").read_text()
     except OSError:
@@ -194,7 +194,7 @@ def _is_frozen(process: int) -> bool:
 
 
 def serve(descriptor: int) -> None:
-    """The loop of a child: answer until the parent closes the connection."""
+    """The loop of a child: reply until the parent closes the connection."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # its parent ends it
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     connection = Connection(descriptor)
@@ -208,7 +208,7 @@ def serve(descriptor: int) -> None:
             question = connection.recv()
         except EOFError:
             return
-        # Ends this process if the parent has died and the decoder hangs.
+        # Kills this process if the parent has died and the decoder hangs.
         signal.alarm(2 * _CLOCK_FACTOR * decode_seconds(plan))
         views, answer = _answer(plan, *question)
         signal.alarm(0)

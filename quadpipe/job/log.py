@@ -74,7 +74,7 @@ class RunLog:
             self._write()
 
     def _write(self) -> None:
-        # A log that cannot be written must not stop the work, nor hide why it stopped.
+        # A log that cannot be written must not stop the job or hide why it stopped.
         with suppress(OSError), self.path.open("ab") as file:
             file.write(b"".join(self._rows))
         self._rows.clear()

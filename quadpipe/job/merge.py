@@ -31,7 +31,7 @@ _MARKERS_AT_ONCE = 1024
 
 
 def read_markers(out: Folder, shards: Iterable[ShardId]) -> Iterator[Marker | None]:
-    """The done-markers of shards whose tars are all there with their sizes; None for others."""
+    """The done-markers of shards whose tars all exist with the right sizes; None for others."""
     size_of = out.sizes()
     waiting = iter(shards)
     while batch := list(islice(waiting, _MARKERS_AT_ONCE)):
@@ -51,7 +51,7 @@ def _done(data: bytes, size_of: Callable[[str], int | None]) -> Marker | None:
 
 
 def withdraw(out: Folder, shards: list[ShardId]) -> None:
-    """Withdraw a dataset before some of its shards are remade; `merge` publishes it again.
+    """Withdraw a dataset before some of its shards are remade; `merge` republishes it.
 
     The manifest is kept under another name for its revision; a folder without it is not finished.
     shards: those whose rejects are retried too.

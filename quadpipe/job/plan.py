@@ -198,7 +198,7 @@ def changed_fields(stored: Any, now: Any, where: str = "") -> Iterator[str]:
 
 
 def _plan_of(document: dict[str, Any]) -> Plan:
-    """The plan of a JSON object; fields that this version does not know are left out."""
+    """The plan of a JSON object; fields that this version does not know are dropped."""
     dataset = DatasetConfig(
         **known_fields(DatasetConfig, document["dataset"]),
         codec=document["codec"]["name"],

@@ -83,7 +83,7 @@ class Planner:
         return True
 
     def store(self, out: Folder) -> None:
-        """Write the listing, then the plan; removes what an earlier attempt left without a plan."""
+        """Write the listing, then the plan; removes leftovers of an attempt that stored no plan."""
         out.remove_folder(LISTING)
         out.remove_folder(MARKERS)
         for split in self._ordered:
@@ -105,7 +105,7 @@ def _orders(inputs: Inputs, config: JobConfig) -> dict[str, tuple[str, np.ndarra
     dataset, seed = config.dataset, config.tokenizer.seed
     if dataset.views > 1 and "train" not in inputs.splits:
         raise ConfigError(
-            f"--views is for a split train, there is only {', '.join(inputs.splits)}; leave it out"
+            f"--views is for a split train, there is only {', '.join(inputs.splits)}; omit it"
         )
     orders: dict[str, tuple[str, np.ndarray]] = {}
     for name, listing in inputs.splits.items():
@@ -117,7 +117,7 @@ def _orders(inputs: Inputs, config: JobConfig) -> dict[str, tuple[str, np.ndarra
         if set(orders) != {"train"}:
             raise ConfigError(
                 f"--val-share draws from training inputs, but there are splits "
-                f"{', '.join(orders)}; leave it out"
+                f"{', '.join(orders)}; omit it"
             )
         if inputs.read_twice:
             raise ConfigError(
@@ -145,7 +145,7 @@ def _differences(stored: Any, wanted: Any, where: str = "") -> Iterator[str]:
             yield from _differences(stored.get(key), wanted.get(key), name)
     elif stored != wanted:
         if where.endswith(".listing"):
-            yield "the inputs (files were added, removed, renamed or relabelled)"
+            yield "the inputs (files were added, removed, renamed or relabeled)"
         elif where == "classes":
             yield f"classes were {len(stored or [])}, now {len(wanted or [])}, or have other names"
         else:

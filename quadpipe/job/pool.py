@@ -1,8 +1,8 @@
 """Network scorers in Ray actors of their own, on the machines that have the GPUs.
 
 The actors start before the work and are waited for. A task keeps at most two batches out, so that
-it decodes while they are scored. An actor that dies is started again by Ray, where there is room,
-and its batch is scored again; a batch of an actor that does not answer goes to another. Scoring is
+it decodes while they are scored. Ray restarts an actor that dies, if there is room, and its batch
+is retried; a batch of an actor that does not answer goes to another one. Scoring is
 a pure function, so none of this shows in the bytes.
 """
 
@@ -20,7 +20,7 @@ from quadpipe.job.run_config import RunConfig
 from quadpipe.job.shard import local_scorer
 from quadpipe.scorers import Scorer, ScorerCode
 
-# Retries of a batch that kills its actor. Ray's own retries are used up before it notices that a
+# Retries of a batch that kills its actor. Ray uses up its own retries before it detects that a
 # node has died.
 _RETRIES = 3
 _SECONDS_BETWEEN_LOOKS = 5.0
@@ -33,7 +33,7 @@ class ScorerActor:
     """One copy of the network.
 
     Its plan and network come with every call, as references that the driver keeps alive, so that
-    an actor that is started again has them too.
+    a restarted actor has them too.
     """
 
     def __init__(self) -> None:
@@ -55,7 +55,7 @@ class ScorerActor:
         return self._scorer.score(images, hints)
 
     def ping(self) -> None:
-        """Answers while a batch is scored: it has a thread of its own."""
+        """Answers while a batch is scored: it runs in another thread."""
 
 
 class PooledScorer(Scorer):
@@ -83,7 +83,7 @@ class PooledScorer(Scorer):
         self._sent = 0
 
     def starting_at(self, turn: int) -> "PooledScorer":
-        """The same pool, beginning with another actor: tasks spread their batches so."""
+        """The same pool, starting with another actor, so that tasks spread their batches."""
         other = copy(self)
         other._sent = turn
         return other
@@ -149,7 +149,7 @@ class PooledScorer(Scorer):
         )
 
 
-# When actors that did not answer get batches again, for all tasks of this process.
+# When actors that did not answer may get batches, for all tasks of this process.
 _silent_until: dict[str, float] = {}
 
 
@@ -218,7 +218,7 @@ def start_pool(ray: Any, plan: Plan, code: ScorerCode | None, *, private: bool) 
 
 
 def _start(ray: Any, actors: list[Any], shared: list[Any], timeout: float) -> int:
-    """How many actors have built their network in time; one that dies meanwhile is asked again.
+    """The number of actors that have built their network in time; actors that die are retried.
 
     Raises what building raises.
     """
@@ -243,7 +243,7 @@ def _listed(resources: dict[str, float]) -> str:
 
 
 def _fitting(wanted: dict[str, float], there: dict[str, float]) -> int:
-    """How many scorers the scarce resources hold, at least one."""
+    """The number of scorers that the scarce resources hold, at least one."""
     scarce = [name for name in wanted if name != "CPU"] or ["CPU"]
     return max(1, min(int(there.get(name, 0) / wanted[name]) for name in scarce))
 

@@ -1,4 +1,4 @@
-"""What a job is about to do, and how far it is."""
+"""The preview and the progress of a job."""
 
 from dataclasses import dataclass
 
@@ -11,7 +11,7 @@ class Preview:
     """What a job is about to do.
 
     done: inputs whose shards are already finished. skipped: number of skipped files by reason.
-    unused_classes: classes without an input. warnings: lines about what may be wrong with the
+    unused_classes: classes without an input. warnings: possible mistakes in the
     source. write_samples, write_bytes: the remaining output, if nothing is rejected; the bytes
     are an estimate. free_bytes: free space of the output, None when unknown.
     """
@@ -30,10 +30,10 @@ class Progress:
     """Progress callbacks; the base class ignores them."""
 
     def planned(self, preview: Preview) -> None:
-        """Work is about to begin: next the engine starts and the plan is stored."""
+        """The job is about to start the engine and store the plan."""
 
     def shard_done(self, report: ShardReport) -> None:
         """A shard is finished."""
 
     def close(self) -> None:
-        """Work has ended, with or without an error."""
+        """The job has ended, with or without an error."""

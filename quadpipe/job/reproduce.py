@@ -1,4 +1,4 @@
-"""Compares a dataset with the bytes that tokenizing its source again gives."""
+"""Compares a dataset with the bytes of retokenizing its source."""
 
 import io
 import os
@@ -28,7 +28,7 @@ from quadpipe.tokenizer import Tokenizer
 
 
 class Reproducer:
-    """Tokenizes inputs of a dataset again and compares the bytes; writes nothing.
+    """Retokenizes inputs of a dataset and compares the bytes; writes nothing.
 
     source: what the dataset was made from. maps, scorer, backbone, scorer_weights: as for
     `tokenize`; a scorer or backbone `module:callable` is never taken from the dataset.
@@ -73,7 +73,7 @@ class Reproducer:
     def check(self, inputs: int, seed: int | None = None) -> Iterator[tuple[int, list[str]]]:
         """Compare at least `inputs` inputs, drawn at random, in whole batches of the scorer.
 
-        Gives for each batch its number of inputs, and a line for each difference. Raises
+        Yields for each batch its number of inputs, and a line for each difference. Raises
         ConfigError at once when none of the inputs is in the source.
         """
         if inputs < 1:
@@ -142,12 +142,12 @@ class Reproducer:
         for index, entry in enumerate(batch, start=first):
             was, now = before.get(entry.identity), after.get(entry.identity)
             if was != now:
-                yield f"{entry.path}: was {_fate(was)}, tokenized again it is {_fate(now)}"
+                yield f"{entry.path}: was {_fate(was)}, is {_fate(now)} when retokenized"
             elif was is None:
                 for view, tar in enumerate(marker.tars or ()):
                     if self._stored(tar, rank) != samples[index, view]:
                         where = self._folder.where(tar.info.name)
-                        yield f"{where}: {entry.path}, tokenized again, gives other bytes"
+                        yield f"{where}: {entry.path} gives other bytes when retokenized"
             rank += was is None
 
     def _tokenize(

@@ -64,11 +64,11 @@ class Job:
 
     @property
     def warnings(self) -> list[str]:
-        """Lines about what may be wrong with the source."""
+        """Warnings about possible mistakes in the source."""
         return self._planner.inputs.warnings
 
     def preview(self) -> Preview:
-        """What `run` would do; raises the same errors for an output that cannot be used."""
+        """What `run` would do; raises its errors about the output."""
         stored = self._planner.check(self.out)
         return self._preview(self._pending() if stored else list(self.plan.shards()))
 
@@ -198,9 +198,9 @@ def tokenize(
     scorer precomputed. options: the fields of TokenizerConfig, DatasetConfig and RunConfig.
     A rerun with the same options resumes.
 
-    Issues a UserWarning for a source that may be wrong, such as one with a single class.
+    Issues a UserWarning for a suspicious source, such as one with a single class.
 
-    Raises ConfigError on options that cannot work or differ from the stored plan, SourceError on
+    Raises ConfigError on options that are invalid or differ from the stored plan, SourceError on
     an input that cannot be listed, OutputError on an output that cannot be written, JobError when
     shards could not be made, TooManyRejectsError when too many inputs are rejected, ShardError
     when what is stored in `out` is damaged.
@@ -241,19 +241,19 @@ def _checked_maps(
     """The folder of maps; ConfigError when it is missing, or given to a scorer without maps."""
     if not isinstance(scorer, Precomputed):
         if maps is not None:
-            raise ConfigError(f"--maps is for scorer precomputed, not {scorer.name}; leave it out")
+            raise ConfigError(f"--maps is for scorer precomputed, not {scorer.name}; omit it")
         return None
     if maps is None:
         raise ConfigError("scorer precomputed needs maps; give their folder with --maps")
     if not Path(maps).is_dir():
         raise ConfigError(f"{maps} is not a folder; give one with a map per image")
     if config.dataset.views > 1:
-        raise ConfigError("maps are of whole images, not of random crops; leave out --views")
+        raise ConfigError("maps are of whole images, not of random crops; omit --views")
     return Path(maps).absolute()
 
 
 def _check_apart(source: str, out: Folder) -> None:
-    """Raise ConfigError when the output is inside the input, where the next run would list it."""
+    """Raise ConfigError when the output is inside the input: the next run would list it."""
     if isinstance(out, LocalFolder):
         inside, around = os.path.realpath(out.root), os.path.realpath(source)
         within = os.path.isdir(source) and os.path.commonpath([inside, around]) == around

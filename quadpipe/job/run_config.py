@@ -50,12 +50,12 @@ class RunConfig:
             raise ConfigError("in_process makes one shard at a time, without workers or address")
         gpus = self.gpus_per_scorer
         fits = gpus == 0 or _SMALLEST_SHARE <= gpus <= 1 or (gpus < inf and gpus % 1 == 0)
-        if gpus < 0 or not fits:  # as Ray has it
+        if gpus < 0 or not fits:  # as Ray requires
             raise ConfigError(
                 f"gpus_per_scorer {gpus:g} is neither a share of a GPU nor a whole number of them"
             )
         if self.scorer_wait is not None and not self.pooled:
-            raise ConfigError("scorer_wait is for scorers in actors of their own; leave it out")
+            raise ConfigError("scorer_wait is for scorers in Ray actors; omit it")
         self.scorer_resources()
         if self.in_process and self.pooled:
             raise ConfigError(
@@ -65,7 +65,7 @@ class RunConfig:
 
     @property
     def pooled(self) -> bool:
-        """Whether the scorer runs in actors of its own."""
+        """Whether the scorer runs in its own actors."""
         return bool(self.scorers or self.gpus_per_scorer or self.scorer_resource)
 
     @property

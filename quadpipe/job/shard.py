@@ -39,7 +39,7 @@ class ShardReport:
 
 @dataclass(frozen=True, kw_only=True)
 class Site:
-    """Locations and weights that a job needs beside its plan; workers get it whole.
+    """Locations, weights and code that a job needs besides its plan; every worker gets a copy.
 
     maps: folder of importance maps, for scorer precomputed. code: of a network scorer, or the
     user's own scorer.
@@ -95,7 +95,7 @@ def make_shard(
 def _write(
     out: Folder, plan: Plan, shard: ShardId, samples: Iterator[Sample | Reject]
 ) -> tuple[list[Reject], list[FinishedTar]]:
-    """Write a tar for each view, which appears when it is whole; a shard without samples has none.
+    """Write a tar for each view, atomically; a shard without samples has none.
 
     Returns the rejects and the tars.
     """
@@ -117,7 +117,7 @@ def _write(
         for writer in writers:
             writer.close()
     if not writers:
-        for name in names:  # of an earlier run, in which there were samples
+        for name in names:  # left by an earlier run, which had samples
             out.remove(name)
     tars = [
         FinishedTar(
@@ -138,7 +138,7 @@ def _write(
 def _begin(out: Folder, shard: ShardId) -> dict[Identity, Reject]:
     """Mark a shard that was made before as not done, and keep its final decisions.
 
-    Its marker describes the tars of before, which may have the size of those to come.
+    Its marker describes the earlier tars, which may have the same size as the new ones.
     """
     decided = decided_rejects(out, shard)
     if out.exists(marker_name(shard.split, shard.index)):
@@ -164,7 +164,7 @@ def check_machine(plan: Plan) -> None:
 def decided_rejects(out: ReadableFolder, shard: ShardId) -> dict[Identity, Reject]:
     """The inputs that have killed a decoder in an earlier run of the shard.
 
-    They are not retried, so that a decision that was made by a clock is final.
+    They are not retried, so that decisions that depend on a clock are final.
     """
     try:
         marker = Marker.read(out, shard.split, shard.index)

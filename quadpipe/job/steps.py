@@ -1,7 +1,7 @@
 """The steps from an input to its samples: read > decode > score > cut.
 
 Each step is a generator over the items of the one before, in the order of the inputs. An input that
-cannot become samples is a `Reject` in the stream, which the later steps pass on.
+is rejected is a `Reject` in the stream, which the later steps pass through.
 """
 
 from collections import deque
@@ -77,7 +77,7 @@ class Steps:
     def samples(self, inputs: list[Input], start: int = 0) -> Iterator[Sample | Reject]:
         """The views of inputs with their mosaics, and the rejects, in the order of the inputs.
 
-        start: number in the shard of the first of the inputs, which begins a batch of the scorer.
+        start: number in the shard of the first input, where a batch of the scorer starts.
         """
         first = self.plan.inputs_of(self.shard).start + start
         items: Iterator[Item | Reject] = (
@@ -93,7 +93,7 @@ class Steps:
         return Item(item.index, item.entry, self.source.read(item.entry))
 
     def _decode(self, item: Item) -> list[View]:
-        """All views of an input; RejectError when its bytes are not an image that can be used."""
+        """All views of an input; RejectError when its bytes are not a usable image."""
         entry = item.entry
         decoded = self.decoder(self.shard, item.index, entry.path, item.data)
         hint = self._hint(entry)

@@ -52,9 +52,9 @@ class Augmentation:
         """Augmented (tokens, boxes) of `[b, N, P, P, 3]` uint8 and `[b, N, 3]` integers.
 
         columns: width of the image in units of P. generator: of the CPU, so that the draws are
-        the same on every device; numbers are drawn for `total` images, of which these are those
-        from `first` on, so that a batch is augmented alike in any number of slices. Tokens become
-        float32 in 0..255 when colors change.
+        the same on every device; numbers are drawn for `total` images, and `tokens` are those
+        from `first` on, so a batch is augmented in the same way in any number of slices. Tokens
+        become float32 in 0..255 when colors change.
         """
         total = len(tokens) if total is None else total
         mine = slice(first, first + len(tokens))
@@ -90,7 +90,7 @@ def jitter_colors(
     """Scale brightness, then contrast, then saturation by a factor for each image `[b]`.
 
     As torchvision's ColorJitter in that order, clamped to 0..255 after each, float32. Contrast
-    turns about the mean luma of the image, in which a token counts by the area it stands for.
+    is relative to the mean luma of the image, in which tokens are weighted by their area.
     """
 
     def per_image(factor: Tensor) -> Tensor:

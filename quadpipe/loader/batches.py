@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from quadpipe.errors import ConfigError
-from quadpipe.loader.order import SHARDS_BY_TURNS, EpochOrder
+from quadpipe.loader.order import SHARDS_AT_ONCE, EpochOrder
 from quadpipe.loader.samples import Rows, SampleReader, check_verify
 from quadpipe.loader.schedule import Schedule, Tokens, parse_tokens
 from quadpipe.shards.reader import Dataset
@@ -72,7 +72,7 @@ class Loader:
     weight zero, so that order, steps and resuming do not change. `skipped` counts them in every
     epoch, as they are read ahead.
 
-    verify: when checksums of samples are compared; see `samples.VERIFY`.
+    verify: when checksums of samples are verified; see `samples.VERIFY`.
 
     Raises ConfigError on a split or budget that the dataset does not have, ShardError when a
     shard does not fit the manifest.
@@ -189,7 +189,7 @@ class Loader:
                 self.dataset, self.name, view, skip=skip, verify=self.verify
             )
             sizes = sorted(shard.bytes for shard in reader.shards)
-            self.dataset.folder.check_room(sizes[-(SHARDS_BY_TURNS if self.shuffle else 1) :])
+            self.dataset.folder.check_room(sizes[-(SHARDS_AT_ONCE if self.shuffle else 1) :])
         return self._readers[view]
 
     def steps(self, epoch: int) -> int:
@@ -204,8 +204,8 @@ class Loader:
         start, stop = (
             begin + total * rank // self.world_size for rank in (self.rank, self.rank + 1)
         )
-        stands_in = start == stop  # an empty rank computes one sample with weight zero
-        if stands_in:
+        is_placeholder = start == stop  # an empty rank computes one sample with weight zero
+        if is_placeholder:
             start = min(start, self.samples - 1)
             stop = start + 1
         shards, numbers = order.locate(start, stop)
@@ -213,10 +213,10 @@ class Loader:
         tokens = self._memory.take((size, budget, side * side * 3))
         rows = Rows(tokens.numpy())
         reader.gather(shards, numbers, rows)
-        weight = torch.full((size,), 0.0 if stands_in else 1.0)
+        weight = torch.full((size,), 0.0 if is_placeholder else 1.0)
         weight[list(rows.skipped)] = 0.0
         for name, error in rows.skipped.values():
-            self.skipped.add(name, error, 0 if stands_in else 1)
+            self.skipped.add(name, error, 0 if is_placeholder else 1)
         return Batch(
             tokens=tokens.view(size, budget, side, side, 3),
             boxes=self._pinned(torch.from_numpy(rows.boxes)),
@@ -225,7 +225,7 @@ class Loader:
             keys=rows.keys(),
             total=total,
             first=min(start - begin, total - 1),
-            skipped=0 if stands_in else len(rows.skipped),
+            skipped=0 if is_placeholder else len(rows.skipped),
         )
 
     def _pinned(self, tensor: Tensor) -> Tensor:
@@ -260,7 +260,7 @@ class _Memory:
         memory = self._free_block(size)
         if memory is None:
             memory = np.empty(size, np.uint8)
-        # torch keeps this array as long as any tensor, or array, shares its memory.
+        # torch keeps this array while a tensor or an array shares its memory.
         lent = memory[:size]
         finalize(lent, self._free.append, memory).atexit = False
         return torch.from_numpy(lent).view(shape)

@@ -1,8 +1,8 @@
 """The compiled reader (numba): samples of mapped shards -> a batch.
 
-It makes the checks of `shards.members`, and leaves a sample to the caller as soon as anything is
-not as quadpipe writes it: the caller reads that sample with `shards.reader`, which accepts it or
-raises. Unknown members are skipped.
+It makes the checks of `shards.members`. A sample that differs in any way from what quadpipe writes
+is left to the caller, who reads it with `shards.reader`, which accepts it or raises. Unknown
+members are skipped.
 
 Import this module inside the functions that need it: numba takes half a second to load.
 
@@ -54,10 +54,10 @@ def gather(
 
     addresses, lengths: int64 `[b]`, of samples in memory that the caller keeps alive. names:
     uint8 `[n, 100]`, names of the members that a sample must have, after the key and its dot,
-    ended by zeros: tokens, nodes, importance, with classes the label, then any others. headers: the
-    NumPy headers of the first three. root_boxes: int32 `[R, 3]`. stored, splits:
-    K and k. classes: number of classes, -1 without labels. Written are tokens: uint8 `[b, N, T]`,
-    boxes: int16 `[b, N, 3]`, labels: int64 `[b]`, keys: uint8 `[b, bytes of the longest key]`.
+    padded with zeros: tokens, nodes, importance, with classes the label, then any others. headers:
+    the NumPy headers of the first three. root_boxes: int32 `[R, 3]`. stored, splits: K and k.
+    classes: number of classes, -1 without labels. Outputs are tokens: uint8 `[b, N, T]`, boxes:
+    int16 `[b, N, 3]`, labels: int64 `[b]`, keys: uint8 `[b, bytes of the longest key]`.
     """
     roots, size = len(root_boxes), tokens.shape[2]
     count = roots + 4 * stored
@@ -100,7 +100,7 @@ def gather(
 def _copy_leaves(
     pixels: np.ndarray, nodes: np.ndarray, splits: int, tokens: np.ndarray, boxes: np.ndarray
 ) -> None:
-    """The leaves after `splits` splits, runs of neighbours at once."""
+    """Copy the leaves after `splits` splits, a run of consecutive leaves at a time."""
     size = tokens.shape[1]
     flat = tokens.reshape(-1)
     leaf, node = 0, 0
@@ -113,7 +113,7 @@ def _copy_leaves(
             leaf += 1
             node += 1
         run = (node - first) * size
-        # Loops over slices become vector instructions, and assigning slices does not.
+        # A loop compiles to vector instructions; assigning a slice does not.
         source, target = pixels[first * size :], flat[leaf * size - run :]
         for j in range(run):
             target[j] = source[j]

@@ -1,9 +1,9 @@
 """The order of an epoch: a pure function of seed, epoch and the shards' counts.
 
-Shards are permuted and dealt to a fixed number of lanes. A lane goes through its shards in windows
-of a few and shuffles the samples of a window. The lanes are merged evenly: sample i of a lane of n
-samples stands at (2 i + 1) / (2 n) of the epoch, so that all lanes end together. No rank and no
-worker appears here, and any position can be reached without walking to it.
+Shards are permuted and dealt to a fixed number of lanes. A lane reads its shards in windows of
+a few and shuffles the samples of a window. The lanes are merged evenly: sample i of a lane of n
+samples is at (2 i + 1) / (2 n) of the epoch, so that all lanes end together. The order does not
+depend on ranks or workers, and any position can be computed directly.
 
 Letters: N samples of the epoch; L lanes; n_l samples of lane l.
 """
@@ -17,7 +17,7 @@ from quadpipe.seeds import permutation
 
 LANES = 16
 WINDOW = 4
-SHARDS_BY_TURNS = LANES * (WINDOW + 1)
+SHARDS_AT_ONCE = LANES * (WINDOW + 1)
 """The largest number of shards in use at a time: a window per lane, and the next shard of each."""
 # Positions are merged in blocks of about this number of samples.
 _BLOCK = 4096

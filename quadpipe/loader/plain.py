@@ -1,4 +1,4 @@
-"""The same shards as a plain WebDataset pipeline, for people who have one."""
+"""The same shards as a plain WebDataset pipeline, for existing training code."""
 
 from os import PathLike
 from typing import Any

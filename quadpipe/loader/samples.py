@@ -1,7 +1,7 @@
 """Samples of a shard by number, checked against the manifest, gathered into a batch.
 
-A local shard is mapped into memory, a remote one is read in ranges. The checksum of a remote sample
-is compared at each read, of a local sample at the first read; `verify` chooses otherwise.
+A local shard is mapped into memory, a remote one is read in ranges. By default the checksum of
+a remote sample is verified at each read, that of a local sample at the first read.
 
 Letters: b samples of the batch; N tokens; T = P * P * 3 bytes of a token.
 """
@@ -27,8 +27,8 @@ OPEN_SHARDS = 128
 """The largest number of shards that are open at once; local ones are mapped."""
 
 VERIFY = ("first", "always", "never")
-"""When checksums of samples are compared. first: of local samples at the first read by this
-process, of remote ones at each read. always: at each read. never."""
+"""When checksums of samples are verified. first: of local samples at the first read by this
+process, of remote ones at each read. always: at each read. never: trust the files."""
 
 
 def check_verify(verify: str) -> None:
@@ -38,9 +38,9 @@ def check_verify(verify: str) -> None:
 
 
 class Rows:
-    """A batch of b rows to be filled, at a budget of N tokens.
+    """The b rows of a batch, at a budget of N tokens.
 
-    tokens: uint8 `[b, N, T]`, to be written into. boxes: int16 `[b, N, 3]`. labels: int64 `[b]`,
+    tokens: uint8 `[b, N, T]`, the output. boxes: int16 `[b, N, 3]`. labels: int64 `[b]`,
     -1 without labels. skipped: shard and error by row, of the rows that hold no sample.
     """
 
@@ -181,7 +181,7 @@ class SampleReader:
         return contents, begins, sizes
 
     def _unseen(self, shards: np.ndarray, numbers: np.ndarray) -> np.ndarray | None:
-        """bool `[b]`: the samples whose checksums are to be compared; None if there are none."""
+        """bool `[b]`: the samples whose checksums must be verified; None if there are none."""
         if not self._verifies:
             return None
         if self._trusted is None:

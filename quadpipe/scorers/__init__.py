@@ -7,6 +7,7 @@ from quadpipe.geometry import Geometry
 from quadpipe.scorers.apt import Entropy, Laplacian, UpsampleMse
 from quadpipe.scorers.base import Scorer
 from quadpipe.scorers.feature import Feature
+from quadpipe.scorers.feature_saliency import FeatureSaliency
 from quadpipe.scorers.grad_cam import GradCam
 from quadpipe.scorers.network import Network, find_network
 from quadpipe.scorers.network_scorer import NetworkScorer
@@ -21,7 +22,7 @@ SCORERS: dict[str, type[Scorer]] = {
     scorer.name: scorer
     for scorer in (
         *(Saliency, Rarity, Barrier),
-        *(PixelBlur, Feature, GradCam, Precomputed),
+        *(FeatureSaliency, PixelBlur, Feature, GradCam, Precomputed),
         *(Entropy, Laplacian, UpsampleMse),
         *(Random, Uniform),
     )
@@ -48,7 +49,7 @@ def scorer_type(name: str) -> type[Scorer]:
         return OwnScorer
     if name not in SCORERS:
         raise ConfigError(
-            f"there is no scorer {name!r}; use one of {', '.join(SCORERS)}, or MODULE:CALLABLE"
+            f"unknown scorer {name!r}; use one of {', '.join(SCORERS)}, or MODULE:CALLABLE"
         )
     return SCORERS[name]
 

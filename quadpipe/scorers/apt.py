@@ -2,8 +2,8 @@
 
 APT keeps a large patch where its score is below the threshold of its scale; in quadpipe a threshold
 is subtracted from the importance, and APT's choice is the selection at gain >= 0. Two differences:
-APT pads images whose sides are no multiple of its patches, here they are multiples; and its
-Laplacian divides by 255 only where a batch has a pixel above 1, here always.
+APT pads images whose sides are not multiples of its patches, which quadpipe refuses; and its
+Laplacian divides by 255 only if a batch has a pixel above 1, here always.
 
 Letters: B batch; H, W image height and width in pixels.
 """
@@ -20,21 +20,21 @@ from quadpipe.geometry import Geometry
 from quadpipe.scorers.base import Scorer
 from quadpipe.scorers.pixel_blur import BlurScorer
 
-_GREY_UNITS = 10_000 * 255
+_GRAY_UNITS = 10_000 * 255
 _LARGEST_ENTROPY_SIDE = 256
 _TABLE_BITS = 32
 
 
 class Entropy(Scorer):
-    """Shannon entropy in bits of the patch's grey levels, -sum q log2 q over 512 bins.
+    """Shannon entropy in bits of the patch's gray levels, -sum q log2 q over 512 bins.
 
-    Grey is 0.2989 R + 0.5870 G + 0.1140 B, a bin half a level wide; from 0 bits, a flat patch, to
+    Gray is 0.2989 R + 0.5870 G + 0.1140 B, a bin half a level wide; from 0 bits, a flat patch, to
     log2(512) = 9. n log2 n comes from a table in units of 2^-32, made with exact decimals, and is
     summed as integers. (APT adds 1e-10 to q inside the logarithm: less than 1e-7 bits.)
     """
 
     name = "entropy"
-    summary = "bits of the grey-level histogram (APT)"
+    summary = "bits of the gray-level histogram (APT)"
     cost = "0.2 ms"
 
     def __init__(self, geometry: Geometry) -> None:
@@ -63,13 +63,13 @@ class Entropy(Scorer):
 
 
 class Laplacian(Scorer):
-    """Mean of the absolute 8-neighbour Laplacian (1 around, -8 in the centre) of grey / 255.
+    """Mean of the absolute 8-neighbor Laplacian (1 around, -8 in the center) of gray / 255.
 
-    Grey as for `entropy`; the image is reflected at its border. From 0 to 8. Summed as integers.
+    Gray as for `entropy`; the image is reflected at its border. From 0 to 8. Summed as integers.
     """
 
     name = "laplacian"
-    summary = "mean absolute Laplacian of the grey image: edges and fine texture (APT)"
+    summary = "mean absolute Laplacian of the gray image: edges and fine texture (APT)"
     cost = "0.1 ms"
 
     def _score(self, images: np.ndarray, hints: Sequence[Any]) -> list[np.ndarray]:
@@ -82,7 +82,7 @@ class Laplacian(Scorer):
             rows = finer[:, 0::2] + finer[:, 1::2]
             sums.insert(0, rows[:, :, 0::2] + rows[:, :, 1::2])
         return [
-            (total / (side * side * float(_GREY_UNITS))).astype(np.float32)
+            (total / (side * side * float(_GRAY_UNITS))).astype(np.float32)
             for side, total in zip(sides, sums, strict=True)
         ]
 
@@ -91,7 +91,7 @@ class UpsampleMse(BlurScorer):
     """Mean squared error of RGB / 255 after downsampling by 2**s and upsampling back.
 
     The mean over the patch's pixels and channels, from 0 to 1. `pixel-blur` is the root of this,
-    with normalised colours, times the root of the patch's side.
+    with normalized colors, times the root of the patch's side.
     """
 
     name = "upsample-mse"

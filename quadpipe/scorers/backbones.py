@@ -1,6 +1,6 @@
 """Networks that scorers use: built from plain weights, or by a function the user names."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -21,13 +21,14 @@ from quadpipe.weights import listing, parse_weights, state_dict_problems
 class Backbone:
     """A network ready to run.
 
-    features: images float `[B, 3, H, W]`, normalised by mean and std -> `[B, C, H / s, W / s]`
-    for a stride s of `strides`, the last feature map first. head: that first map -> logits
+    features: images float `[B, 3, H, W]`, normalized by mean and std, and some of `strides` ->
+    a map `[B, C, H / s, W / s]` for each stride s, in one pass of the network. strides: those that
+    it has, the last feature map first. head: that first map -> logits
     `[B, classes]`, where there is a classifier. classes: names of the logits, where they are known.
     """
 
     module: nn.Module
-    features: Callable[[Tensor, int], Tensor]
+    features: Callable[[Tensor, Sequence[int]], list[Tensor]]
     strides: tuple[int, ...]
     head: Callable[[Tensor], Tensor] | None = None
     classes: tuple[str, ...] | None = None
@@ -72,18 +73,19 @@ def build_efficientnet_lite0(weights: dict[str, Tensor], where: str) -> Backbone
     _fold(module, "_conv_head", "_bn1")
     for part in (module, *module._blocks):
         part._swish = nn.ReLU6(inplace=True)
-    # The last block before the map shrinks from a sixteenth to a thirty-second.
+    # The last block before the stride goes from 16 to 32.
     strided = [n for n, b in enumerate(module._blocks) if max(b._depthwise_conv.stride) == 2]
 
-    def features(images: Tensor, stride: int) -> Tensor:
-        if stride == 32:
-            last: Tensor = module.extract_features(images)
-            return last
+    def features(images: Tensor, strides: Sequence[int]) -> list[Tensor]:
         x = module._swish(module._bn0(module._conv_stem(images)))
         for block in module._blocks[: strided[-1]]:
             x = block(x)
-        middle: Tensor = x
-        return middle
+        maps = {16: x}
+        if 32 in strides:
+            for block in module._blocks[strided[-1] :]:
+                x = block(x)
+            maps[32] = module._swish(module._bn1(module._conv_head(x)))
+        return [maps[stride] for stride in strides]
 
     def head(features: Tensor) -> Tensor:
         logits: Tensor = module._fc(features.mean((2, 3)))
@@ -103,13 +105,13 @@ def build_efficientnet_lite0(weights: dict[str, Tensor], where: str) -> Backbone
 def build_named(target: str, weights: dict[str, Tensor] | None, where: str) -> Backbone:
     """What `module:callable` returns: an `nn.Module` and its stride.
 
-    The module takes images normalised by ImageNet's mean and standard deviation. For a classifier
+    The module takes images normalized by ImageNet's mean and standard deviation. For a classifier
     it has a method `head(features)` that gives logits, and may have `classes`, their names. Call
     this only for what the user has named, never for a name from a file.
     """
     try:
         module, stride = import_named(target)()
-    except Exception as error:  # whatever the user's code raises
+    except Exception as error:  # the user's code may raise anything
         raise ConfigError(
             f"backbone {target} cannot be made: {type(error).__name__}: {error}; give "
             f"MODULE:CALLABLE that can be imported on every machine, runs without a GPU, and "
@@ -124,10 +126,10 @@ def build_named(target: str, weights: dict[str, Tensor] | None, where: str) -> B
         _load(module, weights, where, target)
     classes = getattr(module, "classes", None)
     if not (classes is None or all(isinstance(c, str) for c in _listed(classes))):
-        raise ConfigError(f"the classes of backbone {target} are no list of names")
+        raise ConfigError(f"the classes of backbone {target} must be a list of names")
     return Backbone(
         module=module,
-        features=lambda images, _: module(images),
+        features=lambda images, _: [module(images)],
         strides=(stride,),
         head=getattr(module, "head", None),
         classes=None if classes is None else tuple(_listed(classes)),
@@ -138,7 +140,7 @@ def build(backbone: str, weights: bytes | None, where: str) -> Backbone:
     """The network of that name in evaluation mode, without gradients, in channels-last memory.
 
     ConfigError when the weights do not fit or a package is missing, ShardError when the bytes are
-    no plain weights.
+    not plain weights.
     """
     tensors = None if weights is None else parse_weights(weights, where)
     if tensors and all(name.startswith("module.") for name in tensors):  # saved on several GPUs
@@ -166,7 +168,7 @@ def digest_of_state(module: nn.Module) -> str:
     digest = sha256()
     for name, tensor in sorted(module.state_dict().items()):
         if not isinstance(tensor, Tensor):
-            continue  # a module may keep other things there
+            continue  # a module may have entries that are not tensors
         values = tensor.detach().cpu().contiguous()
         digest.update(f"{name} {values.dtype} {list(values.shape)}\n".encode())
         digest.update(values.flatten().view(torch.uint8).numpy().tobytes())

@@ -16,7 +16,7 @@ Parameter = int | float | str
 
 @dataclass(frozen=True, kw_only=True)
 class NoOptions:
-    """The options of a scorer that has none."""
+    """The empty options of a scorer without options."""
 
 
 class Scorer(ABC):
@@ -59,13 +59,13 @@ class Scorer(ABC):
     ) -> None:
         """Raise ConfigError when the scorer cannot cut images into these patches.
 
-        Called before the geometry is checked, for advice that knows the scorer.
+        Called before the geometry is checked, so that its message can name the scorer.
         """
         return
 
     @property
     def parameters(self) -> dict[str, Parameter]:
-        """Arguments of the constructor, as JSON can hold them."""
+        """Arguments of the constructor, as JSON values."""
         return {}
 
     def as_json(self) -> dict[str, Any]:
@@ -99,7 +99,7 @@ class Scorer(ABC):
     def submit(
         self, images: np.ndarray, hints: Sequence[Any] | None = None
     ) -> Callable[[], list[np.ndarray]]:
-        """Start scoring; returns a function that waits for the maps of `score`.
+        """Start scoring; returns a function that waits for the maps of `score` and returns them.
 
         Scores at once by default. A scorer that works in other processes overrides this and
         `batches_out`.
@@ -111,7 +111,7 @@ class Scorer(ABC):
         """Raise ConfigError when the scorer cannot work with these class names."""
         if self.label_aware and classes is None:
             raise ConfigError(
-                f"scorer {self.name} needs labels; give a labelled source, or --labels"
+                f"scorer {self.name} needs labels; give a source with labels, or --labels"
             )
 
     @abstractmethod

@@ -29,8 +29,8 @@ class ScorerChoice(FeatureOptions, _ScorerName):
     """The part of a configuration that decides the scorer.
 
     A configuration may come from a file, so `make_scorer` never runs a user's code by its name
-    alone: it needs the `ScorerCode`. `find_code` gives it for what the user has named, `same_code`
-    for a file's configuration whose code the user has named again.
+    alone: it needs the `ScorerCode`. `find_code` gives it for a user's configuration, `same_code`
+    for one from a file if the user names the same code.
     """
 
     @property
@@ -54,9 +54,7 @@ class ScorerChoice(FeatureOptions, _ScorerName):
         if issubclass(kind, NetworkScorer):
             return find_network(self.backbone or kind.default_backbone, weights)
         if weights is not None:
-            raise ConfigError(
-                f"scorer {self.scorer} has no network; leave out the scorer's weights"
-            )
+            raise ConfigError(f"scorer {self.scorer} has no network; omit the scorer's weights")
         if not issubclass(kind, OwnScorer):
             return None
         own = self.make_scorer(NamedScorer(target=self.scorer))
@@ -83,7 +81,7 @@ class ScorerChoice(FeatureOptions, _ScorerName):
         kind = scorer_type(self.scorer)
         if not issubclass(kind, NetworkScorer) and (backbone or weights):
             raise ConfigError(
-                f"scorer {self.scorer} has no network; leave out --backbone and --scorer-weights"
+                f"scorer {self.scorer} has no network; omit --backbone and --scorer-weights"
             )
         _check_named("scorer", self.scorer, scorer)
         if issubclass(kind, NetworkScorer):
@@ -102,7 +100,7 @@ class ScorerChoice(FeatureOptions, _ScorerName):
     ) -> Scorer:
         """The scorer. batch and device are for network scorers, which need their network as `code`.
 
-        ConfigError when there is no such scorer, it does not fit the geometry, it has an option of
+        ConfigError when the scorer is unknown, it does not fit the geometry, it has an option of
         another scorer, or its code is missing.
         """
         kind = scorer_type(self.scorer)
@@ -129,7 +127,7 @@ class ScorerChoice(FeatureOptions, _ScorerName):
         return make_scorer(self.scorer, self.geometry, **parameters)
 
     def check_scorer(self) -> None:
-        """Raise what `make_scorer` raises, as far as it can be known without the code."""
+        """Raise what `make_scorer` would raise, as far as can be checked without the code."""
         kind = scorer_type(self.scorer)
         self._check_options(kind)
         if not kind.uses_network and not issubclass(kind, OwnScorer):
@@ -140,8 +138,7 @@ class ScorerChoice(FeatureOptions, _ScorerName):
             users = [n for n, scorer in SCORERS.items() if item.name in _own_options(scorer)]
             if users and kind.name not in users and getattr(self, item.name) is not None:
                 raise ConfigError(
-                    f"{item.name} is for scorer {' and '.join(users)}, not {self.scorer}; leave it "
-                    f"out"
+                    f"{item.name} is for scorer {' and '.join(users)}, not {self.scorer}; omit it"
                 )
 
 

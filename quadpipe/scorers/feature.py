@@ -14,10 +14,13 @@ from quadpipe.geometry import Geometry
 from quadpipe.scorers.base import Parameter
 from quadpipe.scorers.network import SHUFFLENET
 from quadpipe.scorers.network_scorer import NetworkOptions, NetworkScorer
-from quadpipe.scorers.pooling import pool_to_scale
+from quadpipe.scorers.pooling import pool_to_patches, pool_to_scale
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+_BLURS = ("each", "2x")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +33,12 @@ class FeatureOptions(NetworkOptions):
         "Scorer feature: distance between features; by default mse.",
         choices=("mse", "cosine"),
     )
+    scorer_blur: str | None = option(
+        None,
+        "Scorer feature: blur the image for each scale by its own factor (each, the paper's and "
+        "the default), or once, by 2, for all scales (2x: two passes of the network).",
+        choices=_BLURS,
+    )
 
 
 class Feature(NetworkScorer):
@@ -38,8 +47,9 @@ class Feature(NetworkScorer):
     For patches of scale s the whole image is downsampled by 2**s and upsampled back, bilinear,
     half-pixel centers, no antialiasing; the distance of the two feature vectors of each cell,
     `mse` over the C channels or `cosine`, 1 - cos (0 where both are zero), is averaged over the
-    patch (arXiv 2304.00287, section 3.2, and the authors' code). Features are those of `backbone`
-    before its classifier, at a 32nd or a 16th of the image's resolution.
+    patch (arXiv 2304.00287, section 3.2, and the authors' code). With blur `2x` the factor is 2 for
+    all scales. Features are those of `backbone` before its classifier, at a 32nd or a 16th of the
+    image's resolution.
     """
 
     name = "feature"
@@ -54,26 +64,37 @@ class Feature(NetworkScorer):
         *,
         stride: int | None = None,
         distance: str = "mse",
+        blur: str = "each",
         **network_options: Any,
     ) -> None:
         super().__init__(geometry, **network_options)
-        declared_options(FeatureOptions)["scorer_distance"].check("scorer_distance", distance)
+        options = declared_options(FeatureOptions)
+        options["scorer_distance"].check("scorer_distance", distance)
+        options["scorer_blur"].check("scorer_blur", blur)
         self._stride = self._backbone.strides[0] if stride is None else stride
         self._check_network(self._stride)
         self._distance = distance
+        self._blurs_once = blur == "2x"
 
     @property
     def parameters(self) -> dict[str, Parameter]:
-        return super().parameters | {"stride": self._stride, "distance": self._distance}
+        parameters = super().parameters | {"stride": self._stride, "distance": self._distance}
+        return parameters | ({"blur": "2x"} if self._blurs_once else {})
 
     def _score_batch(self, images: "Tensor", hints: Sequence[Any]) -> list[np.ndarray]:
-        sharp = self._features(images, self._stride).float()
-        levels = []
-        for scale in self._splittable_scales():
-            blurred = self._features(_blur(images, 2**scale), self._stride).float()
-            distances = self._distances(sharp, blurred).cpu().numpy()
-            levels.append(pool_to_scale(distances, self.geometry, scale))
-        return levels
+        (sharp,) = self._features(images, self._stride)
+
+        def blurring(scale: int) -> np.ndarray:
+            (blurred,) = self._features(_blur(images, 2**scale), self._stride)
+            distances: np.ndarray = self._distances(sharp.float(), blurred.float()).cpu().numpy()
+            return distances
+
+        if self._blurs_once:
+            return pool_to_patches(blurring(1), self.geometry)
+        return [
+            pool_to_scale(blurring(scale), self.geometry, scale)
+            for scale in self._splittable_scales()
+        ]
 
     def _distances(self, sharp: "Tensor", blurred: "Tensor") -> "Tensor":
         """`[B, h, w]`, at least 0."""

@@ -53,7 +53,7 @@ class GradCam(NetworkScorer):
     def _score_batch(self, images: "Tensor", hints: Sequence[Any]) -> list[np.ndarray]:
         import torch
 
-        features = self._features(images, self._backbone.strides[0])
+        (features,) = self._features(images, self._backbone.strides[0])
         with torch.enable_grad():
             features.requires_grad_()
             logits = self._logits(features)
@@ -72,7 +72,7 @@ class GradCam(NetworkScorer):
         assert head is not None
         try:
             logits = head(features)
-        except Exception as error:  # whatever the user's network raises
+        except Exception as error:  # the user's network may raise anything
             raise ConfigError(
                 f"the head of backbone {name} failed on features {list(features.shape)}: "
                 f"{type(error).__name__}: {error}; it must give logits [B, classes]"
@@ -97,7 +97,7 @@ class GradCam(NetworkScorer):
         count = count or len(self._backbone.classes or ()) or None
         if index is None or index < 0 or (count is not None and index >= count):
             raise ConfigError(
-                f"class {hint!r} is none of the classifier's {count or 'unknown'} classes; name "
+                f"class {hint!r} is not one of the classifier's {count or 'unknown'} classes; name "
                 f"classes by their WordNet ids as in ImageNet, or by the classifier's indices"
             )
         return index

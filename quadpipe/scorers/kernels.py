@@ -80,7 +80,7 @@ _RED, _GREEN, _BLUE = 2989, 5870, 1140
 
 @compiled
 def laplacian_sums(images: np.ndarray, side: int) -> np.ndarray:
-    """|8-neighbour Laplacian| of the gray image, summed over square patches of `side` pixels.
+    """|8-neighbor Laplacian| of the gray image, summed over square patches of `side` pixels.
 
     The image is reflected at its border. images: uint8 `[B, H, W, 3]`. Returns int64
     `[B, H / side, W / side]` in 1 / 10,000 gray levels.

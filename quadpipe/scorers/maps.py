@@ -73,7 +73,7 @@ def _read_array(folder: Path, name: bytes) -> np.ndarray:
             raise ValueError("it holds Python objects, or has a negative shape")
         values = np.frombuffer(data, dtype, offset=file.tell())
         return values.reshape(shape, order="F" if fortran else "C")
-    except Exception as error:  # whatever the file's bytes make NumPy's parser raise
+    except Exception as error:  # NumPy's parser raises many kinds on damaged files
         raise RejectError(
             "bad_map", f"{path_to_text(name)} is not a NumPy array of numbers: {error}"
         ) from error

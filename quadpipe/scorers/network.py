@@ -57,14 +57,13 @@ def find_network(backbone: str, weights: str | os.PathLike[str] | None = None) -
 
     backbone: one of BACKBONES or `module:callable`, which is imported and called: never pass a
     name that comes from a file. Without `weights`, EfficientNet-Lite0 takes those of its package,
-    ShuffleNetV2 its published ones, downloaded once. Raises ConfigError when they are not there.
+    ShuffleNetV2 its published ones, downloaded once. Raises ConfigError when they cannot be found.
     """
     if ":" in backbone:
         return _named_network(backbone, weights)
     if backbone not in BACKBONES:
         raise ConfigError(
-            f"there is no backbone {backbone!r}; use one of {', '.join(BACKBONES)}, or "
-            f"MODULE:CALLABLE"
+            f"unknown backbone {backbone!r}; use one of {', '.join(BACKBONES)}, or MODULE:CALLABLE"
         )
     if weights is not None:
         data = read_weights_file(Path(weights))

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 class NetworkOptions:
     backbone: str | None = option(
         None,
-        f"Network of the scorers feature and grad-cam: {', '.join(BACKBONES)}, or "
-        f"MODULE:CALLABLE, which is imported and called.",
+        f"Network of the scorers feature, feature-saliency and grad-cam: {', '.join(BACKBONES)}, "
+        f"or MODULE:CALLABLE, which is imported and called.",
     )
     scorer_dtype: str | None = option(
         None,
@@ -98,31 +98,34 @@ class NetworkScorer(Scorer):
             )
         return maps
 
-    def _features(self, images: "Tensor", stride: int) -> "Tensor":
-        """`[B, C, H / stride, W / stride]` of normalized images, in the scorer's dtype.
+    def _features(self, images: "Tensor", *strides: int) -> list["Tensor"]:
+        """`[B, C, H / s, W / s]` of normalized images for each stride s, in the scorer's dtype.
 
-        Raises ConfigError when the network fails, or its output has another shape.
+        One pass of the network. Raises ConfigError when the network fails, or its output has
+        another shape.
         """
         import torch
 
         name = self._parameters["backbone"]
         batch = images.to(self._dtype, memory_format=torch.channels_last)
         try:
-            features = self._backbone.features(batch, stride)
-        except Exception as error:  # whatever the user's network raises
+            maps = self._backbone.features(batch, strides)
+        except Exception as error:  # the user's network may raise anything
             raise ConfigError(
                 f"backbone {name} failed on images {list(batch.shape)}: {type(error).__name__}: "
                 f"{error}; fix it, or use another --backbone"
             ) from error
         size, _, height, width = images.shape
-        shape = tuple(features.shape) if isinstance(features, torch.Tensor) else ()
-        if len(shape) != 4 or (shape[0], *shape[2:]) != (size, height // stride, width // stride):
-            found = f"{list(shape)}" if shape else type(features).__name__
-            raise ConfigError(
-                f"backbone {name} gave {found} for images {list(batch.shape)}; with stride "
-                f"{stride} its features must be {[size, 'C', height // stride, width // stride]}"
-            )
-        return features
+        for features, stride in zip(maps, strides, strict=True):
+            shape = tuple(features.shape) if isinstance(features, torch.Tensor) else ()
+            rows, columns = height // stride, width // stride
+            if len(shape) != 4 or (shape[0], *shape[2:]) != (size, rows, columns):
+                found = f"{list(shape)}" if shape else type(features).__name__
+                raise ConfigError(
+                    f"backbone {name} gave {found} for images {list(batch.shape)}; with stride "
+                    f"{stride} its features must be {[size, 'C', rows, columns]}"
+                )
+        return maps
 
     @abstractmethod
     def _score_batch(self, images: "Tensor", hints: Sequence[Any]) -> list[np.ndarray]:
@@ -158,7 +161,9 @@ class NetworkScorer(Scorer):
             shape = (1, self.geometry.height, self.geometry.width, 3)
             noise = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
             with _reproducible(self._torch_device):
-                once, twice = (self._features(self._normalized(noise), stride) for _ in range(2))
+                (once,), (twice,) = (
+                    self._features(self._normalized(noise), stride) for _ in range(2)
+                )
             if not once.isfinite().all():
                 raise ConfigError(
                     f"backbone {self._parameters['backbone']} gave features that are not finite"

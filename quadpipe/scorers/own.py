@@ -20,7 +20,7 @@ class NamedScorer:
     """A scorer that the user has named: data that can be sent to other machines.
 
     target: `module:callable`; the callable returns a `Scorer` for a geometry. description: the
-    scorer's `as_json` as text, checked where it is made again.
+    scorer's `as_json` as text, checked wherever it is created.
     """
 
     target: str
@@ -32,7 +32,7 @@ class NamedScorer:
 def import_named(target: str) -> Any:
     """The object that `module:name` names; modules of the working folder are found.
 
-    Never pass a name that comes from a file. Raises whatever the import raises.
+    Never pass a name that comes from a file. Raises what the import raises.
     """
     if os.getcwd() not in sys.path:  # as with `python -m`
         sys.path.append(os.getcwd())
@@ -43,8 +43,8 @@ def import_named(target: str) -> Any:
 class OwnScorer(Scorer):
     """Runs a user's scorer and checks what it returns.
 
-    Raises ConfigError when it cannot be made or fails, JobError when it is made with other
-    parameters than at first.
+    Raises ConfigError when it cannot be made or fails, JobError when its parameters
+    differ from those of the first call.
     """
 
     name = "MODULE:CALLABLE"
@@ -60,7 +60,7 @@ class OwnScorer(Scorer):
                 json.dumps(scorer.parameters, allow_nan=False)
         except ConfigError:
             raise
-        except Exception as error:  # whatever the user's code raises
+        except Exception as error:  # the user's code may raise anything
             raise ConfigError(
                 f"scorer {code.target} cannot be made: {type(error).__name__}: {error}; give "
                 f"MODULE:CALLABLE that can be imported on every machine, takes a Geometry and "
@@ -117,7 +117,7 @@ class OwnScorer(Scorer):
     def _score(self, images: np.ndarray, hints: Sequence[Any]) -> list[np.ndarray]:
         try:
             maps = [np.array(level, np.float32) for level in self._scorer.score(images, hints)]
-        except Exception as error:  # whatever the user's code raises
+        except Exception as error:  # the user's code may raise anything
             raise ConfigError(
                 f"scorer {self.name} failed on images {list(images.shape)}: "
                 f"{type(error).__name__}: {error}; fix it, or use another --scorer"

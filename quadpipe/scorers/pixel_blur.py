@@ -18,7 +18,7 @@ LARGEST_SUM = 2**53
 class BlurScorer(Scorer):
     """Scores by the squared error of downsampling the whole image by 2**s and upsampling it again.
 
-    Bilinear, half-pixel centres, no antialiasing. The squares are summed exactly, so that
+    Bilinear, half-pixel centers, no antialiasing. The squares are summed exactly, so that
     importances are the same everywhere. Raises ConfigError on patches too large for that.
     """
 
@@ -52,7 +52,7 @@ class BlurScorer(Scorer):
 class PixelBlur(BlurScorer):
     """sqrt(mean squared error of blurring) * sqrt(side of the patch in pixels).
 
-    The squared difference is averaged over the patch's pixels and the three channels, normalised by
+    The squared difference is averaged over the patch's pixels and the three channels, normalized by
     ImageNet's standard deviations (arXiv 2304.00287, section 3.2, and the authors' code).
     """
 

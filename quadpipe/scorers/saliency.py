@@ -15,7 +15,9 @@ from quadpipe.geometry import Geometry
 from quadpipe.scorers.base import Scorer
 from quadpipe.scorers.pooling import pool_to_cells, pool_to_patches
 
-_SALIENCY_CELL = 16
+PRODUCT_CELL = 16
+"""Side in pixels of the cells of `relative_product`."""
+
 _FLOOR = 1e-3  # of a relative map in a product, so that one map alone does not make it 0
 
 
@@ -71,11 +73,20 @@ class Saliency(Scorer):
         from quadpipe.scorers.saliency_kernels import LARGE_CELL, SMALL_CELL, saliency_maps
 
         rare, far = saliency_maps(images, True, True)
-        product = np.ones(())
-        for maps, cell in ((rare, LARGE_CELL), (far, SMALL_CELL)):
-            cells = pool_to_cells(maps, self.geometry, cell, _SALIENCY_CELL)
-            product = product * (relative(cells, self.geometry, _SALIENCY_CELL) + _FLOOR)
-        return pool_to_patches(np.sqrt(product), self.geometry, _SALIENCY_CELL)
+        product = relative_product([(rare, LARGE_CELL), (far, SMALL_CELL)], self.geometry)
+        return pool_to_patches(np.sqrt(product), self.geometry, PRODUCT_CELL)
+
+
+def relative_product(factors: Sequence[tuple[np.ndarray, int]], geometry: Geometry) -> np.ndarray:
+    """The product of relative maps, each plus 0.001, on cells of PRODUCT_CELL pixels.
+
+    factors: maps `[B, h, w]` and the side of their cells in pixels.
+    """
+    product = np.ones(())
+    for maps, cell in factors:
+        cells = pool_to_cells(maps, geometry, cell, PRODUCT_CELL)
+        product = product * (relative(cells, geometry, PRODUCT_CELL) + _FLOOR)
+    return product
 
 
 def relative(maps: np.ndarray, geometry: Geometry, cell: int) -> np.ndarray:

@@ -6,6 +6,8 @@ none; the channel shuffle is one interleaving copy in channels-last memory.
 Letters: B batch; C channels; h, w rows and columns of a feature map.
 """
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F  # noqa: N812  its usual name
 from torch import Tensor, nn
@@ -27,15 +29,15 @@ class ShuffleNet(nn.Module):
         self.conv5 = nn.Sequential(_conv(channels[3], FEATURES, 1))
         self.fc = nn.Linear(FEATURES, classes) if classes else None
 
-    def forward(self, images: Tensor, stride: int = 32) -> Tensor:
-        """`[B, 3, H, W]` -> `[B, 1024, H / 32, W / 32]`, or with stride 16 the 96 channels of
-        stage 3."""
+    def forward(self, images: Tensor, strides: Sequence[int]) -> list[Tensor]:
+        """`[B, 3, H, W]` -> a map for each stride: for 32 `[B, 1024, H / 32, W / 32]`, for 16 the
+        96 channels of stage 3."""
         # ReLU and maximum can change places, and after the pooling there is a quarter to do.
         x: Tensor = F.max_pool2d(self.conv1(images), 3, stride=2, padding=1).relu_()
-        x = self.stage3(self.stage2(x))
-        if stride == 32:
-            x = self.conv5(self.stage4(x)).relu_()
-        return x
+        maps = {16: self.stage3(self.stage2(x))}
+        if 32 in strides:
+            maps[32] = self.conv5(self.stage4(maps[16])).relu_()
+        return [maps[stride] for stride in strides]
 
     def head(self, features: Tensor) -> Tensor:
         """`[B, 1024, h, w]` -> logits `[B, classes]`."""
@@ -51,7 +53,7 @@ class _Unit(nn.Module):
         super().__init__()
         half = width // 2
         self.stride = stride
-        # Positions as in torchvision, where a batch norm and at times a ReLU stand between.
+        # Positions as in torchvision, which has batch norms and ReLUs in between.
         self.branch1 = nn.ModuleDict()
         if stride == 2:
             self.branch1["0"] = _conv(channels, channels, 3, stride=2, groups=channels)
@@ -71,7 +73,7 @@ class _Unit(nn.Module):
             left, right = self.branch1["2"](self.branch1["0"](x)).relu_(), x
         main = self.branch2["3"](self.branch2["0"](right).relu_())
         main = self.branch2["5"](main).relu_()
-        # cat, then shuffle in two groups: channels of the two by turns.
+        # Concatenate and shuffle in two groups: alternate the channels of the two.
         pairs = torch.stack((left.permute(0, 2, 3, 1), main.permute(0, 2, 3, 1)), dim=-1)
         return pairs.flatten(-2).permute(0, 3, 1, 2)
 

@@ -57,7 +57,7 @@ def checksum(sample: "Buffer") -> int:
 def mismatch(sample: memoryview, offset: int) -> ShardError:
     """The error for a sample whose bytes do not have the checksum of the index.
 
-    It names the key that these bytes claim, which may be what was changed.
+    Its key comes from these bytes, and may itself be wrong.
     """
     key = bytes(sample[:100]).partition(b".")[0].decode("ascii", "replace")
     named = key if key.isprintable() and key.isascii() else "a sample"
@@ -117,7 +117,7 @@ def read_index(
 
 
 def _fits(rows: np.ndarray, shards: Sequence[ShardInfo]) -> bool:
-    """Whether the samples of each shard follow each other from its first byte on, and end in it."""
+    """Whether the samples of each shard are contiguous from its first byte, and end in it."""
     counts = np.array([shard.samples for shard in shards], np.int64)
     ends = np.array([shard.bytes for shard in shards], np.int64) - len(END)
     first = np.cumsum(counts) - counts

@@ -20,7 +20,7 @@ Identity = tuple[str, int | None]
 
 @dataclass(frozen=True, kw_only=True)
 class Reject:
-    """An input that is not a sample. row: its row in a table, for a file outside its folder."""
+    """A rejected input. row: its row in the list, for a file outside the list's folder."""
 
     path: str
     reason: str
@@ -68,7 +68,7 @@ class FinishedTar:
 @dataclass(frozen=True, kw_only=True)
 class Marker:
     """inputs: number of inputs of the shard. tars: one per view, none when all inputs were
-    rejected; None while the shard is remade, when only the rejects still count.
+    rejected; None while the shard is remade, when only its rejects are valid.
     """
 
     inputs: int
@@ -140,7 +140,7 @@ def _finished_tar(view: Any) -> FinishedTar:
         whole = isinstance(column, list) and all(type(number) is int for number in column)
         if not whole or not 0 < len(column) == info.samples:
             raise ValueError(
-                f"{info.name} has {info.samples} samples, but its lists another number of entries"
+                f"{info.name} has {info.samples} samples, but lists with another number of entries"
             )
     offsets, checksums, labels = columns if len(columns) == 3 else (view["offsets"], 0, -1)
     rows = make_rows(offsets, info.bytes - len(END), checksums, labels)

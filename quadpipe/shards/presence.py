@@ -9,11 +9,11 @@ def shards_here(folder: ReadableFolder, manifest: Manifest) -> str:
     """Number of shards that exist, and the next step, for the error that one is missing."""
     names = folder.names()
     if names is None:  # web servers do not list files
-        return "not all of this dataset is here; finish copying it, or fetch the shard again"
+        return "the dataset is incomplete; finish copying it, or fetch the shard again"
     total = sum(info.shards for info in manifest.splits.values())
     here = total - len(missing_shards(folder, manifest, names))
     return (
-        f"not all of this dataset is here: {here:,} of {total:,} shards; finish copying it, or "
+        f"the dataset is incomplete: {here:,} of {total:,} shards; finish copying it, or "
         f"rerun the quadpipe tokenize command that wrote it"
     )
 
@@ -21,7 +21,7 @@ def shards_here(folder: ReadableFolder, manifest: Manifest) -> str:
 def missing_shards(folder: ReadableFolder, manifest: Manifest, names: list[str]) -> list[str]:
     """Names of the shards that do not exist, given the names of all files.
 
-    Where the shard list of a split cannot be read, its name stands for each missing shard.
+    If the shard list of a split cannot be read, its own name is given for each missing shard.
     """
     there = set(names)
     missing = []

@@ -77,7 +77,7 @@ class Dataset:
         return {**vars(self), "_shards": {}, "_indexes": {}, "_numbers": {}}
 
     def split(self, name: str) -> SplitInfo:
-        """Counts of a split; ConfigError when there is no split of that name."""
+        """Counts of a split; ConfigError when the split does not exist."""
         if name not in self.manifest.splits:
             raise ConfigError(
                 f"{self.folder} has no split {name!r}; it has {', '.join(self.manifest.splits)}"
@@ -143,10 +143,10 @@ class Dataset:
 
         contents: of the shard, if they have been read already.
 
-        With on_error="skip", a sample that is damaged or does not fit the manifest is skipped
-        alone, a shard that is missing or has another size as a whole, and an archive with a damaged
-        header from there on. Each of the samples that the shard list names is then either yielded
-        or counted in `skipped`.
+        With on_error="skip", a sample that is damaged or does not fit the manifest is skipped. A
+        shard that is missing or has another size is skipped as a whole, and so is the rest of an
+        archive after a damaged header. Each sample of the shard list is either yielded or counted
+        in `skipped`.
         """
         check_on_error(on_error)
         left = shard.samples
@@ -214,7 +214,7 @@ class Dataset:
             raise ShardError(f"{key}: its offsets do not hold one sample")
         fields = {name.partition(".")[2]: content for name, _, content in members}
         if len(fields) != len(members):
-            raise ShardError(f"{key}: two members have one name")
+            raise ShardError(f"{key}: two members have the same name")
         return self.make_sample(key, fields, offset=offset)
 
     def make_sample(self, key: str, contents: Mapping[str, Content], *, offset: int = 0) -> Sample:

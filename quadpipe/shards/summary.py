@@ -13,7 +13,7 @@ from quadpipe.shards.reader import Dataset, Sample
 from quadpipe.shards.tar import read_members
 
 BYTES_LOOKED_AT = 16 * 2**20
-"""Read from each split for the shares of scales, however large its shards are."""
+"""Bytes that are read of each split for the shares of scales, whatever the size of its shards."""
 
 # Upper bounds of the bytes of a sample beside its pixels.
 _BYTES_PER_NODE = 64
@@ -72,7 +72,7 @@ def _scales(dataset: Dataset, split: str) -> dict[str, Any]:
 
 
 def _first_samples(dataset: Dataset, split: str) -> Iterator[Sample]:
-    """The samples that are wholly inside the first bytes of a split."""
+    """The complete samples in the first bytes of a split."""
     geometry, tokens = dataset.manifest.geometry, dataset.manifest.tokenizer.tokens
     per_node = 3 * geometry.patch_size**2 + _BYTES_PER_NODE
     largest_sample = geometry.num_nodes(tokens) * per_node + _BYTES_PER_SAMPLE

@@ -19,7 +19,7 @@ _PREFIX = slice(345, 500)
 
 @lru_cache(maxsize=1)
 def _template() -> tuple[bytes, int]:
-    """A header but for name, size and checksum, and the sum of its bytes."""
+    """A header without name, size and checksum, and the sum of its bytes."""
     header = bytearray(BLOCK)
     header[100:108] = b"0000444\0"  # mode
     header[108:116] = header[116:124] = b"0000000\0"  # owner and group
@@ -81,7 +81,7 @@ def _scan(data: Contents) -> Generator[tuple[str, int, int, int], None, int]:
         name, size = _read_header(header, offset)
         first, last = offset + BLOCK, offset + BLOCK + size
         if last > len(data):
-            raise ShardError(f"cut short: {name!r} ends after the {len(data)} bytes there are")
+            raise ShardError(f"cut short: {name!r} ends beyond the {len(data)} available bytes")
         yield name, offset, first, last
         offset = last + -size % BLOCK
     return offset

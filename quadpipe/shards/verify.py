@@ -99,14 +99,14 @@ def _missing(dataset: Dataset, missing: list[str], shards: int) -> Iterator[str]
     elif missing:
         more = f" and {len(missing) - _SHOWN:,} more" if len(missing) > _SHOWN else ""
         yield (
-            f"{dataset.folder}: not all of this dataset is here: {total - shards:,} of {total:,} "
+            f"{dataset.folder}: the dataset is incomplete: {total - shards:,} of {total:,} "
             f"shards; {', '.join(missing[:_SHOWN])}{more} are missing; finish copying it, or "
             f"rerun the quadpipe tokenize command that wrote it"
         )
 
 
 def _readable(findings: Iterator[str]) -> Iterator[str]:
-    """The findings; a damaged file is one of them."""
+    """The findings; an error while reading is one of them."""
     try:
         yield from findings
     except UnreadableError:

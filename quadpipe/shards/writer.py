@@ -20,7 +20,7 @@ class Writable(Protocol):
 class ShardWriter:
     """Writes samples into an open file; call `close` after the last one.
 
-    bytes and sha256: of what was written so far.
+    bytes and sha256: of the data written so far.
     """
 
     def __init__(self, file: Writable, codec: Codec) -> None:
@@ -46,7 +46,7 @@ class ShardWriter:
         info: dict[str, Any],
         extra: Mapping[str, Any] | None = None,
     ) -> None:
-        """Append one sample; label None leaves out its `cls` member.
+        """Append one sample; label None omits its `cls` member.
 
         extra: as `Sample.extra`: values of other members of `MEMBERS`, and bytes of unknown ones.
         """

@@ -75,7 +75,7 @@ class Source(ABC):
                 f"folder of images or of tars, or a .csv list"
             )
         if classes and inputs.classes is None:
-            raise ConfigError(f"--classes is for images with labels, {self} has none; leave it out")
+            raise ConfigError(f"--classes is for images with labels, {self} has none; omit it")
         return inputs
 
     def read(self, entry: Input) -> bytes:

@@ -2,22 +2,12 @@
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from command_line import run_cli as run
 from PIL import Image
-
-
-def run(*arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "quadpipe.cli", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        cwd=cwd,
-    )
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +32,7 @@ def test_help_names_the_commands():
     assert run("--version").stdout.startswith("quadpipe, version ")
 
 
-def test_every_default_is_shown_and_has_one_source():
+def test_help_shows_the_defaults():
     text = " ".join(run("tokenize", "--help").stdout.split())
     for option in (
         "--tokens INTEGER Tokens per image; every smaller budget is stored with it. [default: 100]",
@@ -67,7 +57,7 @@ def test_a_flag_of_an_earlier_version_works_and_is_not_in_the_help(tmp_path):
         assert (done.returncode, message in done.stderr) == (2, True)
 
 
-def test_info_is_text_or_json(shards):
+def test_info_prints_text_or_json(shards):
     text = run("info", shards).stdout
     assert "budgets   16 to 100 in steps of 3 tokens" in text
     assert "train      18         0      1       18       3" in text
@@ -75,7 +65,7 @@ def test_info_is_text_or_json(shards):
     assert summary["splits"]["val"]["samples"] == 5
 
 
-def test_verify_says_whole_or_what_is_wrong(shards, tmp_path):
+def test_verify_reports_a_whole_dataset_or_what_is_wrong(shards, tmp_path):
     assert "intact, 23 samples checked" in run("verify", shards).stdout
     for path in shards.iterdir():
         if path.is_file():
@@ -106,7 +96,7 @@ def test_show_compares_scorers(image_folder, tmp_path):
         assert image.size == (16 + 4 * 528, 2 * (512 + 36) + 16)
     for options, message in (
         (("--class", "cat"), "--class does not apply to scorer random and entropy; omit it"),
-        (("--backbone", "efficientnet-lite0"), "not random; leave it out"),
+        (("--backbone", "efficientnet-lite0"), "not random; omit it"),
         (("--scorer", "precomputed"), "needs an importance map of the image; give --map"),
     ):
         done = run(*given, "--scorer", "entropy", *options)
@@ -125,18 +115,18 @@ def test_scorers_are_listed_with_options_and_costs():
     assert rows["random"]["options"] == ["seed"]
 
 
-def test_show_takes_what_a_scorer_must_be_told(image_folder, tmp_path):
+def test_show_passes_class_and_map_to_the_scorer(image_folder, tmp_path):
     picture = next(image_folder.rglob("*.jpg"))
     np.save(tmp_path / "map.npy", np.eye(16))
     given = (picture, "--out", tmp_path / "x.png", "--tokens", 31)
-    told = ("--scorer", "precomputed", "--map", tmp_path / "map.npy")
-    assert run("show", *given, *told).returncode == 0
+    with_map = ("--scorer", "precomputed", "--map", tmp_path / "map.npy")
+    assert run("show", *given, *with_map).returncode == 0
     assert run("show", *given, "--scorer", "grad-cam", "--class", "n11939491").returncode == 0
     for options, message in (
         (("--scorer", "grad-cam"), "scorer grad-cam needs the class of the image; give --class"),
         (("--scorer", "precomputed"), "needs an importance map of the image; give --map"),
         (("--class", "cat"), "--class does not apply to scorer saliency; omit it"),
-        ((*told, "--class", "cat"), "--class does not apply to scorer precomputed; omit it"),
+        ((*with_map, "--class", "cat"), "--class does not apply to scorer precomputed; omit it"),
         (("--thresholds", "32:5"), "'32:5' is not SIDE=THRESHOLD,SIDE=THRESHOLD"),
         (("--thresholds", "32=5"), "give one for each size that can be split: 32=T,64=T"),
     ):
@@ -159,7 +149,7 @@ def test_show_draws_a_dataset_with_or_without_its_images(shards, image_folder, t
         assert full.height == bare.height
 
 
-def test_a_dry_run_says_what_would_be_done_and_does_nothing(image_folder, tmp_path):
+def test_a_dry_run_prints_the_plan_and_writes_nothing(image_folder, tmp_path):
     done = run("tokenize", "--in", image_folder, "--out", tmp_path / "out", "--dry-run")
     assert done.returncode == 0
     assert "23 images, 3 classes" in done.stderr
@@ -193,7 +183,7 @@ def test_too_many_rejects_exit_with_3(image_folder, tmp_path):
             "neither a number nor",
         ),
         (("tokenize", "--in", "x", "--out", "y", "--view-scale", "1"), 2, "is not two numbers"),
-        (("tokenize", "--in", "x", "--out", "y", "--scorer", "magic"), 2, "there is no scorer"),
+        (("tokenize", "--in", "x", "--out", "y", "--scorer", "magic"), 2, "unknown scorer"),
         (("tokenize", "--in", "x", "--out", "y"), 1, "x does not exist; give a folder"),
         (("info", "."), 1, "is not a finished dataset"),
         (("verify", "nowhere"), 1, "is not a finished dataset"),
@@ -217,7 +207,7 @@ def test_too_many_rejects_exit_with_3(image_folder, tmp_path):
         (("nonsense",), 2, "No such command"),
     ],
 )
-def test_what_is_wrong_is_said_in_a_line_without_a_traceback(arguments, code, message, tmp_path):
+def test_user_errors_are_one_line_without_a_traceback(arguments, code, message, tmp_path):
     (tmp_path / "text.jpg").write_text("hello")
     done = run(*arguments, cwd=tmp_path)
     assert done.returncode == code
@@ -235,14 +225,14 @@ def test_what_is_wrong_is_said_in_a_line_without_a_traceback(arguments, code, me
         (("--in", "nowhere"), "nowhere does not exist"),
     ],
 )
-def test_show_says_what_a_dataset_cannot_show(shards, tmp_path, arguments, message):
+def test_show_refuses_what_a_dataset_cannot_show(shards, tmp_path, arguments, message):
     done = run("show", shards, "--out", tmp_path / "x.png", *arguments)
     assert done.returncode in (1, 2)
     assert message in done.stderr
     assert "Traceback" not in done.stderr
 
 
-def test_a_source_that_may_be_wrong_is_said_before_the_work(image_folder, tmp_path):
+def test_warnings_about_the_source_are_printed_before_the_work(image_folder, tmp_path):
     wrapper = tmp_path / "data"
     wrapper.mkdir()
     (wrapper / "imagenet").symlink_to(image_folder)

@@ -96,7 +96,8 @@ def test_an_option_reaches_the_field_it_is_named_after(name, item: Field[Any], m
     needed, place, kinds = HANDED_ON[name]
     names = [field.name for kind in kinds for field in fields(kind)]
     monkeypatch.setattr(*(place if isinstance(place, tuple) else (place,)), _reach)
-    option = next(p for p in COMMANDS[name].params if "--" + item.name.replace("_", "-") in p.opts)
+    flag = "--" + item.name.replace("_", "-")
+    option: Any = next(p for p in COMMANDS[name].params if flag in p.opts)
     handed_on = []
     for more in ([], typed(option)):
         with pytest.raises(ReachedError) as reached:
@@ -108,7 +109,7 @@ def test_an_option_reaches_the_field_it_is_named_after(name, item: Field[Any], m
     assert after[item.name] == parsed(name, *typed(option))[option.name]
 
 
-def test_the_source_on_the_card_is_not_what_is_tokenized(monkeypatch):
+def test_the_source_named_on_the_card_does_not_replace_the_input(monkeypatch):
     def job(inputs: str, out: str, config: JobConfig, **_: Any) -> None:
         raise ReachedError(inputs, out, config.dataset.source)
 

@@ -1,4 +1,4 @@
-"""An S3 server for the tests that want one."""
+"""An S3 server for the tests that use one."""
 
 from collections.abc import Iterator
 
@@ -26,6 +26,6 @@ def s3() -> Iterator[Proxy]:
 
 @pytest.fixture
 def proxy(s3: Proxy) -> Iterator[Proxy]:
-    """The same, without the troubles that another test has asked for."""
+    """The same, without the faults that another test has set."""
     yield s3
     s3.troubles.clear()

@@ -43,7 +43,7 @@ def batches(dataset: quadpipe.Dataset, **options: Any) -> list[tuple[list[str], 
     ]
 
 
-def test_batches_from_s3_are_those_from_a_disk(published, whole):
+def test_batches_from_s3_equal_those_from_a_disk(published, whole):
     assert batches(quadpipe.Dataset(published)) == batches(quadpipe.Dataset(whole))
 
 
@@ -63,7 +63,7 @@ def test_shards_are_fetched_once_into_a_cache_of_bounded_size(
     assert kept == {f"{shard.sha256}.tar" for shard in shards}
 
 
-def test_a_full_cache_forgets_what_was_used_least_lately(published, whole, tmp_path):
+def test_a_full_cache_evicts_the_least_recently_used_shard(published, whole, tmp_path):
     dataset = quadpipe.Dataset(whole)
     shards = dataset.shards("train")
     room = shards[0].bytes + shards[1].bytes
@@ -78,7 +78,7 @@ def test_a_full_cache_forgets_what_was_used_least_lately(published, whole, tmp_p
     assert (tmp_path / "cache" / "mine.txt").exists()
 
 
-def test_a_cache_that_is_too_small_is_refused_with_what_is_needed(published, whole, tmp_path):
+def test_a_cache_that_is_too_small_is_refused_with_the_size_it_needs(published, whole, tmp_path):
     sizes = [shard.bytes for shard in quadpipe.Dataset(whole).shards("train")]
     cache = Cache(folder=tmp_path, bytes=sum(sizes) - 1)
     with pytest.raises(ConfigError, match=f"{len(sizes)} shards of {sum(sizes):,} bytes are"):
@@ -93,7 +93,7 @@ def test_a_cache_that_is_too_small_is_refused_with_what_is_needed(published, who
 
 
 @pytest.mark.fault(
-    "a shard arrives from S3 with a flipped bit, once; and for good",
+    "a shard arrives from S3 with a flipped bit, once, or every time",
     "fetched again; then an error that names it",
 )
 def test_a_shard_that_arrives_damaged_is_fetched_again(published, proxy, tmp_path, whole):
@@ -109,7 +109,7 @@ def test_a_shard_that_arrives_damaged_is_fetched_again(published, proxy, tmp_pat
     assert list((tmp_path / "b").glob("*.part")) == []
 
 
-def test_a_cache_never_holds_more_while_shards_arrive_slowly(
+def test_the_cache_stays_within_its_size_while_shards_arrive_slowly(
     published, whole, tmp_path, monkeypatch
 ):
     shards = quadpipe.Dataset(whole).shards("train")
@@ -133,23 +133,24 @@ def test_a_cache_never_holds_more_while_shards_arrive_slowly(
 
 
 @pytest.mark.fault(
-    "the disk of the cache is full", "an error that says so, also with --on-error skip"
+    "the disk of the cache is full", "an error that names the cause, also with --on-error skip"
 )
-def test_a_cache_on_a_full_disk_is_said(published, tmp_path, monkeypatch):
+def test_a_cache_on_a_full_disk_is_an_error(published, tmp_path, monkeypatch):
     def full(*arguments: object, **options: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     cached = quadpipe.Dataset(published, cache=Cache(folder=tmp_path, bytes=10**7))
-    monkeypatch.setattr(cached.folder._remote._system, "get_file", full)
+    folder: Any = cached.folder
+    monkeypatch.setattr(folder._remote._system, "get_file", full)
     with pytest.raises(OutputError, match="the cache .* cannot be used: .*No space left on device"):
         list(cached.samples("train", on_error="skip"))
 
 
 @pytest.mark.fault(
-    "the server of a training's dataset is away for longer, with --on-error skip",
-    "the training ends and can be resumed: what cannot be reached is not taken for damaged",
+    "the server of a training dataset is down for longer, with --on-error skip",
+    "the training ends and can be resumed: an unreachable dataset is not treated as damaged",
 )
-def test_an_outage_is_no_damage(published, proxy, whole, monkeypatch):
+def test_an_outage_is_not_skipped_as_damage(published, proxy, whole, monkeypatch):
     monkeypatch.setattr("quadpipe.retries.PAUSES", (0.01,))
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
     fsspec.get_filesystem_class("s3").clear_instance_cache()
@@ -165,7 +166,7 @@ def test_an_outage_is_no_damage(published, proxy, whole, monkeypatch):
     assert loader.skipped.samples == 0
 
 
-def test_a_list_that_lies_about_a_size_does_not_fetch_for_ever(published, whole, tmp_path):
+def test_a_shard_of_another_size_than_listed_is_fetched_at_most_twice(published, whole, tmp_path):
     shard = quadpipe.Dataset(whole).shards("train")[0]
     folder = CachedFolder(RemoteFolder(published), Cache(folder=tmp_path, bytes=10**7))
     folder.know({shard.name: (shard.sha256, shard.bytes - 512)})
@@ -195,7 +196,7 @@ def test_two_processes_share_a_cache(published, proxy, tmp_path, whole):
 @pytest.mark.fault(
     "a process that fetches a shard into the cache is killed", "its part is removed by the next one"
 )
-def test_what_a_dead_process_left_in_the_cache_is_removed(published, tmp_path, whole):
+def test_partial_files_of_a_dead_process_are_removed_from_the_cache(published, tmp_path, whole):
     orphan = tmp_path / f"{'0' * 64}.part"
     orphan.write_bytes(b"half")
     cache = Cache(folder=tmp_path, bytes=10**7)
@@ -203,7 +204,7 @@ def test_what_a_dead_process_left_in_the_cache_is_removed(published, tmp_path, w
     assert not orphan.exists()
 
 
-def test_training_from_s3_with_a_cache_is_training_from_a_disk(published, whole, tmp_path):
+def test_training_from_s3_with_a_cache_equals_training_from_a_disk(published, whole, tmp_path):
     runs: list[RunFolder] = []
     for where, more in (
         (str(whole), ()),

@@ -29,7 +29,7 @@ def keys(dataset: quadpipe.Dataset) -> list[list[str]]:
     return [batch.keys for batch in Loader(dataset, batch_size=5, workers=1).epoch(0)]
 
 
-def test_a_web_server_that_gives_parts_is_read_and_verified(published):
+def test_a_web_server_with_range_requests_is_read_and_verified(published):
     with files_by_http(published, ranges=True) as url:
         dataset = quadpipe.Dataset(url)
         assert keys(dataset) == keys(quadpipe.Dataset(published))
@@ -39,7 +39,7 @@ def test_a_web_server_that_gives_parts_is_read_and_verified(published):
         ]
 
 
-def test_one_that_gives_whole_files_needs_a_cache(published, tmp_path):
+def test_a_web_server_without_range_requests_needs_a_cache(published, tmp_path):
     with files_by_http(published, ranges=False) as url:
         with pytest.raises(
             ShardError, match="does not serve parts of files; cache shards in a local"
@@ -50,13 +50,13 @@ def test_one_that_gives_whole_files_needs_a_cache(published, tmp_path):
         assert list(verify(quadpipe.Dataset(url))) == []
 
 
-def test_what_a_web_server_does_not_have_is_missing(published):
+def test_files_that_a_web_server_lacks_are_reported_missing(published):
     with files_by_http(published, ranges=True) as url:
         with pytest.raises(ShardError, match="/nothing is not a finished dataset"):
             quadpipe.Dataset(f"{url}/nothing")
 
 
-def test_a_web_server_is_not_written_to(image_folder, published):
+def test_an_output_on_a_web_server_is_refused(image_folder, published):
     with files_by_http(published, ranges=True) as url:
         with pytest.raises(OutputError, match="storage is read-only; write to a local folder"):
             quadpipe.tokenize(image_folder, f"{url}/new", in_process=True)
@@ -70,7 +70,7 @@ def large(image_folder, tmp_path_factory) -> Path:
     return out
 
 
-def test_verify_reads_each_shard_once_of_a_server_that_gives_whole_files(large):
+def test_verify_reads_each_shard_once_without_range_requests(large):
     requests = Counter()
 
     class Counting(_QuietHandler):
@@ -83,7 +83,7 @@ def test_verify_reads_each_shard_once_of_a_server_that_gives_whole_files(large):
     assert requests["/train-000000.tar"] == 1
 
 
-def test_the_summary_of_a_server_that_gives_whole_files_is_that_of_a_disk(large, monkeypatch):
+def test_the_summary_without_range_requests_equals_that_of_a_disk(large, monkeypatch):
     monkeypatch.setattr("quadpipe.shards.summary.BYTES_LOOKED_AT", 3_000_000)
     with files_by_http(large, ranges=False) as url:
         remote = summarize(quadpipe.Dataset(url))
@@ -118,14 +118,12 @@ def test_a_damaged_copy_in_the_cache_is_found_and_named(published, tmp_path):
         assert line.endswith(f"; remove its copy {copy.name} from the cache")
 
 
-def test_an_interrupted_copy_on_a_web_server_is_one_line(published, tmp_path):
+def test_an_incomplete_copy_on_a_web_server_is_reported_in_one_line(published, tmp_path):
     copy = Path(shutil.copytree(published, tmp_path / "copy"))
     for name in ("train-000001.tar", "train-000004.tar"):
         (copy / name).unlink()
     with files_by_http(copy, ranges=False) as url:
         (line,) = verify(quadpipe.Dataset(url))
         assert "4 of 6 shards; train-000001.tar, train-000004.tar are missing" in line
-        with pytest.raises(
-            ShardError, match="000001.tar: missing: not all of this dataset is here"
-        ):
+        with pytest.raises(ShardError, match="000001.tar: missing: the dataset is incomplete"):
             list(quadpipe.Dataset(url).samples("train"))

@@ -34,13 +34,13 @@ def test_a_write_that_fails_is_named_with_the_next_step(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["../x", "/x", "a/../../x", "a\\b", "a\0b", ""])
-def test_names_that_lead_out_are_refused(tmp_path, name):
+def test_names_outside_the_folder_are_refused(tmp_path, name):
     for folder in (LocalFolder(tmp_path), open_folder("memory://data")):
         with pytest.raises(ShardError, match="is not the name of a file in a dataset"):
             folder.read(name)
 
 
-def test_what_is_not_there_is_named(tmp_path):
+def test_missing_files_are_named(tmp_path):
     for folder in (LocalFolder(tmp_path), open_folder("memory://data")):
         assert not folder.exists("gone.tar")
         for read in (folder.read, folder.contents, folder.sha256):
@@ -48,7 +48,7 @@ def test_what_is_not_there_is_named(tmp_path):
                 read("gone.tar")
 
 
-def test_a_lock_is_freed_with_its_holder_and_refused_where_there_are_none(tmp_path, monkeypatch):
+def test_a_lock_is_exclusive_is_released_and_needs_a_file_system_with_locks(tmp_path, monkeypatch):
     folder = LocalFolder(tmp_path)
     with (
         folder.lock("lock"),
@@ -68,7 +68,7 @@ def test_a_lock_is_freed_with_its_holder_and_refused_where_there_are_none(tmp_pa
             pass
 
 
-def test_hidden_files_at_the_top_are_not_the_datasets(tmp_path):
+def test_hidden_files_at_the_top_are_not_listed(tmp_path):
     folder = LocalFolder(tmp_path)
     for name in (".quadpipe/plan.json", ".git/x", "a.tar", "data/.b"):
         folder.write(name, b"x")

@@ -1,9 +1,10 @@
-"""One writer a folder: who holds the lock, who has lost it, and what is left of one that died."""
+"""One writer per folder: locks that are held, taken over, and left behind by dead processes."""
 
 import os
 import time
 from dataclasses import replace
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from injection import wait_for
@@ -16,7 +17,7 @@ def test_a_driver_whose_lock_was_taken_over_commits_nothing_more(tmp_path, monke
     monkeypatch.setattr(lock, "HEARTBEAT_SECONDS", 0.05)
     folder = LocalFolder(tmp_path)
     with folder.lock("lock"):
-        first = lock.read_holder(folder, "lock.json")
+        first: Any = lock.read_holder(folder, "lock.json")
         wait_for(lambda: lock.read_holder(folder, "lock.json").beat > first.beat)
         folder.write("before", b"")
         lock._write(folder, "lock.json", replace(first, token="other", host="far"))
@@ -46,7 +47,7 @@ def test_a_driver_that_wakes_up_late_does_not_take_its_lock_back(tmp_path, monke
                 write()
 
 
-def test_a_claim_that_was_interrupted_is_let_go(tmp_path, monkeypatch):
+def test_an_interrupted_claim_is_released(tmp_path, monkeypatch):
     folder = LocalFolder(tmp_path)
 
     def interrupted(seconds: float) -> None:
@@ -63,7 +64,7 @@ def test_a_claim_that_was_interrupted_is_let_go(tmp_path, monkeypatch):
                 pass
 
 
-def test_a_holder_whose_process_hides_is_watched(tmp_path, monkeypatch):
+def test_a_holder_whose_process_cannot_be_inspected_is_watched(tmp_path, monkeypatch):
     folder = LocalFolder(tmp_path)
     holder = replace(lock.Holder.here(), process=os.getppid(), token="t")
     lock._write(folder, "lock.json", holder)
@@ -75,13 +76,13 @@ def test_a_holder_whose_process_hides_is_watched(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("left", ["", "{", "[1]", '{"token": "t"}'])
-def test_half_a_claim_that_a_kill_has_left_does_not_block(left, tmp_path):
+def test_a_half_written_claim_does_not_block(left, tmp_path):
     (tmp_path / "lock.json").write_text(left)
     with LocalFolder(tmp_path).lock("lock"):
         pass
 
 
-def test_a_claim_that_cannot_be_read_is_said(tmp_path, monkeypatch):
+def test_an_unreadable_claim_is_an_error(tmp_path, monkeypatch):
     def fail(folder: LocalFolder, name: str) -> bytes:
         raise ShardError("cannot read lock.json: Input/output error")
 
@@ -93,7 +94,7 @@ def test_a_claim_that_cannot_be_read_is_said(tmp_path, monkeypatch):
             pass
 
 
-def test_the_next_user_of_a_group_may_take_a_lock_over(tmp_path):
+def test_another_user_of_the_group_may_take_over_a_lock(tmp_path):
     before = os.umask(0o002)
     try:
         with LocalFolder(tmp_path).lock("lock"):

@@ -1,4 +1,4 @@
-"""Datasets on an S3 server: the same bytes as on a disk, whatever dies or fails on the way."""
+"""Datasets on an S3 server: the same bytes as on a disk, whatever process dies or request fails."""
 
 import signal
 import subprocess
@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 import fsspec
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 from injection import Fault
 from servers import Trouble
 
@@ -24,12 +25,12 @@ from quadpipe.shards.summary import summarize
 from quadpipe.shards.verify import verify
 
 OPTIONS: dict[str, Any] = {"samples_per_shard": 4, "tokens": 40, "val_share": 0.2}
-GO_ON = "the next run goes on; bytes of an undisturbed run, no unfinished upload is left"
+CONTINUES = "the next run continues; bytes of an undisturbed run, no unfinished upload is left"
 
 
 @pytest.fixture
 def url(proxy, request) -> str:
-    """A place of its own for each test."""
+    """A separate URL for each test."""
     name = "".join(c if c.isalnum() else "-" for c in request.node.name)
     return f"s3://bucket/{name}/data"
 
@@ -47,7 +48,7 @@ def undisturbed(whole, files_of) -> dict[str, bytes]:
 
 
 def stored(url: str, tmp_path: Path) -> Path:
-    """A copy of all that lies at a URL."""
+    """A copy of all files at a URL."""
     system, root = fsspec.core.url_to_fs(url)
     system.invalidate_cache()
     copy = tmp_path / "stored"
@@ -79,7 +80,7 @@ def run(
     )
 
 
-def test_a_dataset_on_s3_is_that_on_a_disk(image_folder, url, tmp_path, undisturbed, account):
+def test_a_dataset_on_s3_equals_that_on_a_disk(image_folder, url, tmp_path, undisturbed, account):
     dataset = quadpipe.tokenize(image_folder, url, in_process=True, **OPTIONS)
     assert str(dataset.folder) == url
     assert list(verify(dataset)) == []
@@ -103,11 +104,11 @@ RARER_KILLS = (
 )
 
 
-@pytest.mark.fault("SIGKILL around uploads and commits to S3, in process", GO_ON)
+@pytest.mark.fault("SIGKILL around uploads and commits to S3, in process", CONTINUES)
 @pytest.mark.parametrize(
     "point", [*KILLS, *(pytest.param(point, marks=pytest.mark.soak) for point in RARER_KILLS)]
 )
-def test_a_kill_on_the_way_to_s3_loses_nothing(
+def test_a_kill_during_writes_to_s3_loses_nothing(
     point, image_folder, url, tmp_path, undisturbed, account
 ):
     killed = run(image_folder, url, "--in-process", fault=Fault(at=point))
@@ -121,9 +122,9 @@ def test_a_kill_on_the_way_to_s3_loses_nothing(
 
 
 @pytest.mark.fault(
-    "SIGKILL of a Ray worker in the middle of an upload to S3", "its shard is made again"
+    "SIGKILL of a Ray worker in the middle of an upload to S3", "its shard is remade"
 )
-def test_a_worker_killed_in_an_upload_is_replaced(
+def test_a_worker_killed_during_an_upload_is_replaced(
     image_folder, url, tmp_path, undisturbed, account
 ):
     fault = Fault(at="before commit train-.*", once=str(tmp_path / "once"))
@@ -136,9 +137,9 @@ def test_a_worker_killed_in_an_upload_is_replaced(
 
 @pytest.mark.fault(
     "S3 answers 500, or drops the connection in the middle, on reading and on writing",
-    "tried again with back-off; the same bytes",
+    "retried with back-off; the same bytes",
 )
-def test_errors_of_the_server_that_pass_leave_no_trace(
+def test_transient_server_errors_do_not_change_the_bytes(
     image_folder, url, tmp_path, proxy, undisturbed, account
 ):
     proxy.troubles += [
@@ -164,9 +165,9 @@ def test_errors_of_the_server_that_pass_leave_no_trace(
 
 
 @pytest.mark.fault(
-    "S3 fails for good", "exit code 1 with one line; once it works the next run goes on"
+    "S3 fails permanently", "exit code 1 with one line; once it works, the next run continues"
 )
-def test_errors_of_the_server_that_stay_end_the_run(
+def test_permanent_server_errors_end_the_run(
     image_folder, url, tmp_path, proxy, undisturbed, account, monkeypatch
 ):
     monkeypatch.setattr("quadpipe.retries.PAUSES", (0.01,))
@@ -197,8 +198,8 @@ def test_an_upload_that_raises_publishes_nothing(url):
     assert folder.size("x.tar") == 20 << 20
 
 
-@pytest.mark.fault("two drivers on one URL at once", "the first goes on, the second is refused")
-def test_of_two_drivers_on_s3_one_wins(url, image_folder, monkeypatch):
+@pytest.mark.fault("two drivers on one URL at once", "the first continues, the second is refused")
+def test_of_two_drivers_on_s3_the_second_is_refused(url, image_folder, monkeypatch):
     monkeypatch.setattr(lock, "HEARTBEAT_SECONDS", 0.5)
     folder = open_folder(url)
     with folder.lock(".quadpipe/logs/lock"):
@@ -213,7 +214,7 @@ def test_of_two_drivers_on_s3_one_wins(url, image_folder, monkeypatch):
     "the driver of a dataset on S3 is dead, on another machine",
     "its lock is watched for a minute, then taken over",
 )
-def test_a_dead_drivers_lock_on_s3_does_not_block(
+def test_the_lock_of_a_dead_driver_on_s3_is_taken_over(
     url, image_folder, tmp_path, undisturbed, account
 ):
     folder = open_folder(url)
@@ -226,8 +227,8 @@ def test_a_dead_drivers_lock_on_s3_does_not_block(
     account(stored(url, tmp_path), undisturbed)
 
 
-class NoHoldingBack(fsspec.get_filesystem_class("memory")):
-    """Publishes what was never committed, as some file systems do."""
+class WithoutAtomicUploads(MemoryFileSystem):
+    """Publishes files that were never committed, as some file systems do."""
 
     protocol = "hasty"
 
@@ -260,8 +261,8 @@ class Repository(fsspec.AbstractFileSystem):
         self.commits.append(path)
 
 
-@pytest.mark.parametrize("kind", [NoHoldingBack, Repository])
-def test_storage_that_cannot_hold_files_back_is_refused_and_nothing_is_left(kind, image_folder):
+@pytest.mark.parametrize("kind", [WithoutAtomicUploads, Repository])
+def test_storage_without_atomic_uploads_is_refused_and_nothing_is_left(kind, image_folder):
     fsspec.register_implementation(kind.protocol, kind, clobber=True)
     with pytest.raises(OutputError, match="has no atomic uploads; write to a"):
         quadpipe.tokenize(image_folder, f"{kind.protocol}://data", in_process=True, **OPTIONS)
@@ -270,9 +271,7 @@ def test_storage_that_cannot_hold_files_back_is_refused_and_nothing_is_left(kind
     assert Repository.commits == []
 
 
-def test_what_info_reads_does_not_grow_with_the_shards(
-    whole, image_folder, url, proxy, monkeypatch
-):
+def test_info_reads_a_bounded_part_of_the_shards(whole, image_folder, url, proxy, monkeypatch):
     """Samples of this dataset have about 40 kB, its largest shard here has 23 of them."""
     monkeypatch.setattr("quadpipe.shards.summary.BYTES_LOOKED_AT", 150_000)
     read = []
@@ -287,13 +286,13 @@ def test_what_info_reads_does_not_grow_with_the_shards(
     assert max(read) < 170_000
 
 
-def test_names_that_storages_take_for_patterns_are_refused():
+def test_names_with_glob_characters_are_refused():
     for url in ("s3://bucket/data[1]", "s3://bucket/*", "memory://what?"):
         with pytest.raises(ConfigError, match=r"holds one of \* \? \[ \], which object stores"):
             open_folder(url)
 
 
-def test_uploads_of_others_in_the_bucket_are_left_alone(proxy):
+def test_uploads_outside_the_output_are_not_aborted(proxy):
     system = fsspec.filesystem("s3")
     system.mkdir("shared")
     others = ("backup.bin", "below/dataset.json", "train-notes.txt")
@@ -304,14 +303,13 @@ def test_uploads_of_others_in_the_bucket_are_left_alone(proxy):
     assert {upload["Key"] for upload in left} == set(others)
 
 
-def test_relative_names_and_urls_of_folders(tmp_path):
-    assert isinstance(open_folder(f"file://{tmp_path}"), LocalFolder)
-    assert open_folder(f"file://{tmp_path}").root == tmp_path
+def test_file_urls_open_local_folders(tmp_path):
+    folder = open_folder(f"file://{tmp_path}")
+    assert isinstance(folder, LocalFolder)
+    assert folder.root == tmp_path
 
 
-def test_images_on_the_server_are_a_source(
-    image_folder, whole, undisturbed, url, tmp_path, account
-):
+def test_images_on_s3_are_a_source(image_folder, whole, undisturbed, url, tmp_path, account):
     fsspec.filesystem("s3").put(str(image_folder), url, recursive=True)
     quadpipe.tokenize(url, tmp_path / "out", in_process=True, **OPTIONS)
     account(tmp_path / "out", undisturbed)

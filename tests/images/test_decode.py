@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from corpus import ENCODED, chunk, claim, more_scans
+from corpus.encoders import chunk, claim, encoded, more_scans, png
+from corpus.files import ENCODED
 from PIL import Image, features
 
 from quadpipe.errors import RejectError
@@ -17,29 +18,8 @@ from quadpipe.images.color import to_rgb
 from quadpipe.images.decode import FORMATS, EncodedImage
 
 
-def encoded(image: Image.Image, kind: str, **options: Any) -> bytes:
-    file = io.BytesIO()
-    image.save(file, kind, **options)
-    return file.getvalue()
-
-
 def pixels(data: bytes, reduction: int = 1) -> np.ndarray:
     return np.asarray(EncodedImage(data).decode(reduction))
-
-
-def png_16(values: np.ndarray) -> bytes:
-    """A 16-bit PNG, which PIL cannot write in colour: [h, w, channels] of 0..65535."""
-    height, width, channels = values.shape
-    colour_type = {1: 0, 2: 4, 3: 2, 4: 6}[channels]
-    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
-
-    header = struct.pack(">IIBBBBB", width, height, 16, colour_type, 0, 0, 0)
-    return (
-        b"\x89PNG\r\n\x1a\n"
-        + chunk(b"IHDR", header)
-        + chunk(b"IDAT", zlib.compress(rows))
-        + chunk(b"IEND", b"")
-    )
 
 
 def with_chunk(data: bytes, kind: bytes, inside: bytes) -> bytes:
@@ -53,7 +33,7 @@ def picture(photographs) -> Image.Image:
     return Image.fromarray(photographs[0][:120, :160])
 
 
-def test_the_formats_are_seven():
+def test_seven_formats_are_opened():
     assert set(FORMATS) == {"JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM"}
 
 
@@ -65,14 +45,14 @@ def test_lossless_formats_give_the_pixels_exactly(kind, picture):
 @pytest.mark.parametrize(
     ("kind", "options"), [("JPEG", {"quality": 95}), ("WEBP", {"quality": 95})]
 )
-def test_lossy_formats_give_about_the_pixels(kind, options, picture):
+def test_lossy_formats_give_nearly_the_pixels(kind, options, picture):
     if kind == "WEBP" and not features.check("webp"):
         pytest.skip("this imaging library was built without WebP")
     found = pixels(encoded(picture, kind, **options)).astype(int)
     assert abs(found - np.asarray(picture)).mean() < 4
 
 
-def test_of_an_animation_the_first_frame_is_used(picture):
+def test_the_first_frame_of_an_animation_is_used(picture):
     second = Image.new("RGB", picture.size, "red")
     data = encoded(picture.quantize(64), "GIF", save_all=True, append_images=[second.quantize(4)])
     expected = np.asarray(picture.quantize(64).convert("RGB")).astype(int)
@@ -102,7 +82,7 @@ def test_exif_orientation_is_applied(orientation, picture):
     assert photo.decode(2).size == ((photo.width + 1) // 2, (photo.height + 1) // 2)
 
 
-def test_grey_is_repeated_in_three_channels(picture):
+def test_gray_is_repeated_in_three_channels(picture):
     grey = picture.convert("L")
     expected = np.repeat(np.asarray(grey)[..., None], 3, axis=2)
     np.testing.assert_array_equal(pixels(encoded(grey, "PNG")), expected)
@@ -119,7 +99,7 @@ def test_palettes_are_looked_up(picture):
 
 
 @pytest.mark.parametrize("kind", ["PNG", "TIFF"])
-def test_alpha_is_composed_on_white(kind, picture):
+def test_alpha_is_composited_on_white(kind, picture):
     alpha = np.linspace(0, 255, 160).astype(np.uint8)[None].repeat(120, 0)
     data = encoded(Image.fromarray(np.dstack([picture, alpha])), kind)
     share = alpha[..., None] / 255
@@ -146,16 +126,16 @@ def test_16_bits_are_rounded_to_8(channels):
     values = np.random.default_rng(0).integers(0, 65536, (30, 40, channels))
     values.ravel()[:6] = [0, 65535, 128, 129, 257 * 7 + 128, 257 * 7 + 129]
     expected = np.broadcast_to(np.round(values * 255 / 65535), (30, 40, 3))
-    np.testing.assert_array_equal(pixels(png_16(values)), expected)
+    np.testing.assert_array_equal(pixels(png(values.astype("u2"))), expected)
 
 
 @pytest.mark.parametrize("channels", [2, 4])
-def test_16_bits_with_alpha_are_rounded_and_composed(channels):
+def test_16_bits_with_alpha_are_rounded_and_composited(channels):
     values = np.random.default_rng(1).integers(0, 65536, (30, 40, channels))
     bits_8 = np.round(values * 255 / 65535)
     share = bits_8[..., -1:] / 255
     expected = np.broadcast_to(bits_8[..., :-1] * share + 255 * (1 - share), (30, 40, 3))
-    assert abs(pixels(png_16(values)) - expected).max() <= 0.51
+    assert abs(pixels(png(values.astype("u2"))) - expected).max() <= 0.51
 
 
 def test_16_bit_tiff_and_pgm():
@@ -180,7 +160,7 @@ def rejected(data: bytes) -> RejectError:
     return caught.value
 
 
-def test_what_cannot_be_read_has_a_reason(picture):
+def test_unreadable_files_are_rejected_with_a_reason(picture):
     jpeg, png = encoded(picture, "JPEG"), encoded(picture, "PNG")
     assert rejected(b"").reason == "empty"
     assert rejected(b"hello, I am text").reason == "not_an_image"
@@ -203,7 +183,7 @@ def test_a_png_with_a_wrong_checksum_is_corrupt(picture):
 
 
 @pytest.mark.parametrize("side", [10_000, 60_000])
-def test_lying_dimensions_are_refused_before_memory_is_taken(side):
+def test_false_dimensions_are_refused_before_memory_is_allocated(side):
     header = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
     data = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + b"IHDR" + header
     data += struct.pack(">I", zlib.crc32(b"IHDR" + header)) + struct.pack(">I", 0) + b"IDAT"
@@ -214,7 +194,7 @@ def test_lying_dimensions_are_refused_before_memory_is_taken(side):
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF", "TIFF"])
 @pytest.mark.parametrize("theirs", [None, 10])
-def test_the_limit_of_pixels_is_ours_whatever_pil_has(kind, theirs, picture, monkeypatch):
+def test_the_pixel_limit_is_ours_not_that_of_pil(kind, theirs, picture, monkeypatch):
     monkeypatch.setattr("PIL.Image.MAX_IMAGE_PIXELS", theirs)
     data = encoded(picture, kind)
     limit = 120 * 160
@@ -224,7 +204,7 @@ def test_the_limit_of_pixels_is_ours_whatever_pil_has(kind, theirs, picture, mon
     assert Image.MAX_IMAGE_PIXELS == theirs
 
 
-def test_a_raised_limit_opens_what_pil_takes_for_a_bomb():
+def test_a_raised_limit_opens_images_that_pil_calls_bombs():
     data = encoded(Image.new("1", (20_000, 10_000)), "PNG")  # over twice PIL's own limit
     error = rejected(data)
     assert error.reason == "too_many_pixels"
@@ -246,7 +226,7 @@ def test_messages_are_one_line(picture):
 
 
 @pytest.mark.parametrize("kind", ["PNG", "WEBP", "JPEG"])
-def test_exif_that_cannot_be_read_spoils_no_pixels(kind, picture):
+def test_unreadable_exif_does_not_change_pixels(kind, picture):
     if kind == "WEBP" and not features.check("webp"):
         pytest.skip("this imaging library was built without WebP")
     data = encoded(picture, kind, exif=b"Exif\0\0junkjunkjunk")
@@ -254,10 +234,10 @@ def test_exif_that_cannot_be_read_spoils_no_pixels(kind, picture):
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_a_transparent_colour_of_16_bits_is_white(channels):
+def test_a_transparent_16_bit_color_is_white(channels):
     values = np.random.default_rng(3).integers(0, 65536, (30, 40, channels))
     values[5, 5] = values[7, 7] = [1000, 2000, 3000][:channels]
-    data = png_16(values)
+    data = png(values.astype("u2"))
     transparent = np.array([1000, 2000, 3000][:channels], ">u2").tobytes()
     found = pixels(with_chunk(data, b"tRNS", transparent))
     assert (found[[5, 7], [5, 7]] == 255).all()
@@ -269,7 +249,7 @@ def test_a_transparent_colour_of_16_bits_is_white(channels):
 
 @pytest.mark.parametrize("order", ["<", ">"])
 @pytest.mark.parametrize("channels", [3, 4])
-def test_16_bit_colour_tiffs_are_rounded(channels, order):
+def test_16_bit_color_tiffs_are_rounded(channels, order):
     values = np.random.default_rng(4).integers(0, 65536, (20, 24, channels)).astype(np.uint16)
     if channels == 4:
         values[..., 3] = 65535
@@ -305,12 +285,12 @@ def tiff_16(values: np.ndarray, order: str) -> bytes:
 
 
 @pytest.mark.parametrize("kind", ["group4", "jpeg"])
-def test_tiffs_whose_damaged_parts_would_be_what_memory_was_are_refused(kind):
+def test_tiffs_that_would_show_uninitialized_memory_are_refused(kind):
     assert rejected((ENCODED / f"{kind}.tif").read_bytes()).reason == "no_decoder"
 
 
 @pytest.mark.parametrize("kind", ["animated", "lossless", "lossy"])
-def test_a_canvas_is_looked_at_before_libwebp_takes_memory_for_it(kind, monkeypatch):
+def test_a_webp_canvas_is_checked_before_memory_is_allocated(kind, monkeypatch):
     def fail(file: object, **options: Any) -> None:
         raise MemoryError
 
@@ -323,11 +303,15 @@ def test_a_canvas_is_looked_at_before_libwebp_takes_memory_for_it(kind, monkeypa
 
 @pytest.mark.parametrize("bits", [8, 16])
 @pytest.mark.parametrize("channels", [2, 3, 4])
-def test_pictures_converted_in_bands_are_those_converted_whole(bits, channels, monkeypatch):
+def test_conversion_in_bands_equals_conversion_of_the_whole_image(bits, channels, monkeypatch):
     values = np.random.default_rng(5).integers(0, 2**bits, (23, 17, channels))
     values[20:, 3] = values[2, 3]
     pixel = values[2, 3].tolist()
-    data = png_16(values) if bits == 16 else encoded(Image.fromarray(values.astype("u1")), "PNG")
+    data = (
+        png(values.astype("u2"))
+        if bits == 16
+        else encoded(Image.fromarray(values.astype("u1")), "PNG")
+    )
     if channels == 3:
         data = with_chunk(data, b"tRNS", np.array(pixel, ">u2").tobytes())
     whole = pixels(data)
@@ -336,7 +320,7 @@ def test_pictures_converted_in_bands_are_those_converted_whole(bits, channels, m
 
 
 @pytest.mark.parametrize("kind", [np.int32, np.uint16])
-def test_integers_converted_in_bands_are_those_converted_whole(kind, monkeypatch):
+def test_conversion_of_integers_in_bands_equals_that_of_the_whole_image(kind, monkeypatch):
     values = np.random.default_rng(6).integers(0, 65536, (30, 40)).astype(kind)
     data = encoded(Image.fromarray(values), "TIFF")
     whole = pixels(data)
@@ -347,7 +331,7 @@ def test_integers_converted_in_bands_are_those_converted_whole(kind, monkeypatch
 LARGEST = """
 import sys
 sys.path.insert(0, sys.argv[1])
-from corpus import flat_png
+from corpus.encoders import flat_png
 from quadpipe.images.decode import EncodedImage
 
 data = flat_png(7000, 7000, bits=int(sys.argv[2]), channels=4)
@@ -363,7 +347,7 @@ print((peak() - before) * 1024 / 7000**2)
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from /proc")
 @pytest.mark.parametrize("bits", [8, 16])
-def test_the_largest_picture_takes_twice_its_memory_and_no_more(bits):
+def test_the_largest_image_takes_at_most_twice_its_memory(bits):
     """PIL keeps 4 bytes a pixel; of a few rows at a time, numbers of 16 bits take more."""
     command = [sys.executable, "-c", LARGEST, str(ENCODED.parents[1]), str(bits)]
     done = subprocess.run(command, capture_output=True, text=True)
@@ -371,7 +355,7 @@ def test_the_largest_picture_takes_twice_its_memory_and_no_more(bits):
     assert float(done.stdout) < 10
 
 
-def test_a_jpeg_of_endless_scans_is_corrupt(picture):
+def test_a_jpeg_with_too_many_scans_is_corrupt(picture):
     data = encoded(picture, "JPEG", progressive=True)
     assert pixels(more_scans(data, 100)).shape == (120, 160, 3)
     error = rejected(more_scans(data, 1000))

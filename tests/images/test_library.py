@@ -2,6 +2,7 @@ import base64
 import hashlib
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -42,7 +43,7 @@ def fake_pil(tmp_path, monkeypatch):
 
 
 def test_the_active_library_and_its_decoders_are_named():
-    found = library.imaging_library()
+    found: dict[str, Any] = library.imaging_library()
     assert found["name"] in ("Pillow", "Pillow-SIMD")
     assert found["jpeg"]
     assert found["version"] in library.describe(found)
@@ -51,12 +52,14 @@ def test_the_active_library_and_its_decoders_are_named():
 @pytest.mark.parametrize(
     ("active", "other"), [("pillow", "pillow_simd"), ("pillow_simd", "pillow")]
 )
-def test_of_two_installed_the_one_whose_files_lie_there_is_active(active, other, fake_pil):
+def test_of_two_installed_libraries_the_one_whose_files_are_present_is_active(
+    active, other, fake_pil
+):
     fake_pil(**{active: b"active", other: b"overwritten"})
     assert library.imaging_library()["name"].lower().replace("-", "_") == active
 
 
-def test_mixed_files_are_refused_with_the_cure(fake_pil):
+def test_mixed_files_are_refused_with_the_fix(fake_pil):
     fake_pil(pillow=b"older", pillow_simd=b"old")
     with pytest.raises(ConfigError, match="are mixed in .*pip uninstall -y pillow pillow-simd"):
         library.imaging_library()

@@ -43,7 +43,7 @@ def sleep() -> None:
 
 
 def doze() -> None:
-    """Sleep so that a signal ends it."""
+    """Sleep in a way that a signal interrupts."""
     time.sleep(3600)
 
 
@@ -103,7 +103,7 @@ class Fault:
 
 
 def wait_for(condition: Callable[[], object], process: subprocess.Popen | None = None) -> None:
-    """Until the condition holds; fails when the process ends before, or after 90 seconds."""
+    """Wait until the condition holds; fail if the process ends before, or after 90 seconds."""
     deadline = time.monotonic() + 90
     while not condition():
         assert process is None or process.poll() is None, "ended before it could be disturbed"

@@ -14,6 +14,7 @@ import signal
 import sys
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -48,10 +49,10 @@ def main(images: Path, folder: Path, options: dict[str, Any]) -> None:
     def tokenize(out: Path, **more: Any) -> None:
         quadpipe.tokenize(images, out, in_process=True, max_rejected="50%", **options, **more)
 
-    if retry:  # the run that is disturbed is the second one, after an input was mended
+    if retry:  # the run that is disturbed is the second one, after an input was repaired
         tokenize(before)
-        mended, spoiled = images / "mended", images / "zebra" / "spoiled.jpg"
-        spoiled.write_bytes(mended.read_bytes())
+        repaired, spoiled = images / "repaired", images / "zebra" / "spoiled.jpg"
+        spoiled.write_bytes(repaired.read_bytes())
 
     def start(out: Path) -> None:
         shutil.rmtree(out, ignore_errors=True)
@@ -75,9 +76,9 @@ def main(images: Path, folder: Path, options: dict[str, Any]) -> None:
         out = folder / "out"
         start(out)
         faults.hook = Fault(at=point.replace(".", r"\."), skip=passed[point]).hook()
-        killed = forked(lambda out=out: run(out)) == -signal.SIGKILL
+        killed = forked(partial(run, out)) == -signal.SIGKILL
         faults.hook = None
-        status = forked(lambda out=out: run(out))
+        status = forked(partial(run, out))
         found = tree(out)
         lost, doubled = compare(found, expected)
         differing = sorted(

@@ -1,25 +1,13 @@
-"""`--classes`: datasets that are made apart agree on what a class index means."""
+"""`--classes`: datasets that are made separately have the same class indices."""
 
 import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
+from job_runs import tokenize_small as tokenize
 
 import quadpipe
 from quadpipe.errors import ConfigError, ShardError, SourceError
-
-OPTIONS: dict[str, Any] = {
-    "image_size": 64,
-    "patch_size": 8,
-    "max_patch_size": 32,
-    "tokens": 40,
-    "in_process": True,
-}
-
-
-def tokenize(source: Path, out: Path, **options: Any) -> quadpipe.Dataset:
-    return quadpipe.tokenize(source, out, **{**OPTIONS, **options})
 
 
 @pytest.fixture(scope="module")
@@ -30,12 +18,12 @@ def training(image_folder, tmp_path_factory) -> quadpipe.Dataset:
 
 @pytest.fixture
 def zebras(image_folder, tmp_path) -> Path:
-    """A set made apart, which holds one of the classes."""
+    """Images of one of the classes, for a separate dataset."""
     return shutil.copytree(image_folder / "zebra", tmp_path / "val" / "zebra").parent
 
 
 @pytest.mark.parametrize("given", ["folder", "manifest", "url", "names"])
-def test_a_set_made_apart_has_the_classes_it_is_given(given, training, zebras, tmp_path):
+def test_a_dataset_made_separately_has_the_given_classes(given, training, zebras, tmp_path):
     folder = training.folder.root
     classes = {
         "folder": folder,
@@ -56,7 +44,7 @@ def test_a_set_made_apart_has_the_classes_it_is_given(given, training, zebras, t
         tokenize(zebras, tmp_path / "out", split="val")
 
 
-def test_names_that_are_not_text_agree_too(image_folder, zebras, tmp_path):
+def test_class_names_that_are_not_text_match_too(image_folder, zebras, tmp_path):
     odd = zebras.rename(tmp_path / "odd") / "50%\n"
     (odd.parent / "zebra").rename(odd)
     shutil.copytree(image_folder / "temple", odd.parent / "a")

@@ -4,7 +4,7 @@ from quadpipe.errors import ConfigError
 from quadpipe.job import JobConfig
 
 
-def test_flat_options_find_their_part():
+def test_flat_options_reach_their_configuration():
     config = JobConfig.from_options(tokens=64, codec="jpg", workers=3)
     assert (config.tokenizer.tokens, config.dataset.codec, config.run.workers) == (64, "jpg", 3)
     assert config.dataset.codec_parameters() == {"name": "jpg", "quality": 95}
@@ -13,7 +13,7 @@ def test_flat_options_find_their_part():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"tokns": 64}, "there is no option tokns; options are .*tokens"),
+        ({"tokns": 64}, "unknown option tokns; use .*tokens"),
         (
             {"codec": "jpg", "patch_size": 14, "max_patch_size": 56, "image_size": 224},
             "multiple of 8",
@@ -22,7 +22,7 @@ def test_flat_options_find_their_part():
         ({"quality": 90}, "quality is for codec jpg, not raw"),
         ({"codec": "jpg", "quality": 0}, "quality 0 is not from 1 to 100"),
         ({"split": "dev"}, "split 'dev' is not one of train, val, test"),
-        ({"scorer": "magic"}, "there is no scorer 'magic'"),
+        ({"scorer": "magic"}, "unknown scorer 'magic'"),
         ({"in_process": True, "address": "auto"}, "without workers or address"),
         ({"workers": "2"}, "workers must be a whole number, not '2'"),
         ({"codec": "jpg", "quality": 101}, "quality 101 is not from 1 to 100"),
@@ -43,7 +43,7 @@ def test_flat_options_find_their_part():
         ({"max_rejected": "-1"}, "max_rejected '-1' is neither"),
     ],
 )
-def test_options_that_cannot_work_are_refused(options, message):
+def test_invalid_job_options_are_refused(options, message):
     with pytest.raises(ConfigError, match=message):
         JobConfig.from_options(**options)
 

@@ -1,4 +1,4 @@
-"""A job over damaged, lying and foreign files: it ends, counts all of them, and stays small."""
+"""A job over damaged, forged and foreign files: it ends, counts all of them, in bounded memory."""
 
 import json
 import re
@@ -8,7 +8,8 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from corpus import ENCODED, bombs, corpus, readable
+from corpus import corpus
+from corpus.files import ENCODED, bombs, readable
 from PIL import features
 
 import quadpipe
@@ -35,7 +36,7 @@ print(next(line for line in open("/proc/self/status") if line.startswith("VmHWM"
 
 
 def job(source: Path, out: Path) -> int:
-    """Tokenize in a process of its own; its peak memory in bytes."""
+    """Tokenize in a child process; its peak memory in bytes."""
     command = [sys.executable, "-c", JOB, str(source), str(out)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]

@@ -1,4 +1,4 @@
-"""Inputs with any name, and inputs that are not there, change or fail while the job runs."""
+"""Inputs with any name, and inputs that vanish, change or fail while the job runs."""
 
 import errno
 import os
@@ -10,6 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from job_runs import SMALL
 from permissions import permissions_that_count
 
 import quadpipe
@@ -18,22 +19,15 @@ from quadpipe.job import Progress
 from quadpipe.names import text_to_path
 from quadpipe.shards.verify import verify
 
-OPTIONS: dict[str, Any] = {
-    "image_size": 64,
-    "patch_size": 8,
-    "max_patch_size": 32,
-    "tokens": 40,
-    "samples_per_shard": 3,
-    "in_process": True,
-}
+OPTIONS = SMALL | {"samples_per_shard": 3}
 
 
 def tokenize(source: Path, out: Path, **options: Any) -> quadpipe.Dataset:
-    return quadpipe.tokenize(source, out, **{**OPTIONS, **options})
+    return quadpipe.tokenize(source, out, **OPTIONS | options)
 
 
 class Planned(Progress):
-    """Does something to the inputs when they are planned and not yet read."""
+    """Calls a function between planning and the first read of an input."""
 
     def __init__(self, change: Callable[[], object]) -> None:
         self.change = change
@@ -55,7 +49,7 @@ def images(tmp_path, jpeg) -> Path:
 
 @pytest.fixture(autouse=True)
 def pauses(monkeypatch) -> list[float]:
-    """The pauses before reading again, which are not waited for."""
+    """The pauses before retries, which are recorded and not waited for."""
     waited: list[float] = []
     monkeypatch.setattr("quadpipe.retries.time", SimpleNamespace(sleep=waited.append))
     return waited
@@ -87,11 +81,11 @@ NAMES = [
 
 
 @pytest.mark.fault(
-    "file names with newlines, bytes that are no UTF-8, dots, percent signs, 255 bytes",
-    "samples; `path` turns back into the name",
+    "file names with newlines, bytes that are not UTF-8, dots, percent signs, 255 bytes",
+    "samples; `path` converts back to the name",
 )
 @pytest.mark.parametrize("labelled", [True, False])
-def test_names_of_any_bytes_become_samples_and_turn_back(labelled, tmp_path, jpeg):
+def test_file_names_of_any_bytes_become_paths_that_convert_back(labelled, tmp_path, jpeg):
     root = os.fsencode(tmp_path / "images")
     prefix = b"class \xff%\n/" if labelled else b""
     written = {}
@@ -112,7 +106,7 @@ def test_names_of_any_bytes_become_samples_and_turn_back(labelled, tmp_path, jpe
     assert list(verify(dataset)) == []
 
 
-def test_names_that_are_hidden_or_end_otherwise_are_skipped_and_counted(images):
+def test_hidden_files_and_other_extensions_are_skipped_and_counted(images):
     for name in ("..jpg", ".jpg", "...jpg", "x.jpg.", "x.jpg ", "xjpg", "x.jpg\n"):
         (images / "many" / name).write_bytes(b"")
     preview = quadpipe.job.Job(
@@ -169,7 +163,7 @@ def have_a_file_for_its_folder(path: Path) -> None:
 
 @pytest.mark.fault(
     "inputs vanish between plan and work, or become a folder, a pipe, a dangling link",
-    "their shards fail and are named, exit code 1; restored, the next run goes on",
+    "their shards fail and are named, exit code 1; restored, the next run continues",
 )
 @pytest.mark.parametrize(
     ("change", "cause"),
@@ -206,10 +200,10 @@ def test_an_input_that_cannot_be_read_fails_its_shard_and_no_other(
 
 @pytest.mark.fault(
     "inputs change between plan and work",
-    "read as they are then, or rejected",
+    "the new bytes are read, or rejected",
 )
 @pytest.mark.parametrize("damaged", [False, True])
-def test_inputs_that_change_before_they_are_read_are_read_as_they_are_then(
+def test_inputs_that_change_after_planning_are_read_as_they_are(
     damaged, images, tmp_path, files_of, jpeg
 ):
     def change() -> None:
@@ -223,7 +217,7 @@ def test_inputs_that_change_before_they_are_read_are_read_as_they_are_then(
     assert len(list(quadpipe.Dataset(tmp_path / "out").samples("train"))) == (1 if damaged else 11)
 
 
-def test_new_files_change_nothing_once_it_is_planned(images, tmp_path, files_of, jpeg):
+def test_files_added_after_planning_change_nothing(images, tmp_path, files_of, jpeg):
     tokenize(images, tmp_path / "whole")
     late = images / "many" / "late.jpg"
     tokenize(images, tmp_path / "out", progress=Planned(lambda: late.write_bytes(jpeg(99))))
@@ -232,7 +226,7 @@ def test_new_files_change_nothing_once_it_is_planned(images, tmp_path, files_of,
 
 @pytest.mark.fault(
     "a folder loses its read permission between plan and work",
-    "its shards fail and are named; restored, the next run goes on",
+    "its shards fail and are named; restored, the next run continues",
 )
 def test_a_folder_that_loses_its_permission_fails_its_shards_and_no_other(
     images, tmp_path, files_of
@@ -254,17 +248,19 @@ def test_a_folder_that_loses_its_permission_fails_its_shards_and_no_other(
 
 
 @pytest.mark.fault(
-    "I/O errors and short reads that pass after two more tries",
+    "I/O errors and short reads that end after two retries",
     "the bytes of an undisturbed run",
 )
 @pytest.mark.parametrize("failing", ["open", "pread", "fstat", "short read"])
-def test_errors_that_pass_leave_no_trace(failing, images, tmp_path, files_of, monkeypatch, pauses):
+def test_transient_read_errors_do_not_change_the_bytes(
+    failing, images, tmp_path, files_of, monkeypatch, pauses
+):
     tokenize(images, tmp_path / "whole")
     failures: Counter[object] = Counter()
     function = "pread" if failing == "short read" else failing
     real = getattr(os, function)
 
-    def unreliable(file: object, *arguments: object, **options: Any) -> object:
+    def unreliable(file: Any, *arguments: object, **options: Any) -> object:
         """Fails twice for each image, then works."""
         path = os.readlink(f"/proc/self/fd/{file}") if isinstance(file, int) else file
         name = os.fsencode(path)

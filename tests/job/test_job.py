@@ -1,4 +1,4 @@
-"""The job in process: what it writes, that it always writes the same, and how it fails."""
+"""The job in process: what it writes, that its bytes repeat, and how it fails."""
 
 import hashlib
 import io
@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from job_runs import tokenize
+from job_runs import SMALL, tokenize
 from PIL import Image
 
 import quadpipe
@@ -45,7 +45,7 @@ def test_inputs_are_shuffled_by_the_seed(image_folder, tmp_path):
     assert first != second != sorted(second)
 
 
-def test_leaves_at_smaller_budgets_are_those_tokenized_at_them(image_folder, tmp_path):
+def test_leaves_at_a_smaller_budget_equal_those_tokenized_at_it(image_folder, tmp_path):
     large = tokenize(image_folder, tmp_path / "196", tokens=196, limit=5)
     for budget in (64, 100):
         small = tokenize(image_folder, tmp_path / str(budget), tokens=budget, limit=5)
@@ -55,7 +55,7 @@ def test_leaves_at_smaller_budgets_are_those_tokenized_at_them(image_folder, tmp
             np.testing.assert_array_equal(ours.tokens, theirs.tokens)
 
 
-def test_view_0_is_the_same_however_many_views_there_are(image_folder, tmp_path, files_of):
+def test_view_0_does_not_depend_on_the_number_of_views(image_folder, tmp_path, files_of):
     tokenize(image_folder, tmp_path / "1")
     tokenize(image_folder, tmp_path / "3", views=3)
     one, three = files_of(tmp_path / "1"), files_of(tmp_path / "3")
@@ -161,7 +161,7 @@ def test_rejects_are_counted_and_named(images, tmp_path, jpeg):
     assert list(verify(dataset)) == []
 
 
-def test_too_many_rejects_leave_all_but_the_manifest(images, tmp_path, files_of):
+def test_too_many_rejects_keep_the_manifest_from_being_written(images, tmp_path, files_of):
     (images / "zebra" / "bad.jpg").write_bytes(b"")
     message = r"1 of 24 inputs were rejected \(1 empty\), more than 0; see .*rejected\.jsonl"
     with pytest.raises(TooManyRejectsError, match=message):
@@ -189,7 +189,7 @@ def test_a_shard_of_rejects_has_a_marker_and_no_tar(images, tmp_path):
     assert list(verify(dataset)) == []
 
 
-def test_a_val_share_needs_a_training_split_that_can_spare_it(image_folder, tmp_path):
+def test_a_val_share_that_cannot_be_drawn_is_refused(image_folder, tmp_path):
     with pytest.raises(ConfigError, match="--val-share 0.01 of 23 inputs leaves a split empty"):
         tokenize(image_folder, tmp_path / "out", val_share=0.01)
     with pytest.raises(ConfigError, match="draws from training inputs, but there are splits test"):
@@ -214,18 +214,10 @@ def test_tars_of_images_keep_their_order(image_folder, tmp_path, jpeg):
     assert [s.label for s in samples] == [0, 1, 2, 0, 1, 2]
 
 
-def test_the_limit_of_pixels_is_that_of_the_plan_wherever_images_are_decoded(
-    image_folder, tmp_path
-):
+def test_the_pixel_limit_of_the_plan_holds_wherever_images_are_decoded(image_folder, tmp_path):
     """The photographs have 30,000 pixels."""
-    small: dict[str, Any] = {
-        "image_size": 64,
-        "patch_size": 8,
-        "max_patch_size": 32,
-        "tokens": 40,
-        "limit": 4,
-    }
-    given: dict[str, Any] = {**small, "max_pixels": 29_999, "max_rejected": "100%"}
+    small = SMALL | {"limit": 4}
+    given = small | {"max_pixels": 29_999, "max_rejected": "100%"}
     for more in ({}, {"retry_rejected": True}):  # the second decodes in child processes
         dataset = tokenize(image_folder, tmp_path / "out", **given, **more)
         assert dataset.manifest.splits["train"].rejected == 4
@@ -249,7 +241,7 @@ def test_larger_images_are_given_more_time(image_folder, tmp_path):
     assert seconds == [60, 240]
 
 
-def test_squashing_shows_the_whole_of_every_image(image_folder, tmp_path):
+def test_squashing_keeps_the_whole_of_every_image(image_folder, tmp_path):
     dataset = tokenize(image_folder, tmp_path / "out", resize="squash", limit=3)
     for sample in dataset.samples("train"):
         assert sample.info["box"] == [0, 0, 200, 150]

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from job_runs import SMALL
 
 import quadpipe
 from quadpipe.cli.gallery import exhibits
@@ -16,25 +17,17 @@ from quadpipe.job import Job, JobConfig, decoding
 from quadpipe.job.reproduce import Reproducer
 from quadpipe.shards.verify import verify
 
-OPTIONS: dict[str, Any] = {
-    "image_size": 64,
-    "patch_size": 8,
-    "max_patch_size": 32,
-    "tokens": 40,
-    "samples_per_shard": 4,
-    "score_batch": 3,
-    "max_rejected": "50%",
-}
+OPTIONS = SMALL | {"samples_per_shard": 4, "score_batch": 3, "max_rejected": "50%"}
 PEOPLE = ("alice", "bob", "carol")
 
 
 def tokenize(source: Path, out: Path, **options: Any) -> quadpipe.Dataset:
-    return quadpipe.tokenize(source, out, **{"in_process": True, **OPTIONS, **options})
+    return quadpipe.tokenize(source, out, **OPTIONS | options)
 
 
 @pytest.fixture
 def home(tmp_path, jpeg) -> Path:
-    """A list whose images are those of three people, with the same names; one is broken."""
+    """A list of images of three people, with the same names; one image is broken."""
     home = tmp_path / "home"
     lines = []
     for number in range(4):
@@ -54,7 +47,7 @@ def findings(dataset: quadpipe.Dataset, source: Path) -> list[str]:
     return [line for _, lines in Reproducer(dataset, source).check(1000) for line in lines]
 
 
-def test_nothing_of_a_dataset_says_where_images_outside_the_list_are(home, tmp_path, files_of):
+def test_a_dataset_does_not_name_folders_of_images_outside_the_list(home, tmp_path, files_of):
     path = home / "lists" / "list.csv"
     dataset = tokenize(path, tmp_path / "out")
     for name, data in files_of(tmp_path / "out").items():
@@ -75,8 +68,8 @@ def test_nothing_of_a_dataset_says_where_images_outside_the_list_are(home, tmp_p
     assert findings(dataset, path) == []
 
 
-def test_where_the_images_are_decides_nothing(home, tmp_path, files_of):
-    """Not even their order, nor how the list spells it."""
+def test_the_location_of_listed_images_does_not_change_the_bytes(home, tmp_path, files_of):
+    """Neither do the names and order of their folders, nor how the list spells them."""
     tokenize(home / "lists" / "list.csv", tmp_path / "out")
     moved = tmp_path / "zoe" / "of" / "list.csv"
     moved.parent.mkdir(parents=True)
@@ -107,7 +100,7 @@ def test_a_job_over_images_outside_the_list_resumes(home, tmp_path, files_of):
     assert files_of(tmp_path / "out") == files_of(tmp_path / "whole")
 
 
-def test_tokenizing_again_finds_which_of_the_images_of_one_name_has_changed(home, tmp_path, jpeg):
+def test_verify_deep_finds_which_image_of_a_shared_name_has_changed(home, tmp_path, jpeg):
     path = home / "lists" / "list.csv"
     dataset = tokenize(path, tmp_path / "out")
     (home / "bob" / "private" / "2.jpg").write_bytes(jpeg(50, (80, 70)))
@@ -115,14 +108,13 @@ def test_tokenizing_again_finds_which_of_the_images_of_one_name_has_changed(home
     found = findings(dataset, path)
     assert len(found) == 2
     assert (
-        "2.jpg: was rejected (empty: the file has no bytes), tokenized again it is a sample"
-        in found
+        "2.jpg: was rejected (empty: the file has no bytes), is a sample when retokenized" in found
     )
-    assert sum("3.jpg, tokenized again, gives other bytes" in line for line in found) == 1
+    assert sum("3.jpg gives other bytes when retokenized" in line for line in found) == 1
 
 
-def test_a_decision_for_one_image_is_not_one_for_another_of_its_name(home, tmp_path, monkeypatch):
-    """As after a decoder has died of the first: rejected for good, the others are still tried."""
+def test_a_reject_applies_to_its_row_not_to_other_images_of_its_name(home, tmp_path, monkeypatch):
+    """The first is rejected as after a crash of its decoder; the others are still decoded."""
     path = home / "lists" / "list.csv"
     first = (home / "alice" / "private" / "0.jpg").read_bytes()
     decode = decoding.decode_views
@@ -153,7 +145,7 @@ def test_images_outside_the_list_have_no_maps(home, tmp_path):
         )
 
 
-def test_images_outside_the_list_are_not_taken_for_those_inside_when_shown(home, tmp_path):
+def test_show_does_not_confuse_images_outside_the_list_with_those_inside(home, tmp_path):
     path = home / "lists" / "list.csv"
     dataset = tokenize(path, tmp_path / "out")
     for number in range(4):
@@ -183,7 +175,7 @@ def test_a_listing_with_other_rows_is_refused(row, home, tmp_path):
     assert "000000.jsonl holds a row that is not an input" in line
 
 
-def test_an_image_that_is_listed_twice_lies_in_one_split(tmp_path, jpeg):
+def test_an_image_that_is_listed_twice_is_in_one_split(tmp_path, jpeg):
     images = tmp_path / "images"
     (images / "sub").mkdir(parents=True)
     spellings = ("{}", "./{}", "sub/../{}", f"{images}/{{}}")
@@ -200,13 +192,13 @@ def test_an_image_that_is_listed_twice_lies_in_one_split(tmp_path, jpeg):
     preview = Job(
         images / "list.csv",
         tmp_path / "other",
-        JobConfig.from_options(**OPTIONS, in_process=True),
+        JobConfig.from_options(**OPTIONS),
     ).preview()
     assert preview.plan.inputs == 20
     assert preview.skipped == {"a row of an image that is listed already": 60}
 
 
-def test_no_share_is_drawn_of_images_that_are_read_twice_through_links(image_folder, tmp_path):
+def test_a_val_share_of_images_that_are_read_twice_through_links_is_refused(image_folder, tmp_path):
     images = shutil.copytree(image_folder, tmp_path / "images")
     (images / "zebra" / "more").symlink_to("../flower")
     with pytest.raises(ConfigError, match="8 files are read more than once, through links in the"):
@@ -215,7 +207,7 @@ def test_no_share_is_drawn_of_images_that_are_read_twice_through_links(image_fol
         assert tokenize(images, tmp_path / "out").manifest.splits["train"].inputs == 31
 
 
-def test_a_list_that_changes_while_it_is_worked_on_fails_and_loses_nothing(
+def test_a_list_that_changes_during_the_job_fails_and_loses_nothing(
     home, tmp_path, files_of: Callable[[Path], dict[str, bytes]]
 ):
     path = home / "lists" / "list.csv"

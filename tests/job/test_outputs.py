@@ -2,6 +2,7 @@
 
 import errno
 import shutil
+from typing import Any
 
 import pytest
 from job_runs import tokenize
@@ -52,7 +53,7 @@ def test_two_jobs_do_not_write_to_one_output(image_folder, tmp_path):
     assert refused == [True]
 
 
-def test_outputs_that_are_not_ours_are_refused_untouched(image_folder, tmp_path):
+def test_outputs_with_other_files_are_refused_and_unchanged(image_folder, tmp_path):
     (tmp_path / "thesis.tex").write_text("x")
     with pytest.raises(
         OutputError, match=r"is not empty \(thesis.tex\) and holds no quadpipe plan"
@@ -63,7 +64,9 @@ def test_outputs_that_are_not_ours_are_refused_untouched(image_folder, tmp_path)
         tokenize(image_folder, tmp_path / "thesis.tex")
 
 
-@pytest.mark.fault("the output may not be written to", "exit code 1, says so; nothing is written")
+@pytest.mark.fault(
+    "the output may not be written to", "exit code 1 with a message; nothing is written"
+)
 def test_an_output_without_permission_is_refused(image_folder, tmp_path):
     tmp_path.chmod(0o500)
     try:
@@ -79,7 +82,7 @@ def test_a_full_disk_stops_the_job_and_loses_nothing(image_folder, tmp_path, mon
     real = shard_module.ShardWriter.add
     calls = []
 
-    def full(self, *arguments: object) -> None:
+    def full(self, *arguments: Any) -> None:
         calls.append(1)
         if len(calls) == 10:
             raise OSError(errno.ENOSPC, "No space left on device")
@@ -95,7 +98,9 @@ def test_a_full_disk_stops_the_job_and_loses_nothing(image_folder, tmp_path, mon
     assert files_of(tmp_path / "out") == files_of(tmp_path / "whole")
 
 
-def test_a_job_that_cannot_fit_is_refused_before_it_starts(image_folder, tmp_path, monkeypatch):
+def test_a_job_larger_than_the_free_space_is_refused_before_it_starts(
+    image_folder, tmp_path, monkeypatch
+):
     monkeypatch.setattr("quadpipe.files.LocalFolder.free_bytes", lambda self: 1_000_000)
     with pytest.raises(OutputError, match="has 1,000,000 bytes free, the job will write about"):
         tokenize(image_folder, tmp_path / "out")
@@ -132,7 +137,7 @@ def test_an_output_inside_the_input_is_refused(image_folder):
     assert not (image_folder / "shards").exists()
 
 
-def test_a_lack_of_memory_is_a_shard_that_failed(image_folder, tmp_path, monkeypatch):
+def test_a_memory_error_fails_its_shard(image_folder, tmp_path, monkeypatch):
     def fail(self, images, maps):
         raise MemoryError
 
@@ -141,7 +146,7 @@ def test_a_lack_of_memory_is_a_shard_that_failed(image_folder, tmp_path, monkeyp
         tokenize(image_folder, tmp_path / "out")
 
 
-def test_a_log_that_cannot_be_written_stops_nothing(image_folder, tmp_path, monkeypatch):
+def test_an_unwritable_log_does_not_stop_the_job(image_folder, tmp_path, monkeypatch):
     monkeypatch.setattr("quadpipe.job.log.time.strftime", lambda *a: "no/such/folder")
     tokenize(image_folder, tmp_path / "out")
     assert (tmp_path / "out" / "dataset.json").exists()

@@ -1,4 +1,4 @@
-"""The job on a private Ray: the same bytes as in process, whatever dies on the way."""
+"""The job on a private Ray: the same bytes as in process, whatever process dies."""
 
 import os
 import signal
@@ -32,7 +32,7 @@ def command(images: Path, out: Path, *options: str) -> list[str]:
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_any_number_of_workers_gives_the_bytes_of_none(
+def test_any_number_of_workers_gives_the_bytes_of_one_process(
     workers, image_folder, tmp_path, files_of, undisturbed
 ):
     done = subprocess.run(
@@ -54,8 +54,10 @@ def wait_for_shards(out: Path, count: int, process: subprocess.Popen) -> None:
         time.sleep(0.01)
 
 
-@pytest.mark.fault("SIGKILL of the driver under Ray in mid-run", "the next run goes on")
-def test_a_killed_driver_goes_on_to_the_same_bytes(image_folder, tmp_path, undisturbed, account):
+@pytest.mark.fault("SIGKILL of the driver under Ray in mid-run", "the next run continues")
+def test_a_job_whose_driver_was_killed_continues_to_the_same_bytes(
+    image_folder, tmp_path, undisturbed, account
+):
     out = tmp_path / "out"
     with subprocess.Popen(
         command(image_folder, out), stderr=subprocess.DEVNULL, start_new_session=True
@@ -67,7 +69,7 @@ def test_a_killed_driver_goes_on_to_the_same_bytes(image_folder, tmp_path, undis
     account(out, undisturbed)
 
 
-@pytest.mark.fault("SIGKILL of all Ray workers in mid-run", "their shards are made again")
+@pytest.mark.fault("SIGKILL of all Ray workers during the run", "their shards are remade")
 def test_a_killed_worker_is_replaced(image_folder, tmp_path, undisturbed, account):
     out = tmp_path / "out"
     with subprocess.Popen(command(image_folder, out), stderr=subprocess.PIPE, text=True) as process:
@@ -142,7 +144,7 @@ def sessions(monkeypatch) -> Iterator[Path]:
         yield Path(folder)
 
 
-def test_a_private_ray_has_the_cpus_of_the_process_and_leaves_nothing(
+def test_a_private_ray_has_the_cpus_of_the_process_and_leaves_no_files(
     image_folder, tmp_path, sessions
 ):
     program = """
@@ -164,9 +166,9 @@ quadpipe.tokenize(sys.argv[1], sys.argv[2], limit=4, progress=Look())
 
 
 @pytest.mark.fault(
-    "Ctrl-C under Ray in mid-run", "exit code 130; the private Ray leaves nothing in /tmp"
+    "Ctrl-C under Ray during the run", "exit code 130; the private Ray leaves nothing in /tmp"
 )
-def test_an_interrupted_private_ray_leaves_nothing_and_no_other_is_touched(
+def test_an_interrupted_private_ray_leaves_no_files_and_touches_no_other_ray(
     image_folder, tmp_path, sessions, undisturbed, account
 ):
     other = sessions / "ray" / "session_of_another"
@@ -185,6 +187,6 @@ def test_an_interrupted_private_ray_leaves_nothing_and_no_other_is_touched(
     assert [path.name for path in sessions.iterdir()] == ["ray"]
 
 
-def test_a_cluster_that_is_not_there_is_a_clear_error(image_folder, tmp_path):
+def test_an_unreachable_cluster_is_a_clear_error(image_folder, tmp_path):
     with pytest.raises(ConfigError, match=r"no Ray at 127\.0\.0\.1:1: .*start one with `ray start"):
         quadpipe.tokenize(image_folder, tmp_path / "out", address="127.0.0.1:1")

@@ -1,16 +1,15 @@
-"""`quadpipe verify --deep`: tokenizing again gives the same bytes, or a line that says not."""
+"""`quadpipe verify --deep`: retokenizing gives the same bytes, or a finding."""
 
 import json
 import random
 import shutil
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from command_line import run_cli
 
 import quadpipe
 from quadpipe.errors import ConfigError, JobError, ShardError, SourceError
@@ -54,13 +53,13 @@ def test_all_inputs_give_the_same_bytes(finished, images):
 
 
 @pytest.mark.parametrize(("inputs", "batches"), [(1, 1), (3, 1), (4, 2), (1000, 10)])
-def test_whole_batches_are_drawn_and_none_twice(inputs, batches, finished, images):
+def test_whole_batches_are_drawn_without_repetition(inputs, batches, finished, images):
     again = Reproducer(quadpipe.Dataset(finished), images)
     drawn = list(again._draw(inputs, random.Random(0)))
     assert len(drawn) == len(set(drawn)) == batches
 
 
-def test_the_seed_draws_the_same_again(finished, images):
+def test_a_seed_draws_the_same_inputs_again(finished, images):
     counts = [
         [count for count, _ in Reproducer(quadpipe.Dataset(finished), images).check(5, seed=4)]
         for _ in range(2)
@@ -68,7 +67,7 @@ def test_the_seed_draws_the_same_again(finished, images):
     assert counts[0] == counts[1]
 
 
-def test_other_bytes_are_found_in_each_view(finished, images, tmp_path):
+def test_changed_bytes_are_found_in_each_view(finished, images, tmp_path):
     copy = shutil.copytree(finished, tmp_path / "copy")
     for name in ("train-000001.tar", "train-v01-000001.tar"):
         tar = copy / name
@@ -79,28 +78,28 @@ def test_other_bytes_are_found_in_each_view(finished, images, tmp_path):
     assert len(found) == 2
     for name, line in zip(("train-000001.tar", "train-v01-000001.tar"), sorted(found), strict=True):
         assert name in line
-        assert line.endswith("tokenized again, gives other bytes")
+        assert line.endswith("gives other bytes when retokenized")
 
 
 def test_an_input_that_has_changed_is_found(finished, images, tmp_path, jpeg):
     changed = shutil.copytree(images, tmp_path / "images")
     (changed / "flower" / "00.jpg").write_bytes(jpeg(77))
     (line,) = findings(finished, changed)[:1]
-    assert "flower/00.jpg, tokenized again, gives other bytes" in line
+    assert "flower/00.jpg gives other bytes when retokenized" in line
 
 
-def test_other_decisions_are_found(finished, images, tmp_path, jpeg):
+def test_inputs_that_change_between_sample_and_reject_are_found(finished, images, tmp_path, jpeg):
     changed = shutil.copytree(images, tmp_path / "images")
     rows = (finished / ".quadpipe" / "rejected.jsonl").read_text().splitlines()
-    mended = json.loads(rows[0])["path"]
-    (changed / mended).write_bytes(jpeg(5))
+    repaired = json.loads(rows[0])["path"]
+    (changed / repaired).write_bytes(jpeg(5))
     (changed / "zebra" / "02.jpg").write_bytes(b"")
     found = findings(finished, changed)
-    assert f"{mended}: was rejected (not_an_image: not a readable" in "".join(found)
-    assert "zebra/02.jpg: was a sample, tokenized again it is rejected (empty" in "".join(found)
+    assert f"{repaired}: was rejected (not_an_image: not a readable" in "".join(found)
+    assert "zebra/02.jpg: was a sample, is rejected (empty" in "".join(found)
 
 
-def test_an_input_that_is_gone_is_a_finding_that_is_not_waited_for(finished, images, tmp_path):
+def test_a_missing_input_is_a_finding_without_retries(finished, images, tmp_path):
     started = time.monotonic()
     fewer = shutil.copytree(images, tmp_path / "images")
     (fewer / "zebra" / "02.jpg").unlink()
@@ -120,7 +119,7 @@ def test_another_source_is_refused_at_once_before_anything_is_read(finished, ima
         assert time.monotonic() - started < 5
     copy = Path(shutil.copytree(finished, tmp_path / "copy"))
     (copy / "train-000000.tar").write_bytes(b"")
-    done = verify(copy, "--deep", "--in", images / "zebra")
+    done = run_cli("verify", copy, "--deep", "--in", images / "zebra")
     assert (done.returncode, done.stdout) == (2, "")
     assert "Traceback" not in done.stderr
 
@@ -131,7 +130,9 @@ def test_a_listing_that_was_changed_is_a_finding(finished, images, tmp_path):
     assert any("000000.jsonl was changed" in line for line in findings(copy, images))
 
 
-def test_a_networks_scores_are_made_again_in_the_same_batches(images, tmp_path, shufflenet_weights):
+def test_scores_of_a_network_are_recomputed_in_the_same_batches(
+    images, tmp_path, shufflenet_weights
+):
     out = tmp_path / "out"
     options: dict[str, Any] = {**OPTIONS, "scorer": "feature", "scorer_weights": shufflenet_weights}
     quadpipe.tokenize(images, out, in_process=True, max_rejected="20%", **options)
@@ -146,7 +147,7 @@ def test_a_networks_scores_are_made_again_in_the_same_batches(images, tmp_path, 
         Reproducer(quadpipe.Dataset(out), images, scorer_weights=other)
 
 
-def test_maps_are_given_to_the_scorer_that_needs_them(images, finished, tmp_path):
+def test_maps_are_passed_to_the_scorer_that_needs_them(images, finished, tmp_path):
     maps = tmp_path / "maps"
     for image in images.rglob("*.jpg"):
         path = (maps / image.relative_to(images)).with_suffix(".npy")
@@ -165,7 +166,7 @@ def edit(path: Path, **changes: Any) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
-def test_a_dataset_of_another_machine_is_refused(finished, images, tmp_path):
+def test_a_dataset_that_this_machine_cannot_reproduce_is_refused(finished, images, tmp_path):
     copy = shutil.copytree(finished, tmp_path / "copy")
     plan = copy / ".quadpipe" / "plan.json"
     edit(plan, tokenizer_version=99)
@@ -183,8 +184,8 @@ def test_a_dataset_of_another_machine_is_refused(finished, images, tmp_path):
         Reproducer(quadpipe.Dataset(copy), images)
 
 
-def test_a_strangers_listing_leads_nowhere(finished, images, tmp_path):
-    """Its checksums are a stranger's too, so that it can name any file."""
+def test_a_hostile_listing_does_not_lead_outside_the_source(finished, images, tmp_path):
+    """Its checksums are forged too, so that it can name any file."""
     import hashlib
 
     copy = shutil.copytree(finished, tmp_path / "copy")
@@ -200,7 +201,7 @@ def test_a_strangers_listing_leads_nowhere(finished, images, tmp_path):
     assert any("leads out of" in line and "is not read" in line for line in findings(copy, images))
 
 
-def test_a_strangers_backbone_is_not_called(finished, images, tmp_path):
+def test_a_hostile_backbone_is_not_called(finished, images, tmp_path):
     copy = shutil.copytree(finished, tmp_path / "copy")
     for name in ("dataset.json", ".quadpipe/plan.json"):
         document = json.loads((copy / name).read_text())
@@ -212,29 +213,24 @@ def test_a_strangers_backbone_is_not_called(finished, images, tmp_path):
         Reproducer(quadpipe.Dataset(copy), images)
 
 
-def verify(*arguments: object) -> subprocess.CompletedProcess:
-    given = [sys.executable, "-m", "quadpipe.cli", "verify", *map(str, arguments)]
-    return subprocess.run(given, capture_output=True, text=True)
-
-
-def test_the_command_says_what_it_compared(finished, images, tmp_path, jpeg):
-    done = verify(finished, "--deep", "--in", images, "--inputs", "1000")
+def test_the_command_prints_what_it_compared(finished, images, tmp_path, jpeg):
+    done = run_cli("verify", finished, "--deep", "--in", images, "--inputs", "1000")
     assert done.returncode == 0, done.stderr
     assert "intact, 38 samples checked, 23 inputs retokenized" in done.stdout
     changed = shutil.copytree(images, tmp_path / "images")
     for path in changed.rglob("*.jpg"):
         path.write_bytes(jpeg(3))
-    done = verify(finished, "--deep", "--in", changed, "--inputs", "3")
+    done = run_cli("verify", finished, "--deep", "--in", changed, "--inputs", "3")
     assert done.returncode == 1
-    assert "tokenized again" in done.stdout
+    assert "when retokenized" in done.stdout
     assert "inputs differ: the source was changed after the dataset was made" in done.stderr
     assert "delete" not in done.stdout + done.stderr
-    done = verify(finished, "--deep")
+    done = run_cli("verify", finished, "--deep")
     assert done.returncode == 2
     assert "--deep needs --in" in done.stderr
-    done = verify(finished, "--in", images)
+    done = run_cli("verify", finished, "--in", images)
     assert done.returncode == 2
     assert "need --deep" in done.stderr
-    done = verify(finished, "--deep", "--in", images, "--inputs", "0")
+    done = run_cli("verify", finished, "--deep", "--in", images, "--inputs", "0")
     assert done.returncode == 2
     assert "inputs 0 is below 1" in done.stderr

@@ -27,7 +27,7 @@ class StopAfter(Progress):
             raise KeyboardInterrupt
 
 
-def test_an_interrupted_job_goes_on_to_the_same_bytes(image_folder, tmp_path, files_of):
+def test_an_interrupted_job_continues_to_the_same_bytes(image_folder, tmp_path, files_of):
     tokenize(image_folder, tmp_path / "whole")
     for shards in (1, 2):
         with pytest.raises(KeyboardInterrupt):
@@ -44,7 +44,9 @@ def test_an_interrupted_job_goes_on_to_the_same_bytes(image_folder, tmp_path, fi
     assert files_of(tmp_path / "out") == files_of(tmp_path / "whole")
 
 
-def test_a_finished_job_touches_nothing_and_an_edited_card_stays(image_folder, tmp_path, files_of):
+def test_rerunning_a_finished_job_changes_nothing_and_keeps_an_edited_card(
+    image_folder, tmp_path, files_of
+):
     tokenize(image_folder, tmp_path / "out")
     (tmp_path / "out" / "README.md").write_text("# Mine\n")
     before = files_of(tmp_path / "out")
@@ -54,7 +56,7 @@ def test_a_finished_job_touches_nothing_and_an_edited_card_stays(image_folder, t
     assert {p: p.stat().st_mtime_ns for p in (tmp_path / "out").glob("*.*")} == times
 
 
-def test_a_lost_or_cut_shard_is_made_again(image_folder, tmp_path, files_of):
+def test_a_lost_or_truncated_shard_is_made_again(image_folder, tmp_path, files_of):
     tokenize(image_folder, tmp_path / "out")
     before = files_of(tmp_path / "out")
     (tmp_path / "out" / "train-000002.tar").unlink()
@@ -88,7 +90,7 @@ def test_changed_inputs_are_refused(images, tmp_path):
         tokenize(images, tmp_path / "out")
 
 
-def test_what_an_interrupted_writer_left_is_removed(image_folder, tmp_path):
+def test_temporary_files_of_an_interrupted_writer_are_removed(image_folder, tmp_path):
     out = tmp_path / "out"
     with pytest.raises(KeyboardInterrupt):
         tokenize(image_folder, out, progress=StopAfter(1))
@@ -116,7 +118,7 @@ def test_a_changed_listing_is_refused(image_folder, tmp_path):
         tokenize(image_folder, tmp_path / "out")
 
 
-def test_a_listing_without_its_plan_is_written_anew(image_folder, tmp_path, files_of):
+def test_a_listing_without_a_plan_is_rewritten(image_folder, tmp_path, files_of):
     tokenize(image_folder, tmp_path / "whole")
     tokenize(image_folder, tmp_path / "out", val_share=0.3, limit=4)
     shutil.copytree(tmp_path / "out" / ".quadpipe", tmp_path / "cut" / ".quadpipe")
@@ -135,7 +137,7 @@ def test_a_lost_shard_list_is_made_again(image_folder, tmp_path, files_of):
 
 
 def unfinished(source: Path, out: Path) -> Path:
-    """A job that was stopped when its plan was stored, as a document that may be edited."""
+    """The plan of a job that was stopped after writing it, as a document that may be edited."""
 
     class Stop(Progress):
         def shard_done(self, report: object) -> None:
@@ -178,7 +180,7 @@ def test_a_plan_without_fields_of_a_later_version_is_resumed_with_their_defaults
         (("decode_margin",), 3),
     ],
 )
-def test_a_plan_with_fields_that_are_not_known_is_refused_and_names_them(
+def test_a_plan_with_unknown_fields_is_refused_with_their_names(
     image_folder, tmp_path, path, value
 ):
     dataset = tokenize(image_folder, tmp_path / "out", limit=4)

@@ -1,6 +1,7 @@
 """The steps of a shard: batches, order, and rejects on their way."""
 
 from itertools import count
+from typing import Any
 
 import numpy as np
 import pytest
@@ -48,8 +49,11 @@ def rejected(index: int) -> Reject:
 @pytest.mark.parametrize("bad", [(), (0,), (5,), (1, 2, 3), range(8)])
 def test_views_and_rejects_keep_the_order_of_the_inputs(bad, batches_out):
     items = [rejected(index) if index in bad else views(index) for index in range(8)]
-    seen = []
-    for item in cut(FakeTokenizer(), score(FakeScorer(batches_out), items, 3)):
+    seen: list[Any] = []
+    tokenizer: Any = FakeTokenizer()
+    scorer: Any = FakeScorer(batches_out)
+    found: Any = cut(tokenizer, score(scorer, items, 3))
+    for item in found:
         if isinstance(item, Reject):
             seen.append(item.path)
         else:
@@ -64,13 +68,14 @@ def test_views_and_rejects_keep_the_order_of_the_inputs(bad, batches_out):
 
 def test_batches_are_of_consecutive_inputs_with_the_rejects():
     """A network may round differently in a batch of another size, so that rejects fill theirs."""
-    items = [views(0), rejected(1), views(2), views(3)]
-    batches = list(score(FakeScorer(1), items, 2))
+    items: list[Any] = [views(0), rejected(1), views(2), views(3)]
+    scorer: Any = FakeScorer(1)
+    batches = list(score(scorer, items, 2))
     assert [len(images) for _, images, _ in batches] == [2, 4]
 
 
 def test_the_next_batch_is_sent_before_the_first_is_waited_for():
-    scorer = FakeScorer(2)
+    scorer: Any = FakeScorer(2)
     list(score(scorer, [views(index) for index in range(3)], 1))
     expected = ["sent 0", "sent 1", "received 0", "sent 2", "received 1", "received 2"]
     assert scorer.events == expected

@@ -9,13 +9,17 @@ from quadpipe.loader.augment import Augmentation, flip, jitter_colors
 LUMA = np.array([0.299, 0.587, 0.114])
 
 
+Leaves = tuple[torch.Tensor, torch.Tensor]
+"""Tokens and boxes of a batch."""
+
+
 @pytest.fixture(scope="module")
 def mosaics(square) -> list[quadpipe.Mosaic]:
     return quadpipe.Tokenizer(tokens=100).tokenize(square)
 
 
 @pytest.fixture
-def batch(mosaics) -> tuple[torch.Tensor, torch.Tensor]:
+def batch(mosaics) -> Leaves:
     leaves = [mosaic.leaves() for mosaic in mosaics]
     tokens = torch.from_numpy(np.stack([leaf.tokens for leaf in leaves]))
     return tokens, torch.from_numpy(np.stack([leaf.boxes for leaf in leaves]).astype(np.int16))
@@ -25,7 +29,7 @@ def by_box(tokens: torch.Tensor, boxes: torch.Tensor) -> dict[tuple, np.ndarray]
     return {tuple(b): t.numpy() for t, b in zip(tokens, boxes.tolist(), strict=True)}
 
 
-def test_flipping_tokens_is_flipping_the_image(batch, mosaics):
+def test_flipping_tokens_equals_flipping_the_image(batch: Leaves, mosaics):
     chosen = torch.tensor([True, False, True, False])
     tokens, boxes = flip(*batch, chosen, 16)
     for row, mosaic in enumerate(mosaics):
@@ -36,7 +40,7 @@ def test_flipping_tokens_is_flipping_the_image(batch, mosaics):
             np.testing.assert_array_equal(found[tuple(box)], token)
 
 
-def test_colours_change_as_they_would_in_the_whole_picture(batch):
+def test_colors_change_as_in_the_whole_image(batch: Leaves):
     tokens, boxes = batch
     factors = np.array([[1.3, 0.7, 1.0, 1.1], [0.6, 1.4, 1.2, 1.0], [1.5, 0.5, 0.0, 1.0]])
     found = jitter_colors(tokens, boxes, *torch.tensor(factors, dtype=torch.float32))
@@ -52,13 +56,13 @@ def test_colours_change_as_they_would_in_the_whole_picture(batch):
         np.testing.assert_allclose(found[row].numpy(), pixels, atol=1e-2)
 
 
-def test_factors_of_one_change_nothing(batch):
+def test_color_factors_of_one_change_nothing(batch: Leaves):
     ones = torch.ones(4)
     found = jitter_colors(*batch, ones, ones, ones)
     assert torch.allclose(found, batch[0].float(), atol=1e-3)
 
 
-def test_dropout_leaves_out_tokens_with_their_boxes(batch):
+def test_token_dropout_removes_tokens_with_their_boxes(batch: Leaves):
     tokens, boxes = batch
     kept, where = Augmentation(flip=0, token_dropout=0.3)(
         tokens, boxes, 16, torch.Generator().manual_seed(0)
@@ -72,13 +76,13 @@ def test_dropout_leaves_out_tokens_with_their_boxes(batch):
     assert not torch.equal(where[0], where[1])
 
 
-def test_nothing_asked_is_nothing_done(batch):
+def test_a_batch_without_augmentation_is_unchanged(batch: Leaves):
     tokens, boxes = Augmentation(flip=0)(*batch, 16, torch.Generator())
     assert tokens is batch[0]
     assert boxes is batch[1]
 
 
-def test_draws_come_from_the_generator(batch):
+def test_random_numbers_come_from_the_generator(batch: Leaves):
     augment = Augmentation(color_jitter=0.4, token_dropout=0.1)
     runs = [augment(*batch, 16, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2)]
     assert torch.equal(runs[0][0], runs[1][0])
@@ -93,6 +97,6 @@ def test_draws_come_from_the_generator(batch):
         ({"token_dropout": 1.0}, "token_dropout 1 is not from 0 to below 1"),
     ],
 )
-def test_augmentation_that_cannot_work_is_refused(options, message):
+def test_invalid_augmentation_is_refused(options, message):
     with pytest.raises(ConfigError, match=message):
         Augmentation(**options)

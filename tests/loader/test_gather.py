@@ -3,12 +3,14 @@
 import io
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import fsspec
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from job_runs import tokenize_small
 
 import quadpipe
 from quadpipe.errors import ShardError
@@ -21,10 +23,7 @@ from quadpipe.shards.tar import END, member_bytes
 @pytest.fixture(scope="module")
 def shards(image_folder, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("gather") / "shards"
-    quadpipe.tokenize(
-        image_folder, out, image_size=64, patch_size=8, max_patch_size=32, tokens=40, limit=6,
-        samples_per_shard=8, in_process=True,
-    )  # fmt: skip
+    tokenize_small(image_folder, out, limit=6, samples_per_shard=8)
     return out
 
 
@@ -36,8 +35,8 @@ def part(shards) -> bytes:
     return (shards / "train-000000.tar").read_bytes()[sample.offset : following.offset]
 
 
-def read_both(shards: Path, part: bytes, tokens: int = 40) -> tuple[bool, Rows, object]:
-    """Whether the compiled reader took the sample; its row; what the other one makes of it."""
+def read_both(shards: Path, part: bytes, tokens: int = 40) -> tuple[bool, Rows, Any]:
+    """Whether the compiled reader took the sample; its row; the sample or error of the slow one."""
     dataset = quadpipe.Dataset(shards)
     reader = SampleReader(dataset, "train", 0)
     rows = Rows(np.zeros((1, tokens, 192), np.uint8))
@@ -50,7 +49,7 @@ def read_both(shards: Path, part: bytes, tokens: int = 40) -> tuple[bool, Rows, 
         return bool(done), rows, error
 
 
-def check_agreement(done: bool, rows: Rows, sample: object, tokens: int = 40) -> None:
+def check_agreement(done: bool, rows: Rows, sample: Any, tokens: int = 40) -> None:
     if not done:
         return
     if isinstance(sample, ShardError):
@@ -65,7 +64,7 @@ def check_agreement(done: bool, rows: Rows, sample: object, tokens: int = 40) ->
 
 
 @pytest.mark.parametrize("tokens", [4, 7, 25, 40])
-def test_what_quadpipe_writes_is_read_by_the_compiled_reader(shards, part, tokens):
+def test_shards_of_quadpipe_are_read_by_the_compiled_reader(shards, part, tokens):
     done, rows, sample = read_both(shards, part, tokens)
     assert done
     check_agreement(done, rows, sample, tokens)
@@ -138,7 +137,7 @@ def changed_nodes(part: bytes, place: tuple[int, int], value: int) -> bytes:
         lambda part: b"",
     ],
 )
-def test_a_sample_that_is_wrong_is_left_to_the_reader_that_says_why(shards, part, change):
+def test_an_invalid_sample_is_left_to_the_slow_reader(shards, part, change):
     done, _, sample = read_both(shards, change(part))
     assert not done
     assert isinstance(sample, ShardError)
@@ -178,7 +177,7 @@ def test_unknown_members_that_the_slow_reader_refuses_are_refused(shards, part, 
     assert isinstance(sample, ShardError)
 
 
-def test_a_sample_with_very_many_members_is_read_the_slow_way(shards, part):
+def test_a_sample_with_very_many_members_is_read_by_the_slow_reader(shards, part):
     key = part[:10].decode()
     many = b"".join(member_bytes(f"{key}.{number}", b"") for number in range(100))
     done, _, sample = read_both(shards, part + many)
@@ -186,7 +185,7 @@ def test_a_sample_with_very_many_members_is_read_the_slow_way(shards, part):
     assert len(sample.extra) == 100
 
 
-def test_a_header_of_another_numpy_is_read_the_slow_way(shards, part):
+def test_a_header_of_another_numpy_version_is_read_by_the_slow_reader(shards, part):
     nodes = np.load(io.BytesIO(member(part, "nodes.npy")))
     header = b"{'descr': '<i4', 'fortran_order': False, 'shape': (52, 4), }".ljust(85) + b"\n"
     other = b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + nodes.tobytes()
@@ -195,7 +194,7 @@ def test_a_header_of_another_numpy_is_read_the_slow_way(shards, part):
     assert sample.mosaic.budget == 40
 
 
-def test_a_shard_that_was_cut_after_its_offsets_were_written_is_refused(shards, tmp_path):
+def test_a_shard_truncated_after_it_was_indexed_is_refused(shards, tmp_path):
     import shutil
 
     copy = Path(shutil.copytree(shards, tmp_path / "copy"))
@@ -205,7 +204,7 @@ def test_a_shard_that_was_cut_after_its_offsets_were_written_is_refused(shards, 
         list(Loader(copy, batch_size=6).epoch(0))
 
 
-def test_a_remote_shard_that_is_cut_while_it_is_read_is_refused(shards):
+def test_a_remote_shard_truncated_while_it_is_read_is_refused(shards):
     memory = fsspec.filesystem("memory")
     memory.put(str(shards), "/cut", recursive=True)
     batches = Loader("memory://cut", batch_size=2).epoch(0)
@@ -215,7 +214,7 @@ def test_a_remote_shard_that_is_cut_while_it_is_read_is_refused(shards):
         list(batches)
 
 
-def test_memory_of_batches_is_used_again_only_when_nobody_holds_it(shards):
+def test_memory_of_a_batch_is_reused_only_after_its_release(shards):
     loader = Loader(shards, batch_size=2)
     held = list(loader.epoch(0))
     copies = [batch.tokens.clone() for batch in held]
@@ -232,7 +231,7 @@ def test_memory_of_batches_is_used_again_only_when_nobody_holds_it(shards):
 
 
 def test_tensors_made_of_a_batch_keep_its_memory(shards):
-    """Whatever shares memory with a batch, another batch must not be written into it."""
+    """No batch may be written into memory that still belongs to another batch."""
     loader = Loader(shards, batch_size=2)
     views = {
         "a slice": lambda batch: batch.tokens[1:, 3:5],
@@ -270,7 +269,7 @@ def test_a_shard_that_shrinks_while_it_is_mapped_is_an_error_or_a_skip(shards, t
         list(samples)
 
 
-def test_threads_that_read_ahead_pass_errors_on(shards, tmp_path):
+def test_prefetch_threads_pass_errors_on(shards, tmp_path):
     import shutil
 
     copy = Path(shutil.copytree(shards, tmp_path / "copy"))

@@ -29,7 +29,7 @@ def shards(image_folder, tmp_path_factory) -> Path:
     return out
 
 
-def keys(shards: object, epoch: int = 0, consumed: int = 0, **options: Any) -> list[list[str]]:
+def keys(shards: Path, epoch: int = 0, consumed: int = 0, **options: Any) -> list[list[str]]:
     loader = Loader(shards, "train", **{"batch_size": 5, **options})
     return [batch.keys for batch in loader.epoch(epoch, consumed=consumed)]
 
@@ -71,7 +71,7 @@ def test_ranks_and_workers_do_not_change_the_order(shards, world_size, workers):
 
 
 @pytest.mark.parametrize("consumed", [0, 5, 15, 18])
-def test_an_epoch_goes_on_after_any_batch(shards, consumed):
+def test_an_epoch_resumes_after_any_batch(shards, consumed):
     assert keys(shards, consumed=consumed, workers=2) == keys(shards)[-(-consumed // 5) :]
 
 
@@ -87,7 +87,7 @@ def test_more_ranks_than_samples_make_the_same_steps_with_weight_zero(shards):
     assert total.tolist() == [5, 5, 5, 3]
 
 
-def test_epochs_take_turns_at_the_views(shards):
+def test_epochs_alternate_between_the_views(shards):
     assert all("-v01" not in key for batch in keys(shards, epoch=2) for key in batch)
     assert all(key.endswith("-v01") for batch in keys(shards, epoch=3) for key in batch)
 
@@ -131,7 +131,7 @@ def test_samples_without_labels_have_label_minus_one(image_folder, tmp_path):
         ({"split": "test"}, "has no split 'test'"),
     ],
 )
-def test_what_cannot_be_loaded_is_refused(shards, options, message):
+def test_invalid_loader_options_are_refused(shards, options, message):
     with pytest.raises(ConfigError, match=message):
         Loader(shards, **{"batch_size": 5, **options})
 
@@ -164,7 +164,7 @@ def test_a_plain_pipeline_works_in_spawned_workers_of_a_dataloader(shards):
 
 
 class AsyncFiles(fsspec.asyn.AsyncFileSystem):
-    """As s3fs and the others are made: connections of an event loop."""
+    """Like s3fs and other file systems, it has connections of an event loop."""
 
     protocol = "asyncfiles"
 
@@ -204,7 +204,7 @@ def test_views_of_unequal_counts_are_refused(shards, tmp_path):
         list(Loader(copy, "train", batch_size=5).epoch(0))
 
 
-def test_idle_ranks_are_mentioned_once(shards, caplog):
+def test_idle_ranks_are_reported_once(shards, caplog):
     for rank in range(3):
         Loader(shards, "train", batch_size=2, rank=rank, world_size=3)
     assert caplog.text.count("batches of 2 samples for 3 ranks") == 1

@@ -68,7 +68,7 @@ def swap_keys(dataset: Path) -> None:
 
 
 def leave_out(dataset: Path) -> None:
-    """One sample fewer than the shard list says."""
+    """Remove one sample, which the shard list still counts."""
     members = [item for item in members_of(dataset / SHARD).items() if KEYS[3] not in item[0]]
     reseal(dataset, SHARD, tar_of(members))
 
@@ -91,12 +91,12 @@ DAMAGES = {
     "a folder": (lambda d: (d / SHARD).unlink() or (d / SHARD).mkdir(), KEYS),
     "a key twice": (swap_keys, KEYS[3:]),
 }
-"""What is done to a dataset, and the keys that are lost."""
+"""Damage by name: the function, and the keys that it loses."""
 BY_NAME = pytest.mark.parametrize(("damage", "lost"), DAMAGES.values(), ids=DAMAGES)
 
 
 @BY_NAME
-def test_reading_in_order_raises_or_passes_over_and_counts(whole, dataset, damage, lost):
+def test_reading_in_order_raises_or_skips_and_counts(whole, dataset, damage, lost):
     before = {s.key: s for s in quadpipe.Dataset(whole).samples("train")}
     damage(dataset)
     with pytest.raises(ShardError, match=SHARD):
@@ -136,14 +136,14 @@ def check_rows(found: list[Batch], expected: list[Batch], lost: list[str]) -> No
         assert rest == [0, 0.0, ""]
         assert not tokens.any()
         dense_map(np.zeros((len(boxes), 1)), boxes, (8, 8))  # raises unless they tile the image
-    for batch, other in zip(found, expected, strict=True):
-        assert (batch.total, batch.first) == (other.total, other.first)
-        assert batch.skipped == sum(key in lost for key in other.keys)
+    for batch, whole in zip(found, expected, strict=True):
+        assert (batch.total, batch.first) == (whole.total, whole.first)
+        assert batch.skipped == sum(key in lost for key in whole.keys)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 @BY_NAME
-def test_the_loader_raises_or_keeps_the_place_of_what_it_skips(
+def test_the_loader_raises_or_keeps_the_place_of_skipped_samples(
     whole, dataset, damage, lost, workers
 ):
     damage(dataset)
@@ -158,7 +158,7 @@ def test_the_loader_raises_or_keeps_the_place_of_what_it_skips(
     assert len(loader.skipped.messages) == 1
 
 
-def test_a_shard_with_a_sample_too_few_gives_those_it_has(whole, dataset):
+def test_a_shard_that_lacks_a_sample_gives_the_others(whole, dataset):
     leave_out(dataset)
     with pytest.raises(ShardError, match=f"{SHARD}: 3 samples, expected 4"):
         list(quadpipe.Dataset(dataset).samples("train"))
@@ -173,7 +173,7 @@ def test_a_shard_with_a_sample_too_few_gives_those_it_has(whole, dataset):
     assert loader.skipped.samples == 1
 
 
-def test_samples_beyond_those_of_the_list_are_refused_and_not_read(dataset):
+def test_samples_beyond_the_listed_number_are_refused_and_not_read(dataset):
     extra = [(name.replace(KEYS[0], "0000000099"), data)
              for name, data in members_of(dataset / SHARD).items() if KEYS[0] in name]  # fmt: skip
     reseal(dataset, SHARD, tar_of([*members_of(dataset / SHARD).items(), *extra]))
@@ -200,7 +200,7 @@ def test_ranks_make_the_same_steps_whatever_is_damaged(whole, dataset, world_siz
         loader = Loader(dataset, "train", **given, on_error="skip")
         batches = list(loader.epoch(1))
         assert len(batches) == len(expected) == 4
-        # A damaged sample that only stands in for an empty slice is no loss.
+        # A damaged sample that only stands in for an empty slice is not lost.
         assert loader.skipped.samples == sum(batch.skipped for batch in batches)
         steps.append([(b.total, b.skipped, float(b.weight.sum())) for b in batches])
         for batch, other in zip(batches, expected, strict=True):
@@ -243,7 +243,7 @@ def test_damaged_samples_of_other_codecs_are_skipped(tmp_path, codec):
     assert sum(weights) == 15
 
 
-def test_damage_at_a_url_is_skipped_alike(whole, dataset):
+def test_damage_at_a_url_is_skipped_as_on_a_disk(whole, dataset):
     flip(dataset, KEYS[1], 3)
     (dataset / "train-000003.tar").unlink()
     memory = fsspec.filesystem("memory")
@@ -257,7 +257,7 @@ def test_damage_at_a_url_is_skipped_alike(whole, dataset):
     assert remote.skipped.samples == 5
 
 
-def test_every_epoch_counts_and_each_shard_is_mentioned_once(dataset, caplog):
+def test_skips_are_counted_every_epoch_and_each_shard_is_reported_once(dataset, caplog):
     (dataset / SHARD).unlink()
     flip_target = "0000000001"
     replace_member(dataset, "train-000000.tar", f"{flip_target}.cls", b"x")
@@ -265,9 +265,7 @@ def test_every_epoch_counts_and_each_shard_is_mentioned_once(dataset, caplog):
     for epoch in range(3):
         list(loader.epoch(epoch))
     assert loader.skipped.samples == 15
-    assert (
-        caplog.text.count(f"{SHARD}: missing: not all of this dataset is here: 4 of 5 shards") == 1
-    )
+    assert caplog.text.count(f"{SHARD}: missing: the dataset is incomplete: 4 of 5 shards") == 1
     assert caplog.text.count("train-000000.tar: 0000000001.cls: b'x' is not a class") == 1
 
 
@@ -279,7 +277,7 @@ def test_no_more_than_twenty_messages_are_kept():
     assert skipped.messages == [f"{number}" for number in range(20)]
 
 
-def test_a_dataset_goes_to_other_processes_and_counts_for_itself_there(dataset):
+def test_a_dataset_can_be_pickled_and_the_copy_counts_its_own_skips(dataset):
     (dataset / SHARD).unlink()
     opened = quadpipe.Dataset(dataset)
     list(opened.samples("train", on_error="skip"))
@@ -299,9 +297,9 @@ def test_on_error_is_raise_or_skip(whole):
             read()
 
 
-def test_a_batch_that_no_memory_can_hold_is_refused(whole):
+def test_a_batch_larger_than_memory_is_refused(whole, monkeypatch):
     loader = Loader(whole, batch_size=16)
-    loader._memory._take = lambda shape, size: np.empty(1 << 60, np.uint8)
+    monkeypatch.setattr(loader._memory, "_take", lambda *_: np.empty(1 << 60, np.uint8))
     with pytest.raises(
         ConfigError, match="a batch of 16 samples is 12,288 bytes, more than the available"
     ):

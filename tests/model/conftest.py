@@ -6,19 +6,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from job_runs import tokenize_small
 from PIL import Image
-from runs import (
-    SMALL,
-)
+from runs import SMALL
 
-import quadpipe
 from quadpipe.cli import commands
 from quadpipe.model import train
 
 
 @pytest.fixture(scope="session")
 def shards(photographs, tmp_path_factory) -> Path:
-    """70 crops of two photographs of 64 pixels, to tell which photograph; 59 to train on."""
+    """70 crops of 64 pixels, classified by which of two photographs they are of; 59 to train on."""
     root = tmp_path_factory.mktemp("train")
     chance = random.Random(0)
     for number in range(70):
@@ -27,15 +25,12 @@ def shards(photographs, tmp_path_factory) -> Path:
         folder = root / "images" / ("temple", "flower")[number % 2]
         folder.mkdir(parents=True, exist_ok=True)
         Image.fromarray(photograph[y : y + 96, x : x + 96]).save(folder / f"{number}.png")
-    quadpipe.tokenize(
-        root / "images", root / "shards", image_size=64, patch_size=8, max_patch_size=32, tokens=40,
-        val_share=0.16, samples_per_shard=16, views=2, in_process=True,
-    )  # fmt: skip
+    tokenize_small(root / "images", root / "shards", val_share=0.16, samples_per_shard=16, views=2)
     return root / "shards"
 
 
 @pytest.fixture
-def said(capsys) -> Callable[..., str]:
+def stderr_of(capsys) -> Callable[..., str]:
     """Runs a command in this process and returns its standard error."""
 
     def run(*arguments: object) -> str:
@@ -58,14 +53,8 @@ def made_otherwise(shards, tmp_path_factory) -> Callable[..., Path]:
 
     def make(**options: Any) -> Path:
         out = tmp_path_factory.mktemp("otherwise") / "shards"
-        given: dict[str, Any] = {
-            "image_size": 64,
-            "patch_size": 8,
-            "max_patch_size": 32,
-            "tokens": 40,
-        }
-        given |= {"val_share": 0.16, "in_process": True, "limit": 16} | options
-        quadpipe.tokenize(shards.parent / "images", out, **given)
+        given: dict[str, Any] = {"val_share": 0.16, "limit": 16} | options
+        tokenize_small(shards.parent / "images", out, **given)
         return out
 
     return make
@@ -75,10 +64,13 @@ def made_otherwise(shards, tmp_path_factory) -> Callable[..., Path]:
 def scored_by_a_network(shards, shufflenet_weights, tmp_path_factory) -> Path:
     """A run on shards of scorer feature, with weights from a file."""
     root = tmp_path_factory.mktemp("feature")
-    quadpipe.tokenize(
-        shards.parent / "images", root / "shards", image_size=64, patch_size=8, max_patch_size=32,
-        tokens=40, in_process=True, limit=16, scorer="feature", scorer_weights=shufflenet_weights,
+    tokenize_small(
+        shards.parent / "images",
+        root / "shards",
+        limit=16,
+        scorer="feature",
+        scorer_weights=shufflenet_weights,
         scorer_distance="cosine",
-    )  # fmt: skip
+    )
     train(root / "shards", root / "run", **SMALL | {"epochs": 1})
     return root / "run"

@@ -1,4 +1,5 @@
-"""Runs from strangers: nothing in them runs, leads out of them, or takes memory it only claims."""
+"""Runs that were made to do harm: their code is not run, other files are not read, and no memory
+is allocated for what they claim."""
 
 import json
 import shutil
@@ -9,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from job_runs import tokenize_small
 from pickles import MARKER, Hostile, hostile
 from PIL import Image
 from runs import with_torch_state
@@ -47,10 +49,7 @@ def shards(photographs, tmp_path_factory) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         part = photographs[number % 2][number * 9 :][:96, :96]
         Image.fromarray(part).save(folder / f"{number}.png")
-    quadpipe.tokenize(
-        root / "images", root / "shards", image_size=64, patch_size=8, max_patch_size=32, tokens=40,
-        val_share=0.2, samples_per_shard=16, in_process=True,
-    )  # fmt: skip
+    tokenize_small(root / "images", root / "shards", val_share=0.2, samples_per_shard=16)
     return root / "shards"
 
 
@@ -95,13 +94,13 @@ def test_a_state_that_would_run_code_is_refused(kind, shards, run):
         b"X\x01\0\0\0\xff.",
     ],
 )
-def test_a_state_that_claims_or_is_nonsense_is_refused(pickled, shards, run):
+def test_a_pickle_of_invalid_state_is_refused(pickled, shards, run):
     with_torch_state(run).write_bytes(b"\x80\x02" + pickled)
     with pytest.raises(ShardError, match=r"state-\d+\.pt cannot be loaded: ."):
         train(shards, run, **OPTIONS, resume=True)
 
 
-def test_a_state_of_endless_views_is_refused(shards, run):
+def test_a_state_with_expanded_tensors_is_refused(shards, run):
     path = with_torch_state(run)
     state = torch.load(path, weights_only=True)
     state["optimizer"]["state"][0]["exp_avg"] = torch.zeros(1).expand(2**40)
@@ -113,7 +112,7 @@ def test_a_state_of_endless_views_is_refused(shards, run):
 @pytest.mark.parametrize(
     "counters", ["[" * 10**6, "9" * 10**6, "[]", "null", "", '{"step": 1e400}']
 )
-def test_counters_that_are_nonsense_are_refused(counters, shards, run):
+def test_invalid_counters_are_refused(counters, shards, run):
     path = next(run.glob("state-*"))
     save_file(load_file(path), path, {"counters": counters})
     with pytest.raises(ShardError, match=r"state-\d+\.safetensors cannot be loaded: .") as caught:

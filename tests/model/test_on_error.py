@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812  its usual name
+from command_line import run_cli
 from runs import stop_after
 
 import quadpipe
@@ -95,10 +96,11 @@ def test_a_run_that_stopped_at_damage_continues_with_skip_and_a_warning(damaged,
     with pytest.raises(ShardError):
         train(damaged, tmp_path / "run", **OPTIONS | {"on_error": "raise"})
 
-    progress, heard = TrainProgress(), []
-    progress.warn = heard.append
+    warnings: list[str] = []
+    progress: Any = TrainProgress()
+    progress.warn = warnings.append
     train(damaged, tmp_path / "run", **OPTIONS, resume=True, progress=progress)
-    assert any("train.on_error was raise, now skip" in line for line in heard)
+    assert any("train.on_error was raise, now skip" in line for line in warnings)
     assert rows_of(tmp_path / "run")[-1]["step"] == 8
 
 
@@ -122,12 +124,12 @@ def without_blanks(batch: Batch) -> Batch:
 
 
 @pytest.mark.parametrize("parts", [1, 2])
-def test_a_step_is_that_of_the_batch_without_the_skipped_samples(damaged, tmp_path, parts):
+def test_a_step_equals_that_of_the_batch_without_the_skipped_samples(damaged, tmp_path, parts):
     options: dict[str, Any] = {"grad_accum_steps": parts, "clip_grad": 0.0}
     trainers = [make_trainer(damaged, tmp_path / str(n), **options) for n in range(2)]
     gradients: list[list[torch.Tensor]] = [[], []]
     for trainer, kept in zip(trainers, gradients, strict=True):
-        # Adam does not tell a gradient from its double, so they are looked at themselves.
+        # Adam makes the same step for a gradient and its double, so compare the gradients.
         trainer.update.optimizer.register_step_pre_hook(
             lambda *_, model=trainer.model, kept=kept: kept.extend(
                 parameter.grad.clone() for parameter in model.parameters()
@@ -140,7 +142,8 @@ def test_a_step_is_that_of_the_batch_without_the_skipped_samples(damaged, tmp_pa
         loss, correct, skipped = trainer.train_on(given)
         assert skipped == given.skipped
         results.append((float(loss), int(correct)))
-    assert results[0] == (pytest.approx(results[1][0], rel=1e-5), results[1][1])
+    assert results[0][0] == pytest.approx(results[1][0], rel=1e-5)
+    assert results[0][1] == results[1][1]
     for one, other in zip(*gradients, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5)
 
@@ -223,8 +226,8 @@ def test_two_processes_skip_to_the_losses_of_one(damaged, undisturbed, tmp_path)
             assert [row[name] for row in two] == [row[name] for row in one]
         for name in ("loss", "accuracy" if event == "train" else "top1"):
             # There are steps of which nothing is left; NaN is as NaN here.
-            values = [np.array([row[name] for row in rows], float) for rows in (two, one)]
-            np.testing.assert_allclose(*values, rtol=1e-4)
+            found, expected = (np.array([row[name] for row in rows], float) for rows in (two, one))
+            np.testing.assert_allclose(found, expected, rtol=1e-4)
 
 
 def test_evaluation_counts_scored_and_skipped_samples(damaged, undisturbed):
@@ -257,13 +260,12 @@ def test_evaluation_of_skipped_samples_only_is_an_error(whole, tmp_path):
 
 
 def test_eval_reports_skipped_samples(damaged, undisturbed):
-    given = [sys.executable, "-m", "quadpipe.cli", "eval", str(undisturbed), str(damaged),
-             "--workers", "0"]  # fmt: skip
-    done = subprocess.run(given, capture_output=True, text=True)
+    given = ("eval", undisturbed, damaged, "--workers", 0)
+    done = run_cli(*given)
     assert done.returncode == 1
     assert "val-000000.tar: 0000000002" in done.stderr
-    done = subprocess.run([*given, "--on-error", "skip"], capture_output=True, text=True)
+    done = run_cli(*given, "--on-error", "skip")
     assert done.returncode == 0, done.stderr
     assert "1 damaged samples of val were skipped" in done.stderr
-    done = subprocess.run([*given, "--on-error", "skip", "--json"], capture_output=True, text=True)
+    done = run_cli(*given, "--on-error", "skip", "--json")
     assert json.loads(done.stdout)[0]["skipped"] == 1

@@ -15,7 +15,7 @@ import pytest
 import torch
 from runs import (
     SMALL,
-    Heard,
+    RecordedProgress,
     command,
     losses,
     losses_so_far,
@@ -82,7 +82,9 @@ def test_resuming_restores_moving_averages_and_intervals(shards, tmp_path, monke
             train(shards, tmp_path / "run", **options)
     train(shards, tmp_path / "run", **options, resume=True)
     assert losses(tmp_path / "run") == losses(tmp_path / "whole")
-    runs = [RunFolder(tmp_path / name).weights("last.safetensors") for name in ("whole", "run")]
+    runs: Any = [
+        RunFolder(tmp_path / name).weights("last.safetensors") for name in ("whole", "run")
+    ]
     for one, other in zip(runs[0][:2], runs[1][:2], strict=True):
         assert one.keys() == other.keys()
         assert all(torch.equal(one[name], other[name]) for name in one)
@@ -189,25 +191,25 @@ def test_resuming_on_different_shards_names_the_differences(shards, undisturbed,
     edit_manifest(other, **changes)
     run = Path(shutil.copytree(undisturbed, tmp_path / "run"))
     edit_json(run / "config.json", scorer_sha256="1" * 64)
-    heard = Heard()
+    recorded = RecordedProgress()
     with pytest.raises(ConfigError) as caught:
-        train(other, run, **SMALL, resume=True, progress=heard)
+        train(other, run, **SMALL, resume=True, progress=recorded)
     for text in (
         "codec.name was raw, now png",
         "tokenizer.resize was crop, now squash",
         "scorer_sha256 was 1111",
     ):
         assert text in str(caught.value)
-    assert "imaging_library.version was " in heard.warnings[0]
+    assert "imaging_library.version was " in recorded.warnings[0]
 
 
 def test_shards_of_another_imaging_library_can_be_resumed_on(shards, undisturbed, tmp_path):
     other = Path(shutil.copytree(shards, tmp_path / "shards"))
     edit_manifest(other, imaging_library={"name": "Pillow", "version": "11.0"})
-    heard = Heard()
+    recorded = RecordedProgress()
     run = Path(shutil.copytree(undisturbed, tmp_path / "run"))
-    train(other, run, **SMALL, resume=True, progress=heard)
-    assert "imaging_library.version was " in heard.warnings[0]
+    train(other, run, **SMALL, resume=True, progress=recorded)
+    assert "imaging_library.version was " in recorded.warnings[0]
 
 
 def test_a_run_of_an_older_version_is_resumed_exactly(shards, undisturbed, tmp_path, monkeypatch):
@@ -229,27 +231,29 @@ def test_a_run_of_an_older_version_is_resumed_exactly(shards, undisturbed, tmp_p
     assert find_differences(RunFolder(run).config(), quadpipe.Dataset(shards).manifest) == []
     picture = next((shards.parent / "images").rglob("*.png"))
     Predictor(RunFolder(run), torch.device("cpu"))(picture)
-    heard = Heard()
-    train(shards, run, **SMALL, resume=True, progress=heard)
-    assert heard.warnings == []
+    recorded = RecordedProgress()
+    train(shards, run, **SMALL, resume=True, progress=recorded)
+    assert recorded.warnings == []
     assert losses(run) == losses(undisturbed)
     assert not state.exists()
     assert [path.name for path in run.glob("state-*")] == ["state-0000000024.safetensors"]
 
 
 def test_a_run_of_a_later_version_is_read_and_ignored_options_are_named(
-    shards, undisturbed, tmp_path, said
+    shards, undisturbed, tmp_path, stderr_of
 ):
     run = Path(shutil.copytree(undisturbed, tmp_path / "run"))
     edit_json(
         run / "config.json", quadpipe="9.0", train__mixup=0.2, tokenizer__gamma=2, notes={"a": 1}
     )
-    says = "was written by quadpipe 9.0; .* ignores its 'notes', 'train.mixup', 'tokenizer.gamma'"
-    heard = Heard()
-    train(shards, run, **SMALL, resume=True, progress=heard)
-    assert any(re.search(says, warning) for warning in heard.warnings)
+    message = (
+        "was written by quadpipe 9.0; .* ignores its 'notes', 'train.mixup', 'tokenizer.gamma'"
+    )
+    recorded = RecordedProgress()
+    train(shards, run, **SMALL, resume=True, progress=recorded)
+    assert any(re.search(message, warning) for warning in recorded.warnings)
     for arguments in (("eval", run, shards), ("predict", run, next(shards.parent.rglob("*.png")))):
-        assert re.search(says, said(*arguments))
+        assert re.search(message, stderr_of(*arguments))
     edit_json(run / "config.json", model__register_tokens=4)
     with pytest.raises(
         ShardError, match=r"'model.register_tokens' .* install the version that wrote it, '9.0'"
@@ -360,6 +364,8 @@ def test_a_longer_warm_up_of_an_older_version_is_kept_when_resumed(shards, tmp_p
         stop_after(patched, 10)
         with pytest.raises(InterruptedTrainingError):
             train(shards, tmp_path / "run", **options)
-    train(shards, tmp_path / "run", **options, resume=True, progress=(heard := Heard()))
-    assert heard.warnings == []
+    train(
+        shards, tmp_path / "run", **options, resume=True, progress=(recorded := RecordedProgress())
+    )
+    assert recorded.warnings == []
     assert losses(tmp_path / "run") == losses(tmp_path / "whole")

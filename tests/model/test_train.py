@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from runs import (
     SMALL,
-    Heard,
+    RecordedProgress,
     command,
     losses,
 )
@@ -31,10 +31,10 @@ train_module = sys.modules["quadpipe.model.train"]
 
 
 def test_training_learns_to_classify_unseen_images(shards, tmp_path):
-    heard = Heard()
-    train(shards, tmp_path / "run", **SMALL | {"epochs": 12, "ema_decay": 0.9}, progress=heard)
-    assert heard.scores[-1].top1 > 0.8
-    assert heard.scores[-1].samples == 11
+    recorded = RecordedProgress()
+    train(shards, tmp_path / "run", **SMALL | {"epochs": 12, "ema_decay": 0.9}, progress=recorded)
+    assert recorded.scores[-1].top1 > 0.8
+    assert recorded.scores[-1].samples == 11
     first, last = losses(tmp_path / "run")[0], losses(tmp_path / "run")[-1]
     assert last[1] < first[1]
 
@@ -94,11 +94,11 @@ def test_a_non_finite_loss_stops_before_the_update(shards, tmp_path):
         train(shards, tmp_path / "run", **options)
     weights, _, _ = RunFolder(tmp_path / "run").weights("last.safetensors")
     assert all(torch.isfinite(weight).all() for weight in weights.values())
-    heard = Heard()
+    recorded = RecordedProgress()
     calm = options | {"lr": 1e-4, "clip_grad": 1.0, "epochs": 3}
     with contextlib.suppress(NonFiniteLossError):  # the weights may be beyond help, the run is not
-        train(shards, tmp_path / "run", **calm, resume=True, progress=heard)
-    assert any("train.lr was 1000000.0, now 0.0001" in warning for warning in heard.warnings)
+        train(shards, tmp_path / "run", **calm, resume=True, progress=recorded)
+    assert any("train.lr was 1000000.0, now 0.0001" in warning for warning in recorded.warnings)
 
 
 def test_a_non_finite_validation_loss_is_reported_after_saving(shards, tmp_path, monkeypatch):
@@ -126,9 +126,9 @@ def test_bf16_and_other_options_train(shards, tmp_path):
 
 def test_a_dataset_without_val_trains_with_a_warning(image_folder, tmp_path):
     quadpipe.tokenize(image_folder, tmp_path / "shards", in_process=True)
-    heard = Heard()
-    train(tmp_path / "shards", tmp_path / "run", **SMALL | {"epochs": 1}, progress=heard)
-    assert any("no split val" in warning for warning in heard.warnings)
+    recorded = RecordedProgress()
+    train(tmp_path / "shards", tmp_path / "run", **SMALL | {"epochs": 1}, progress=recorded)
+    assert any("no split val" in warning for warning in recorded.warnings)
     assert not (tmp_path / "run" / "best.safetensors").exists()
 
 
@@ -141,9 +141,9 @@ def test_a_dataset_of_one_class_trains_with_a_warning(photographs, tmp_path):
         tmp_path / "images", tmp_path / "shards", image_size=64, patch_size=8, max_patch_size=32,
         tokens=16, in_process=True,
     )  # fmt: skip
-    heard = Heard()
-    train(tmp_path / "shards", tmp_path / "run", **SMALL | {"epochs": 1}, progress=heard)
-    (warning,) = (line for line in heard.warnings if "one class" in line)
+    recorded = RecordedProgress()
+    train(tmp_path / "shards", tmp_path / "run", **SMALL | {"epochs": 1}, progress=recorded)
+    (warning,) = (line for line in recorded.warnings if "one class" in line)
     assert "one class, 'imagenet', so there is nothing to learn" in warning
     assert "\n" not in warning
 
@@ -153,9 +153,9 @@ def test_label_aware_shards_train_with_a_warning(shards, tmp_path):
     manifest = json.loads((copy / "dataset.json").read_text())
     manifest["scorer"]["label_aware"] = True
     (copy / "dataset.json").write_text(json.dumps(manifest))
-    heard = Heard()
-    train(copy, tmp_path / "run", **SMALL | {"epochs": 1}, progress=heard)
-    assert any("used the labels" in warning for warning in heard.warnings)
+    recorded = RecordedProgress()
+    train(copy, tmp_path / "run", **SMALL | {"epochs": 1}, progress=recorded)
+    assert any("used the labels" in warning for warning in recorded.warnings)
 
 
 def test_invalid_combinations_are_refused_before_anything_is_written(
@@ -168,7 +168,7 @@ def test_invalid_combinations_are_refused_before_anything_is_written(
         train(shards, tmp_path / "run", **SMALL | {"tokens": 64})
     with pytest.raises(ConfigError, match="does not hold a run to resume"):
         train(shards, tmp_path / "run", **SMALL, resume=True)
-    with pytest.raises(ConfigError, match="own weights; leave out --init"):
+    with pytest.raises(ConfigError, match="own weights; omit --init"):
         train(shards, tmp_path / "run", **SMALL, resume=True, init="x.pth")
     assert not (tmp_path / "run").exists()
     if not torch.cuda.is_available():
@@ -177,18 +177,23 @@ def test_invalid_combinations_are_refused_before_anything_is_written(
 
 
 def test_a_long_warm_up_is_shortened_to_a_tenth_of_the_run_with_a_warning(shards, tmp_path):
-    heard = Heard()
+    recorded = RecordedProgress()
     options: dict[str, Any] = SMALL | {"epochs": 2, "warmup_epochs": 5.0}
-    train(shards, tmp_path / "run", **options, progress=heard)
-    says = "the warm-up of 5 epochs is shortened to 0.2, a tenth of the run"
-    assert heard.warnings == [says]
+    train(shards, tmp_path / "run", **options, progress=recorded)
+    expected = "the warm-up of 5 epochs is shortened to 0.2, a tenth of the run"
+    assert recorded.warnings == [expected]
     assert RunFolder(tmp_path / "run").config().train.warmup_epochs == 0.2
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").open()]
     rates = [row["lr"] for row in rows if row["event"] == "train"]
     assert rates.index(max(rates)) == 1  # of 16 steps
     assert max(rates) > 0.9e-3
-    again = Heard()
+    again = RecordedProgress()
     train(shards, tmp_path / "run", **options, resume=True, progress=again)
-    assert again.warnings == [says]  # and not that an option has changed
-    train(shards, tmp_path / "long", **options | {"warmup_epochs": 0.1}, progress=(calm := Heard()))
+    assert again.warnings == [expected]  # and not that an option has changed
+    train(
+        shards,
+        tmp_path / "long",
+        **options | {"warmup_epochs": 0.1},
+        progress=(calm := RecordedProgress()),
+    )
     assert calm.warnings == []

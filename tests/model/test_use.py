@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from command_line import run_cli
+from job_runs import tokenize_small
 from PIL import Image
 from runs import (
     SMALL,
-    run_cli,
 )
 
 import quadpipe
@@ -42,7 +43,7 @@ def test_eval_scores_several_budgets(shards, undisturbed):
 
 
 def test_the_later_of_equal_epochs_is_best_and_eval_and_predict_name_it(
-    shards, tmp_path, monkeypatch, said
+    shards, tmp_path, monkeypatch, stderr_of
 ):
     real, scores = train_module.evaluate, iter([0.5, 0.9, 0.9, 0.4])
     ranked = lambda *arguments: replace(real(*arguments), top1=next(scores))  # noqa: E731
@@ -51,17 +52,19 @@ def test_the_later_of_equal_epochs_is_best_and_eval_and_predict_name_it(
     train(shards, run, **SMALL | {"epochs": 4})
     picture = next((shards.parent / "images").rglob("*.png"))
     for arguments in (("eval", run, shards), ("predict", run, picture)):
-        assert f"model    {run}: best.safetensors, epoch 3, step 24\n" in said(*arguments)
+        assert f"model    {run}: best.safetensors, epoch 3, step 24\n" in stderr_of(*arguments)
     (run / "best.safetensors").unlink()
-    assert "last.safetensors, epoch 4, step 32\n" in said("eval", run, shards)
+    assert "last.safetensors, epoch 4, step 32\n" in stderr_of("eval", run, shards)
 
 
-def test_eval_reports_how_the_dataset_was_made_differently(undisturbed, made_otherwise, said):
+def test_eval_reports_differences_in_how_the_dataset_was_made(
+    undisturbed, made_otherwise, stderr_of
+):
     other = made_otherwise(
         image_size=128, tokens=100, resize="squash", crop_pct=1.0, resample="area", codec="jpg",
         quality=40, scorer="laplacian", max_patch_size=16, seed=5,
     )  # fmt: skip
-    errors = said("eval", undisturbed, other, "--tokens", 64)
+    errors = stderr_of("eval", undisturbed, other, "--tokens", 64)
     (line,) = (line for line in errors.splitlines() if line.startswith("note "))
     for text in (
         "codec.name was raw, now jpg",
@@ -88,16 +91,13 @@ def test_eval_reports_other_weights_of_the_scorer(scored_by_a_network, tmp_path)
     assert line.startswith(f"scorer_sha256 was {config.scorer_sha256}, now 0000")
 
 
-def test_eval_refuses_patches_of_another_size(undisturbed, made_otherwise, said):
+def test_eval_refuses_patches_of_another_size(undisturbed, made_otherwise, stderr_of):
     with pytest.raises(ConfigError, match="of 16 to 32 pixels, the model was made for 8 to 32"):
-        said("eval", undisturbed, made_otherwise(patch_size=16, tokens=16))
+        stderr_of("eval", undisturbed, made_otherwise(patch_size=16, tokens=16))
 
 
 def test_eval_refuses_other_classes(undisturbed, image_folder, tmp_path):
-    quadpipe.tokenize(
-        image_folder, tmp_path / "other", image_size=64, patch_size=8, max_patch_size=32, tokens=40,
-        in_process=True, split="val",
-    )  # fmt: skip
+    tokenize_small(image_folder, tmp_path / "other", split="val")
     done = run_cli("eval", undisturbed, tmp_path / "other")
     assert done.returncode == 2
     assert "has 3 classes that are not the run's 2" in done.stderr
@@ -177,17 +177,17 @@ def test_predict_refuses_a_network_if_the_scorer_has_none(undisturbed, shards, s
     picture = next((shards.parent / "images").rglob("*.png"))
     done = run_cli("predict", undisturbed, picture, "--scorer-weights", shufflenet_weights)
     assert done.returncode == 2
-    assert "scorer saliency has no network; leave out" in done.stderr
+    assert "scorer saliency has no network; omit" in done.stderr
 
 
 def test_init_from_a_run_matches_the_head_by_class_names(shards, undisturbed, tmp_path):
-    def loaded(classes: list[str], path: Path) -> tuple[Quadformer, Loaded]:
+    def loaded(classes: list[str], path: Path) -> tuple[Any, Loaded]:
         model = Quadformer(replace(config.model, classes=len(classes)))
         return model, load_pretrained(model, path, classes)
 
     config = RunFolder(undisturbed).config()
     assert config.classes == ["flower", "temple"]
-    trained = RunFolder(undisturbed).model(torch.device("cpu"))
+    trained: Any = RunFolder(undisturbed).model(torch.device("cpu"))
     for path in (undisturbed, undisturbed / "best.safetensors"):
         model, report = loaded(["flower", "temple"], path)
         assert (report.changed, report.fresh) == ({}, [])
@@ -197,7 +197,7 @@ def test_init_from_a_run_matches_the_head_by_class_names(shards, undisturbed, tm
         assert torch.equal(model.head.weight, trained.head.weight.flip(0))
         assert torch.equal(model.head.bias, trained.head.bias.flip(0))
         model, report = loaded(["cat", "temple"], path)
-        assert report.changed["head"] == "left out: other classes"
+        assert report.changed["head"] == "not loaded: other classes"
         assert report.fresh == ["head.bias", "head.weight"]
         assert torch.equal(model.norm.weight, trained.norm.weight)
     shutil.copy(undisturbed / "best.safetensors", tmp_path / "copied.safetensors")
@@ -217,9 +217,9 @@ def test_init_from_a_run_uses_its_moving_average_and_its_grid(made_otherwise, tm
     }
     train(shards, tmp_path / "run", **options)
     config = RunFolder(tmp_path / "run").config()
-    model = Quadformer(replace(config.model, grid=(8, 8)))
+    model: Any = Quadformer(replace(config.model, grid=(8, 8)))
     loaded = load_pretrained(model, tmp_path / "run" / "last.safetensors", config.classes)
     assert loaded.changed == {"pos_embed": "resampled from 8 x 12 to 8 x 8"}
-    average = RunFolder(tmp_path / "run").weights("last.safetensors")[1]
+    average: Any = RunFolder(tmp_path / "run").weights("last.safetensors")[1]
     assert torch.equal(model.norm.weight, average["norm.weight"])
     train(shards, tmp_path / "next", **options, init=tmp_path / "run")

@@ -121,11 +121,39 @@ def importance(name: str, image: np.ndarray, side: int) -> np.ndarray:
         for cells, cell in ((rarity(image), 8), (barrier(image), 4))
     )
     if name == "saliency":
-        cells = [
-            [np.sqrt((a.mean() + 1e-3) * (b.mean() + 1e-3)) for a, b in zip(*rows, strict=True)]
-            for rows in zip(cells_of(rare, 16), cells_of(far, 16), strict=True)
-        ]
-        pixels = by_pixel(np.array(cells), 16, image)
+        pixels = geometric_mean([rare, far], image)
     else:
         pixels = rare if name == "rarity" else far
-    return np.array([[patch.mean() for patch in row] for row in cells_of(pixels, side)])
+    return cell_means(pixels, side)
+
+
+def cell_means(pixels: np.ndarray, side: int) -> np.ndarray:
+    return np.array([[cell.mean() for cell in row] for row in cells_of(pixels, side)])
+
+
+def geometric_mean(factors: list[np.ndarray], image: np.ndarray) -> np.ndarray:
+    """`[H, W]`: of relative maps, each plus 0.001, on cells of 16 x 16 pixels."""
+    logarithms = [np.log(cell_means(pixels, 16) + 1e-3) for pixels in factors]
+    return by_pixel(np.exp(np.mean(logarithms, axis=0)), 16, image)
+
+
+def feature_importance(image: np.ndarray, features: dict[int, np.ndarray], side: int) -> np.ndarray:
+    """Of `feature-saliency`, float64 `[rows, columns]`; features: `[C, h, w]` by stride."""
+    last, *before = sorted(features, reverse=True)
+    vectors = {
+        stride: np.moveaxis(values.astype(np.float64), 0, 2).reshape(-1, len(values))
+        for stride, values in features.items()
+    }
+    maps = {last: ((vectors[last] - vectors[last].mean(axis=0)) ** 2).sum(axis=1)}
+    for stride in before:
+        deviation = vectors[stride].std(axis=0)
+        scores = (vectors[stride] - vectors[stride].mean(axis=0)) / (
+            deviation + 0.05 * deviation.mean()
+        )
+        maps[stride] = (scores**2).mean(axis=1) ** 2
+    factors = [
+        relative(by_pixel(values.reshape(features[stride].shape[1:]), stride, image))
+        for stride, values in maps.items()
+    ]
+    factors.append(relative(by_pixel(barrier(image), 4, image)))
+    return cell_means(geometric_mean(factors, image), side)

@@ -1,6 +1,8 @@
 """ShuffleNetV2 x0.5 and the paper's feature scorer, as they are defined: no batch norm folded,
 three passes, contiguous memory."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F  # noqa: N812  its usual name
 from torch import Tensor
@@ -14,7 +16,7 @@ class ShuffleNet:
     def __init__(self, state: dict[str, Tensor]) -> None:
         self.state = state
 
-    def conv_norm(self, x: Tensor, name: str, position: int, **options: int) -> Tensor:
+    def conv_norm(self, x: Tensor, name: str, position: int, **options: Any) -> Tensor:
         x = F.conv2d(x, self.state[f"{name}.{position}.weight"], **options)
         norm = f"{name}.{position + 1}"
         mean, variance, gain, shift = (
@@ -57,7 +59,12 @@ class ShuffleNet:
 
 
 def feature_maps(
-    network: ShuffleNet, images: Tensor, sides: list[int], stride: int, distance: str
+    network: ShuffleNet,
+    images: Tensor,
+    sides: list[int],
+    stride: int,
+    distance: str,
+    blur: str = "each",
 ) -> list[Tensor]:
     """Importance of patches of each side in pixels, of normalised images `[B, 3, H, W]`.
 
@@ -66,7 +73,7 @@ def feature_maps(
     sharp = network.features(images, stride)
     maps = []
     for side in sides:
-        factor = 2 * side // sides[-1]
+        factor = 2 if blur == "2x" else 2 * side // sides[-1]
         small = F.interpolate(images, scale_factor=1 / factor, mode="bilinear")
         blurred = network.features(
             F.interpolate(small, scale_factor=factor, mode="bilinear"), stride

@@ -31,7 +31,7 @@ def scores_of(geometry: Geometry) -> Callable[..., list[np.ndarray]]:
     """Scores images with a scorer of that name and a network."""
 
     def score(
-        name: str, network: Network, images: np.ndarray, hints: object = None, **options: Any
+        name: str, network: Network, images: np.ndarray, hints: Any = None, **options: Any
     ) -> list[np.ndarray]:
         return make_scorer(name, geometry, network=network, **options).score(images, hints)
 

@@ -38,7 +38,7 @@ geometries = st.builds(
 
 @settings(deadline=None, max_examples=15)
 @given(geometries, st.integers(0, 2**32 - 1))
-def test_entropy_is_that_of_its_definition(geometry, seed):
+def test_entropy_equals_its_definition(geometry, seed):
     images = random_images(np.random.default_rng(seed), geometry)
     maps = make_scorer("entropy", geometry).score(images)
     for level, scale in zip(maps, range(geometry.max_scale, 0, -1), strict=True):
@@ -56,7 +56,7 @@ def test_entropy_is_that_of_its_definition(geometry, seed):
 
 @settings(deadline=None, max_examples=15)
 @given(geometries, st.integers(0, 2**32 - 1))
-def test_laplacian_and_upsample_mse_are_those_of_their_definitions(geometry, seed):
+def test_laplacian_and_upsample_mse_equal_their_definitions(geometry, seed):
     images = random_images(np.random.default_rng(seed), geometry)
     for name in ("laplacian", "upsample-mse"):
         maps = make_scorer(name, geometry).score(images)
@@ -71,7 +71,7 @@ def test_laplacian_and_upsample_mse_are_those_of_their_definitions(geometry, see
                 np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-9)
 
 
-def test_a_flat_image_has_nothing_and_a_full_histogram_nine_bits():
+def test_a_flat_image_has_entropy_zero_and_a_full_histogram_nine_bits():
     geometry = Geometry(height=64, width=64, patch_size=16, max_patch_size=64)
     flat = np.full((1, 64, 64, 3), 200, np.uint8)
     for name in ("entropy", "laplacian", "upsample-mse"):
@@ -102,16 +102,17 @@ def test_the_table_of_logarithms_is_exact_to_its_last_bit():
     st.integers(2, 6),
     st.integers(0, 2**32 - 1),
 )
-def test_gain_0_after_thresholds_is_apts_choice(scales, grid, levels, seed):
+def test_leaves_at_gain_0_after_thresholds_are_the_choice_of_apt(scales, grid, levels, seed):
     """For any number of scales, with many importances that equal their threshold."""
     rng = np.random.default_rng(seed)
     side = 2**scales
+    thresholds = tuple((2**s, float(rng.integers(levels)) + 0.1) for s in range(1, scales + 1))
     config = quadpipe.TokenizerConfig(
         image_size=(grid[0] * side, grid[1] * side),
         patch_size=1,
         max_patch_size=side,
         tokens=grid[0] * grid[1] * side * side,
-        thresholds=tuple((2**s, float(rng.integers(levels)) + 0.1) for s in range(1, scales + 1)),
+        thresholds=thresholds,
     )
     geometry = config.geometry
     maps = [
@@ -123,7 +124,7 @@ def test_gain_0_after_thresholds_is_apts_choice(scales, grid, levels, seed):
     leaves = mosaic.leaves(threshold=0.0)
     expected = apt.chosen_boxes(
         [level[0].astype(np.float64) for level in maps],
-        [threshold for _, threshold in reversed(config.thresholds)],
+        [threshold for _, threshold in reversed(thresholds)],
     )
     assert {tuple(box) for box in leaves.boxes.tolist()} == expected
     assert len(leaves) == len(expected)
@@ -160,7 +161,7 @@ def test_thresholds_change_the_order_of_scales(square):
         ({"thresholds": ((32,), (64,))}, "thresholds must be 2 numbers"),
     ],
 )
-def test_thresholds_that_cannot_work_are_refused(options, message):
+def test_invalid_thresholds_are_refused(options, message):
     with pytest.raises(ConfigError, match=message):
         quadpipe.TokenizerConfig(**options)
 

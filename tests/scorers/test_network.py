@@ -2,6 +2,7 @@
 
 import io
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,13 +13,15 @@ from quadpipe.errors import ConfigError
 from quadpipe.quadtree import grow, join_maps, leaf_indices
 from quadpipe.scorers import make_scorer
 from quadpipe.scorers.backbones import imagenet_classes
+from quadpipe.scorers.feature_saliency import FeatureSaliency
+from reference import saliency
 from reference.shufflenet import ShuffleNet, feature_maps
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "feature.npz"
 MEAN, STD = (torch.tensor(v)[:, None, None] for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
 
 
-def test_feature_is_that_of_the_papers_code(shufflenet, scores_of, geometry):
+def test_feature_equals_the_papers_code(shufflenet, scores_of, geometry):
     with np.load(GOLDEN) as golden:
         images, leaves = golden["images"], golden["leaves_100"]
         expected = [golden["importance_64"], golden["importance_32"]]
@@ -33,22 +36,85 @@ def test_feature_is_that_of_the_papers_code(shufflenet, scores_of, geometry):
         np.testing.assert_array_equal(boxes[order], wanted)
 
 
+@pytest.mark.parametrize("blur", ["each", "2x"])
 @pytest.mark.parametrize("distance", ["mse", "cosine"])
 @pytest.mark.parametrize("stride", [32, 16])
-def test_feature_is_that_of_its_definition(
-    stride, distance, shufflenet, shufflenet_weights, square, scores_of
+def test_feature_equals_its_definition(
+    stride, distance, blur, shufflenet, shufflenet_weights, square, scores_of
 ):
     twin = ShuffleNet(torch.load(shufflenet_weights, weights_only=True))
     pixels = (torch.from_numpy(square).permute(0, 3, 1, 2) / 255 - MEAN) / STD
     with torch.no_grad():
-        expected = feature_maps(twin, pixels, [64, 32], stride, distance)
-    found = scores_of("feature", shufflenet, square, stride=stride, distance=distance)
+        expected = feature_maps(twin, pixels, [64, 32], stride, distance, blur)
+    options = {"stride": stride, "distance": distance, "blur": blur}
+    found = scores_of("feature", shufflenet, square, **options)
     for level, wanted in zip(found, expected, strict=True):
         np.testing.assert_allclose(level, wanted.numpy(), rtol=2e-3, atol=1e-6)
 
 
+def test_one_blur_for_all_scales_is_two_passes_and_is_recorded(
+    shufflenet, square, geometry, monkeypatch
+):
+    passes = {}
+    for blur in ("each", "2x"):
+        scorer: Any = make_scorer("feature", geometry, network=shufflenet, blur=blur)
+        whole, calls = scorer._features, []
+        monkeypatch.setattr(scorer, "_features", lambda *a: (calls.append(a), whole(*a))[1])  # noqa: B023
+        scorer.score(square[:1])
+        passes[scorer.parameters.get("blur")] = len(calls)
+    assert passes == {None: 3, "2x": 2}
+
+
+def test_the_manifest_has_a_blur_only_where_one_is_given():
+    given = quadpipe.TokenizerConfig(scorer="feature", scorer_blur="2x")
+    assert given.as_json()["scorer_blur"] == "2x"
+    assert "scorer_blur" not in quadpipe.TokenizerConfig(scorer="feature").as_json()
+
+
+def test_feature_saliency_is_that_of_its_definition(
+    shufflenet, shufflenet_weights, square, scores_of
+):
+    twin = ShuffleNet(torch.load(shufflenet_weights, weights_only=True))
+    pixels = (torch.from_numpy(square).permute(0, 3, 1, 2) / 255 - MEAN) / STD
+    with torch.no_grad():
+        features = {stride: twin.features(pixels, stride).numpy() for stride in (32, 16)}
+    maps = scores_of("feature-saliency", shufflenet, square)
+    for level, side in zip(maps, (64, 32), strict=True):
+        assert level.dtype == np.float32
+        for number, image in enumerate(square):
+            given = {stride: values[number] for stride, values in features.items()}
+            expected = saliency.feature_importance(image, given, side)
+            np.testing.assert_allclose(level[number], expected, rtol=2e-3)
+
+
+def test_feature_saliency_is_one_pass(shufflenet, square, geometry, monkeypatch):
+    scorer = make_scorer("feature-saliency", geometry, network=shufflenet)
+    calls = []
+    assert isinstance(scorer, FeatureSaliency)
+    module: Any = scorer._backbone.module
+    module.conv1.register_forward_hook(lambda *given: calls.append(given))
+    scorer.score(square)
+    assert len(calls) == 1
+
+
+def test_feature_saliency_of_a_constant_image_is_finite(shufflenet, scores_of):
+    for level in scores_of("feature-saliency", shufflenet, np.full((1, 256, 256, 3), 7, np.uint8)):
+        assert np.isfinite(level).all()
+
+
+@pytest.mark.parametrize("name", ["shufflenet", "efficientnet"])
+def test_features_of_several_strides_are_those_of_each(name, square, request):
+    backbone = request.getfixturevalue(name).build()
+    pixels = torch.from_numpy(square).permute(0, 3, 1, 2).float() / 128 - 1
+    with torch.no_grad():
+        together = backbone.features(pixels, (32, 16))
+        for features, stride in zip(together, (32, 16), strict=True):
+            (alone,) = backbone.features(pixels, (stride,))
+            assert features.equal(alone)
+
+
 def test_batches_of_a_fixed_size_change_nothing(shufflenet, square, scores_of):
-    """Alone, among others, filled up, in any place: on a CPU the very same numbers."""
+    """Alone or among others, padded, at any position: on a CPU the bits are equal."""
     maps = scores_of("feature", shufflenet, square, batch=4)
     for batch in (1, 3, 16):
         for level, other in zip(
@@ -60,8 +126,8 @@ def test_batches_of_a_fixed_size_change_nothing(shufflenet, square, scores_of):
         np.testing.assert_array_equal(level, other[::-1])
 
 
-@pytest.mark.parametrize("name", ["feature", "grad-cam"])
-def test_the_packaged_network_rounds_alike_in_batches_of_one_size(
+@pytest.mark.parametrize("name", ["feature", "feature-saliency", "grad-cam"])
+def test_the_packaged_network_gives_the_same_bits_in_batches_of_one_size(
     name, efficientnet, square, scores_of
 ):
     hints = [985, 425, 985, 425] if name == "grad-cam" else None
@@ -75,17 +141,16 @@ def test_the_packaged_network_rounds_alike_in_batches_of_one_size(
         np.testing.assert_allclose(level, other, rtol=1e-4, atol=1e-6)
 
 
-def test_nothing_is_as_far_from_nothing_as_nothing(shufflenet, geometry):
-    """Features that are zero in both images have distance 0."""
-    scorer = make_scorer("feature", geometry, network=shufflenet, distance="cosine")
+def test_zero_features_have_distance_zero(shufflenet, geometry):
+    scorer: Any = make_scorer("feature", geometry, network=shufflenet, distance="cosine")
     zero, one = torch.zeros(1, 4, 2, 2), torch.ones(1, 4, 2, 2)
     assert (scorer._distances(zero, zero) == 0).all()
     assert (scorer._distances(zero, one) == 1).all()
     np.testing.assert_allclose(scorer._distances(one, one), 0, atol=1e-6)
 
 
-def test_one_thread_scores_and_the_others_come_back(shufflenet, square, monkeypatch, geometry):
-    scorer = make_scorer("feature", geometry, network=shufflenet)
+def test_scoring_uses_one_thread_and_restores_the_number(shufflenet, square, monkeypatch, geometry):
+    scorer: Any = make_scorer("feature", geometry, network=shufflenet)
     inside = []
     whole = type(scorer)._score_batch
     monkeypatch.setattr(
@@ -104,7 +169,7 @@ def test_one_thread_scores_and_the_others_come_back(shufflenet, square, monkeypa
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_short_numbers_are_close_and_are_not_the_same(dtype, shufflenet, square, scores_of):
+def test_half_precision_is_close_to_float32_but_not_equal(dtype, shufflenet, square, scores_of):
     long = scores_of("feature", shufflenet, square)
     short = scores_of("feature", shufflenet, square, dtype=dtype)
     for level, other in zip(long, short, strict=True):
@@ -134,10 +199,12 @@ def test_folding_the_packaged_network_changes_nothing(efficientnet, square):
     pixels = (torch.from_numpy(square).permute(0, 3, 1, 2).float() - 127) / 128
     with torch.no_grad():
         expected = plain.extract_features(pixels)
-        found = backbone.features(pixels.contiguous(memory_format=torch.channels_last), 32)
+        found, fine = backbone.features(
+            pixels.contiguous(memory_format=torch.channels_last), (32, 16)
+        )
         torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
         torch.testing.assert_close(backbone.head(found), plain(pixels), rtol=1e-3, atol=1e-3)
-        assert backbone.features(pixels, 16).shape == (4, 112, 16, 16)
+        assert fine.shape == (4, 112, 16, 16)
 
 
 def test_grad_cam_finds_the_flower(efficientnet, photographs, scores_of):
@@ -156,22 +223,24 @@ def test_grad_cam_is_its_closed_form_for_a_linear_head(efficientnet, square, sco
     backbone = efficientnet.build()
     pixels = (torch.from_numpy(square).permute(0, 3, 1, 2).float() - 127) / 128
     with torch.no_grad():
-        features = backbone.features(pixels.contiguous(memory_format=torch.channels_last), 32)
+        (features,) = backbone.features(pixels.contiguous(memory_format=torch.channels_last), (32,))
         weights = backbone.module._fc.weight[[7, 8, 9, 10]] / 64
         expected = (weights[:, :, None, None] * features).sum(dim=1).relu().numpy()
     _, fine = scores_of("grad-cam", efficientnet, square, [7, 8, "9", imagenet_classes()[10]])
     np.testing.assert_allclose(fine, expected, rtol=1e-3, atol=1e-5)
 
 
-def test_grad_cam_needs_classes_it_knows(efficientnet, square, geometry):
+def test_grad_cam_refuses_unknown_classes(efficientnet, square, geometry):
     scorer = make_scorer("grad-cam", geometry, network=efficientnet)
     scorer.check_classes(["n02119022", "277", "n15075141"])
-    with pytest.raises(ConfigError, match="class 'zebra' is none of the classifier's 1000 classes"):
+    with pytest.raises(
+        ConfigError, match="class 'zebra' is not one of the classifier's 1000 classes"
+    ):
         scorer.check_classes(["n02119022", "zebra"])
     with pytest.raises(ConfigError, match="scorer grad-cam needs labels"):
         scorer.check_classes(None)
     for hint in (1000, -1, "1000", "²", None, 1.5):
-        with pytest.raises(ConfigError, match="none of the classifier's 1000 classes"):
+        with pytest.raises(ConfigError, match="not one of the classifier's 1000 classes"):
             scorer.score(square[:1], [hint])
     with pytest.raises(ConfigError, match="scorer grad-cam needs the class for each image"):
         scorer.score(square[:1])

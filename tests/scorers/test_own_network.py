@@ -2,6 +2,7 @@
 
 import importlib
 import sys
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import torch
 import quadpipe
 from quadpipe.errors import ConfigError, JobError
 from quadpipe.scorers import find_network, make_scorer
+from reference import saliency
 
 OWN = """
 import torch
@@ -91,7 +93,7 @@ def strange():
 
 @pytest.fixture
 def own(tmp_path, monkeypatch):
-    """A module of the user's, in the working folder."""
+    """The user's module, in the working folder."""
     (tmp_path / "my_networks.py").write_text(OWN)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
@@ -100,7 +102,7 @@ def own(tmp_path, monkeypatch):
     importlib.invalidate_caches()
 
 
-def test_a_network_of_ones_own(own, square, scores_of):
+def test_a_users_network_scores_images(own, square, scores_of):
     tokenizer = quadpipe.Tokenizer(scorer="feature", backbone="my_networks:make")
     assert tokenizer.scorer.parameters == {
         "backbone": "my_networks:make", "dtype": "float32", "stride": 16, "distance": "mse",
@@ -112,7 +114,22 @@ def test_a_network_of_ones_own(own, square, scores_of):
         quadpipe.Tokenizer(scorer="feature", backbone="my_networks:make", scorer_stride=32)
 
 
-def test_a_network_of_ones_own_takes_weights_from_a_file(own, tmp_path, square, scores_of):
+def test_feature_saliency_of_a_network_with_one_stride_has_no_z_score(own, square, scores_of):
+    network = find_network("my_networks:make")
+    backbone = network.build()
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (backbone.mean, backbone.std))
+    with torch.no_grad():
+        features = backbone.module(
+            (torch.from_numpy(square).permute(0, 3, 1, 2) / 255 - mean) / std
+        )
+    maps = scores_of("feature-saliency", network, square)
+    for level, side in zip(maps, (64, 32), strict=True):
+        for image, last, found in zip(square, features.numpy(), level, strict=True):
+            expected = saliency.feature_importance(image, {16: last}, side)
+            np.testing.assert_allclose(found, expected, rtol=1e-3)
+
+
+def test_a_users_network_takes_weights_from_a_file(own, tmp_path, square, scores_of):
     changed = find_network("my_networks:other")
     torch.save(changed.build().module.state_dict(), tmp_path / "other.pth")
     loaded = find_network("my_networks:make", tmp_path / "other.pth")
@@ -124,7 +141,8 @@ def test_a_network_of_ones_own_takes_weights_from_a_file(own, tmp_path, square, 
 
 def test_a_network_that_has_changed_is_not_run(own):
     network = find_network("my_networks:make")
-    sys.modules["my_networks"].make = sys.modules["my_networks"].other
+    module: Any = sys.modules["my_networks"]
+    module.make = module.other
     with pytest.raises(JobError, match="my_networks:make has other weights than when it was first"):
         network.build()
 
@@ -136,9 +154,9 @@ def test_a_network_that_has_changed_is_not_run(own):
         ("my_networks:nothing", "cannot be made: AttributeError: module 'my_networks' has no"),
         ("my_networks:wrong", "cannot be made: TypeError: cannot unpack"),
         ("my_networks:fails", "cannot be made: RuntimeError: no GPU; give MODULE:CALLABLE"),
-        ("my_networks:names", "the classes of backbone my_networks:names are no list of names"),
+        ("my_networks:names", "the classes of backbone my_networks:names must be a list of names"),
         ("my_networks:strange", "returned str and 16; it must return an nn.Module"),
-        ("resnet50", "there is no backbone 'resnet50'; use one of shufflenet-v2-x0.5, eff"),
+        ("resnet50", "unknown backbone 'resnet50'; use one of shufflenet-v2-x0.5, eff"),
     ],
 )
 def test_networks_that_cannot_be_made_are_refused(own, target, message):
@@ -158,7 +176,7 @@ def test_networks_that_cannot_be_made_are_refused(own, target, message):
         ("last", r"gave \[1, 16, 16, 4\] for images"),
     ],
 )
-def test_networks_that_give_something_else_are_refused(own, kind, message):
+def test_networks_with_invalid_outputs_are_refused(own, kind, message):
     with pytest.raises(ConfigError, match=message):
         quadpipe.Tokenizer(scorer="feature", backbone=f"my_networks:odd_{kind}")
 
@@ -166,7 +184,7 @@ def test_networks_that_give_something_else_are_refused(own, kind, message):
 def test_importances_that_are_not_finite_name_the_network(
     shufflenet, square, monkeypatch, geometry
 ):
-    scorer = make_scorer("feature", geometry, network=shufflenet)
+    scorer: Any = make_scorer("feature", geometry, network=shufflenet)
     whole = scorer._distances
     monkeypatch.setattr(scorer, "_distances", lambda *both: whole(*both) / 0)
     with pytest.raises(ConfigError, match="shufflenet-v2-x0.5 gave importances that are not fin"):
@@ -198,23 +216,32 @@ def test_a_configuration_from_a_file_runs_no_code(own):
         ),
         (
             {"scorer": "pixel-blur", "scorer_stride": 16},
-            "scorer_stride is for scorer feature, not pixel-blur; leave it out",
+            "scorer_stride is for scorer feature, not pixel-blur; omit it",
         ),
         (
             {"scorer": "entropy", "backbone": "efficientnet-lite0"},
-            "backbone is for scorer feature and grad-cam, not entropy; leave it out",
+            "backbone is for scorer feature and feature-saliency and grad-cam, not entropy",
         ),
-        ({"scorer": "entropy"}, "scorer entropy has no network; leave out the scorer's weights"),
+        ({"scorer_blur": "4x"}, "scorer_blur '4x' is not one of each, 2x"),
+        (
+            {"scorer": "feature-saliency", "scorer_blur": "2x"},
+            "scorer_blur is for scorer feature, not feature-saliency; omit it",
+        ),
+        (
+            {"scorer": "saliency", "scorer_blur": "2x"},
+            "scorer_blur is for scorer feature, not saliency; omit it",
+        ),
+        ({"scorer": "entropy"}, "scorer entropy has no network; omit the scorer's weights"),
     ],
 )
-def test_options_that_do_not_fit_are_refused(options, message, shufflenet_weights):
+def test_options_that_do_not_apply_are_refused(options, message, shufflenet_weights):
     if options.get("scorer", "feature") == "feature" or len(options) == 1:
         options = options | {"scorer_weights": shufflenet_weights}
     with pytest.raises(ConfigError, match=message):
         quadpipe.Tokenizer(**{"scorer": "feature", **options})
 
 
-def test_a_gpu_that_is_not_there_is_a_clear_error(shufflenet, geometry):
+def test_a_missing_gpu_is_a_clear_error(shufflenet, geometry):
     if torch.cuda.is_available():
         pytest.skip("there is one")
     with pytest.raises(ConfigError, match="torch finds no GPU here"):

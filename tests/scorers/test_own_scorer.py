@@ -3,12 +3,12 @@
 import importlib
 import json
 import shutil
-import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
+from command_line import run_cli
+from job_runs import tokenize_small
 
 import quadpipe
 from quadpipe.errors import ConfigError, JobError
@@ -91,11 +91,6 @@ def own(tmp_path, monkeypatch):
     importlib.invalidate_caches()
 
 
-def cli(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
-    given = [sys.executable, "-m", "quadpipe.cli", *map(str, arguments)]
-    return subprocess.run(given, cwd=cwd, capture_output=True, text=True)
-
-
 def test_bright_patches_are_split_first(own):
     image = np.zeros((256, 256, 3), np.uint8)
     image[:64, 192:] = 255
@@ -112,7 +107,7 @@ def test_process_and_workers_give_the_same_bytes_and_verify_names_the_scorer(
 ):
     given = ("tokenize", "--in", image_folder, "--scorer", "my_scorers:Brightness", "--limit", 6)
     for out, more in (("one", ("--in-process",)), ("two", ("--workers", 1))):
-        done = cli(*given, "--out", out, *more, cwd=tmp_path)
+        done = run_cli(*given, "--out", out, *more, cwd=tmp_path)
         assert done.returncode == 0, done.stderr
     files = files_of(tmp_path / "one")
     assert files == files_of(tmp_path / "two")
@@ -121,10 +116,10 @@ def test_process_and_workers_give_the_same_bytes_and_verify_names_the_scorer(
         assert document[part]["scorer"] == "my_scorers:Brightness"
         assert document["scorer"]["name"] == "my_scorers:Brightness"
     verify = ("verify", "one", "--deep", "--in", image_folder)
-    refused = cli(*verify, cwd=tmp_path)
+    refused = run_cli(*verify, cwd=tmp_path)
     assert refused.returncode == 2
     assert "name it with --scorer my_scorers:Brightness" in refused.stderr
-    done = cli(*verify, "--scorer", "my_scorers:Brightness", cwd=tmp_path)
+    done = run_cli(*verify, "--scorer", "my_scorers:Brightness", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "6 inputs retokenized" in done.stdout
 
@@ -163,16 +158,13 @@ def test_a_dataset_does_not_run_the_scorer_that_it_names(own, image_folder, tmp_
 def test_predict_runs_the_scorer_only_if_the_user_names_it(own, image_folder, tmp_path):
     from quadpipe.model import train
 
-    quadpipe.tokenize(
-        image_folder, tmp_path / "shards", image_size=64, patch_size=8, max_patch_size=32,
-        tokens=40, in_process=True, limit=6, scorer="my_scorers:Brightness",
-    )  # fmt: skip
+    tokenize_small(image_folder, tmp_path / "shards", limit=6, scorer="my_scorers:Brightness")
     train(tmp_path / "shards", tmp_path / "run", model="nano", epochs=1, batch_size=2, device="cpu")
     shutil.copy(next(image_folder.rglob("*.jpg")), tmp_path / "a.jpg")
-    refused = cli("predict", "run", "a.jpg", cwd=tmp_path)
+    refused = run_cli("predict", "run", "a.jpg", cwd=tmp_path)
     assert refused.returncode == 2
     assert "name it with --scorer my_scorers:Brightness" in refused.stderr
-    done = cli("predict", "run", "a.jpg", "--scorer", "my_scorers:Brightness", cwd=tmp_path)
+    done = run_cli("predict", "run", "a.jpg", "--scorer", "my_scorers:Brightness", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
 
 
@@ -205,9 +197,7 @@ def test_a_scorer_that_differs_on_another_machine_is_not_run(own):
     ],
 )
 @pytest.mark.filterwarnings("ignore:divide by zero")
-def test_scorers_that_cannot_work_are_refused_before_the_job(
-    own, target, message, image_folder, tmp_path
-):
+def test_invalid_scorers_are_refused_before_the_job(own, target, message, image_folder, tmp_path):
     with pytest.raises(ConfigError, match=f"scorer {target} {message}"):
         quadpipe.tokenize(image_folder, tmp_path / "out", scorer=target, in_process=True)
     assert not (tmp_path / "out").exists()
@@ -220,7 +210,7 @@ def test_scorers_that_cannot_work_are_refused_before_the_job(
             {"backbone": "efficientnet-lite0"},
             "backbone is for scorer feature and grad-cam, not my_",
         ),
-        ({"scorer_weights": "x.pth"}, "scorer my_scorers:Brightness has no network; leave out the"),
+        ({"scorer_weights": "x.pth"}, "scorer my_scorers:Brightness has no network; omit the"),
         ({"scorers": 1}, "scorer my_scorers:Brightness has no network to run in actors"),
     ],
 )

@@ -14,9 +14,9 @@ WIDE = Geometry(height=64, width=128, patch_size=16, max_patch_size=64)
 
 
 @pytest.mark.parametrize("cells", [1, 4, 5, 7, 8, 12, 16, 32])
-def test_a_patch_has_the_mean_of_what_lies_under_it(cells):
+def test_importance_is_the_mean_of_the_map_over_the_patch(cells):
     importance = np.random.default_rng(cells).random((cells, cells))
-    # So many pixels a side that cells and patches are whole numbers of them.
+    # A side that is a whole number of cells and of patches.
     pixels = np.lcm(cells, 8)
     fine = importance.repeat(pixels // cells, 0).repeat(pixels // cells, 1)
     for level in map_levels(importance, GEOMETRY):
@@ -37,7 +37,7 @@ def test_a_large_map_of_odd_sides_takes_little_memory():
     assert peak < 40e6
 
 
-def test_a_map_that_cannot_be_looked_at_is_not_missing(tmp_path):
+def test_an_unreadable_map_is_not_reported_missing(tmp_path):
     (tmp_path / "cat.npy").symlink_to("cat.npy")
     with pytest.raises(SourceError, match=r"cannot read cat\.npy"):
         read_map(tmp_path, "cat.jpg", GEOMETRY)
@@ -67,7 +67,7 @@ def test_a_boolean_map_counts_as_ones_and_zeros(tmp_path):
             np.testing.assert_array_equal(level, expected)
 
 
-def test_a_map_draws_the_quadtree_that_it_asks_for(square):
+def test_a_map_decides_the_quadtree(square):
     importance = np.zeros((16, 16), np.float32)
     importance[4:8, 8:12] = 1
     mosaic = quadpipe.Tokenizer(scorer="precomputed", tokens=31)(square[0], importance)
@@ -79,7 +79,7 @@ def test_a_map_draws_the_quadtree_that_it_asks_for(square):
     np.testing.assert_array_equal(both[0].nodes, mosaic.nodes)
 
 
-def test_maps_of_each_scale_are_taken_as_they_are(tmp_path):
+def test_maps_of_each_scale_are_used_unchanged(tmp_path):
     rng = np.random.default_rng(0)
     maps = [rng.random((side, side)).astype(np.float32) for side in (4, 8)]
     found = make_scorer("precomputed", GEOMETRY).score(np.zeros((1, 256, 256, 3), np.uint8), [maps])
@@ -94,7 +94,7 @@ def test_maps_of_each_scale_are_taken_as_they_are(tmp_path):
         read_map(tmp_path, "cat.jpg", GEOMETRY)
 
 
-def test_maps_lie_under_the_images_names(tmp_path):
+def test_maps_are_found_by_the_names_of_the_images(tmp_path):
     (tmp_path / "a b" / "c\n").mkdir(parents=True)
     np.save(tmp_path / "a b" / "c\n" / "cat.v2.npy", np.eye(16))
     coarse, _ = read_map(tmp_path, "a b/c%0A/cat.v2.jpeg", GEOMETRY)
@@ -114,7 +114,7 @@ def test_maps_lie_under_the_images_names(tmp_path):
         ("cat", "must be real numbers"),
     ],
 )
-def test_maps_that_are_none_are_refused(importance, message):
+def test_invalid_maps_are_refused(importance, message):
     with pytest.raises(ConfigError, match=message):
         map_levels(importance, GEOMETRY)
 
@@ -162,14 +162,14 @@ def test_hostile_maps_are_rejects(data, message, tmp_path):
 @pytest.mark.parametrize(
     "path", ["/etc/cat.jpg", "../cat.jpg", "a/../../cat.jpg", "%2E%2E/cat.jpg"]
 )
-def test_names_do_not_lead_out_of_the_folder(path, tmp_path):
+def test_names_do_not_lead_outside_the_folder_of_maps(path, tmp_path):
     np.save(tmp_path / "cat.npy", np.eye(16))
     (tmp_path / "maps").mkdir()
     with pytest.raises(RejectError, match="no_map"):
         read_map(tmp_path / "maps", path, GEOMETRY)
 
 
-def test_one_map_from_a_file(tmp_path):
+def test_one_map_is_read_from_a_file(tmp_path):
     np.save(tmp_path / "x.npy", np.asfortranarray(np.arange(16.0).reshape(4, 4)))
     np.testing.assert_array_equal(read_array(tmp_path / "x.npy"), np.arange(16.0).reshape(4, 4))
     (tmp_path / "y.npy").write_text("hello")

@@ -25,7 +25,7 @@ def geometry(height=256, width=256, patch_size=16, max_patch_size=64) -> Geometr
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_pixel_blur_is_that_of_the_papers_code(name):
+def test_pixel_blur_equals_the_papers_code(name):
     size, patch, largest, tokens = map(int, name.split("_"))
     shape = geometry(size, size, patch, largest)
     with np.load(GOLDEN) as arrays:
@@ -51,7 +51,7 @@ def test_pixel_blur_is_that_of_the_papers_code(name):
     st.integers(1, 2),
     st.integers(0, 2**32 - 1),
 )
-def test_pixel_blur_agrees_with_its_definition(sides, rows, columns, seed):
+def test_pixel_blur_equals_its_definition(sides, rows, columns, seed):
     patch, largest = sides
     shape = geometry(rows * largest, columns * largest, patch, largest)
     rng = np.random.default_rng(seed)
@@ -88,14 +88,14 @@ def test_random_depends_on_the_seed_and_on_the_image(square):
     assert abs(scores[0].mean() - 0.5) < 0.1
 
 
-def test_random_gives_the_same_numbers_for_ever():
+def test_random_scores_are_pinned():
     image = np.zeros((1, 128, 128, 3), np.uint8)
     coarse, _ = make_scorer("random", geometry(128, 128), seed=3).score(image)
     expected = [0.2581133246421814, 0.7915343642234802, 0.5988836884498596, 0.991263747215271]
     np.testing.assert_array_equal(coarse.ravel(), np.array(expected, np.float32))
 
 
-def test_uniform_has_nothing_to_score():
+def test_uniform_has_no_patches_to_score():
     assert (
         make_scorer("uniform", geometry(max_patch_size=16)).score(np.zeros((2, 256, 256, 3))) == []
     )
@@ -108,7 +108,7 @@ def test_a_scorer_can_be_made_again_from_its_parameters(name, square):
     beside: dict[str, Any] = (
         {"network": find_network("efficientnet-lite0")} if kind.uses_network else {}
     )
-    hints = {"grad-cam": [985, 985, 425, 425], "precomputed": [np.eye(16)] * 4}.get(name)
+    hints: Any = {"grad-cam": [985, 985, 425, 425], "precomputed": [np.eye(16)] * 4}.get(name)
     scorer = make_scorer(name, shape, **beside)
     again = make_scorer(name, shape, **beside, **scorer.parameters)
     assert again.as_json() == scorer.as_json()
@@ -117,7 +117,7 @@ def test_a_scorer_can_be_made_again_from_its_parameters(name, square):
 
 
 @pytest.mark.parametrize("name", SCORERS)
-def test_every_scorer_scores_no_images(name):
+def test_every_scorer_accepts_an_empty_batch(name):
     kind = SCORERS[name]
     shape = geometry(max_patch_size=16) if name == "uniform" else geometry()
     beside: dict[str, Any] = (
@@ -128,7 +128,7 @@ def test_every_scorer_scores_no_images(name):
     assert [level.shape for level in maps] == expected
 
 
-def test_every_scorer_says_what_it_is():
+def test_every_scorer_describes_itself():
     for name, kind in SCORERS.items():
         assert kind.name == name
         assert kind.summary
@@ -140,7 +140,7 @@ def test_every_scorer_says_what_it_is():
 @pytest.mark.parametrize(
     ("name", "shape", "message"),
     [
-        ("nonsense", geometry(), "there is no scorer 'nonsense'; use one of saliency"),
+        ("nonsense", geometry(), "unknown scorer 'nonsense'; use one of saliency"),
         ("uniform", geometry(), "give max_patch_size 16, equal to patch_size, and 256 tokens"),
         ("pixel-blur", geometry(max_patch_size=16), "nothing to score; use scorer uniform"),
         (
@@ -150,7 +150,7 @@ def test_every_scorer_says_what_it_is():
         ),
     ],
 )
-def test_scorers_that_do_not_fit_are_refused_with_advice(name, shape, message):
+def test_invalid_scorers_are_refused_with_the_next_step(name, shape, message):
     with pytest.raises(ConfigError, match=message):
         make_scorer(name, shape)
 

@@ -27,7 +27,7 @@ def front_matter(text: str) -> dict:
     return yaml.safe_load(matter)
 
 
-def test_the_front_matter_tells_the_hub_what_there_is(manifest):
+def test_the_front_matter_describes_the_dataset_to_the_hub(manifest):
     matter = front_matter(card(manifest))
     assert matter["pretty_name"] == 'Temples: "old" ones'
     assert matter["license"] == "cc-by-4.0"
@@ -61,7 +61,7 @@ def test_the_text_counts_and_names_the_source(manifest):
     ("samples", "category"),
     [(999, "n<1K"), (1000, "1K<n<10K"), (1_281_167, "1M<n<10M"), (10**9, "n>1B")],
 )
-def test_the_size_category_is_one_of_the_hubs(manifest, samples, category):
+def test_the_size_category_is_one_of_those_of_the_hub(manifest, samples, category):
     split = replace(manifest.splits["train"], samples=samples, inputs=samples)
     text = card(replace(manifest, splits={"train": split}))
     assert front_matter(text)["size_categories"] == [category]

@@ -66,7 +66,7 @@ def test_other_arrays_are_refused(data, message):
 
 @pytest.mark.parametrize("count", [1, 2, 3, 4, 5, 128, 130])
 @pytest.mark.parametrize("name", ["raw", "png", "jpg"])
-def test_a_codec_gives_the_tokens_back(name, count, square):
+def test_a_codec_round_trips_tokens(name, count, square):
     tokens = square[0].reshape(16, 16, 16, 16, 3).swapaxes(1, 2).reshape(256, 16, 16, 3)[:count]
     codec = Codec(name=name, patch_size=16)
     found = codec.decode(codec.encode(tokens), count)
@@ -83,7 +83,7 @@ def test_jpg_does_not_mix_tokens():
     assert abs(codec.decode(codec.encode(tokens), 4).astype(int) - tokens).max() <= 3
 
 
-def test_free_cells_of_the_image_repeat_the_last_token(square):
+def test_unused_cells_of_the_image_repeat_the_last_token(square):
     tokens = square[0].reshape(16, 16, 16, 16, 3).swapaxes(1, 2).reshape(256, 16, 16, 3)[:5]
     image = np.asarray(Image.open(io.BytesIO(Codec(name="png", patch_size=16).encode(tokens))))
     assert image.shape == (32, 48, 3)
@@ -98,7 +98,7 @@ def test_free_cells_of_the_image_repeat_the_last_token(square):
         ({"name": "jpg", "quality": 0, "patch_size": 16}, "quality 0 is not from 1 to 100"),
     ],
 )
-def test_codecs_that_cannot_work_are_refused(options, message):
+def test_invalid_codecs_are_refused(options, message):
     with pytest.raises(ConfigError, match=message):
         Codec(**options)
 
@@ -118,7 +118,7 @@ def archive(*members: tuple[str, bytes]) -> bytes:
     return b"".join(member_bytes(name, data) for name, data in members) + END
 
 
-def test_archives_are_tars():
+def test_archives_are_read_by_tarfile():
     members = [("0000000000.a", b"x" * 511), ("0000000000.b", b""), ("0000000001.a", b"y" * 1024)]
     data = archive(*members)
     with tarfile.open(fileobj=io.BytesIO(data)) as tar:
@@ -145,7 +145,7 @@ def read_all(data: bytes) -> None:
 
 
 @pytest.mark.parametrize("length", [0, 100, 512, 700, 1024, 1535, 1536, 2047])
-def test_archives_cut_short_are_refused(length):
+def test_truncated_archives_are_refused(length):
     data = archive(("0000000000.a", b"x" * 600))
     assert len(data) == 512 + 1024 + 1024
     with pytest.raises(ShardError, match="cut short"):
@@ -167,5 +167,5 @@ def test_damaged_and_hostile_headers_are_refused():
             read_all(header + END)
     claims = tarfile.TarInfo("large")
     claims.size = 8 * 2**30 - 1
-    with pytest.raises(ShardError, match="cut short: 'large' ends after the 1536 bytes there are"):
+    with pytest.raises(ShardError, match="cut short: 'large' ends beyond the 1536 available bytes"):
         read_all(claims.tobuf(tarfile.USTAR_FORMAT) + END)

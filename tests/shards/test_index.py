@@ -1,4 +1,4 @@
-"""The index of samples: what it holds, what it finds, and datasets without one."""
+"""The index of samples: its contents, the damage it finds, and datasets without one."""
 
 import hashlib
 import json
@@ -30,7 +30,7 @@ def dataset(whole, tmp_path) -> Path:
     return Path(shutil.copytree(whole, tmp_path / "shards"))
 
 
-def test_the_index_opens_with_numpy_alone_and_says_where_samples_lie(whole):
+def test_the_index_opens_with_numpy_alone_and_holds_the_offsets_of_samples(whole):
     rows = np.load(whole / "train.index.npy", mmap_mode="r")
     assert rows.dtype == ROW
     manifest = json.loads((whole / "dataset.json").read_text())
@@ -77,7 +77,7 @@ def test_changed_pixels_of_the_right_size_are_refused_or_skipped(dataset):
         assert batch.keys == ["" if key in lost else key for key in keys]
 
 
-def test_local_samples_are_compared_when_they_are_read_first(dataset):
+def test_local_samples_are_compared_with_checksums_on_the_first_read(dataset):
     once, always = (Loader(dataset, batch_size=4, verify=verify) for verify in ("first", "always"))
     for loader in (once, always):
         for epoch in (0, 2):
@@ -91,7 +91,7 @@ def test_local_samples_are_compared_when_they_are_read_first(dataset):
         Loader(dataset, batch_size=4, verify="often")
 
 
-def test_samples_left_out_of_the_first_epoch_are_compared_later(dataset):
+def test_samples_left_out_of_the_first_epoch_are_compared_with_checksums_later(dataset):
     loader = Loader(dataset, batch_size=4)
     seen = {key for batch in loader.epoch(0, consumed=8) for key in batch.keys}
     blacken(dataset)
@@ -100,7 +100,7 @@ def test_samples_left_out_of_the_first_epoch_are_compared_later(dataset):
         list(loader.epoch(2))
 
 
-def test_remote_samples_are_compared_every_time(dataset):
+def test_remote_samples_are_compared_with_checksums_on_every_read(dataset):
     memory = fsspec.filesystem("memory")
     memory.put(str(dataset), "/republished", recursive=True)
     loader = Loader("memory://republished", batch_size=4)
@@ -165,7 +165,7 @@ def test_an_index_with_a_sample_of_negative_size_is_refused(dataset):
         Loader(dataset, batch_size=4)
 
 
-def test_a_checksum_of_zero_stands_for_none(dataset):
+def test_a_checksum_of_zero_means_no_checksum(dataset):
     rows = np.load(dataset / "train.index.npy")
     rows["checksum"] = 0
     put_index(dataset, "train", rows)
@@ -192,12 +192,12 @@ def test_a_marker_that_claims_other_samples_than_it_lists_is_not_readable(datase
     assert finding.endswith("000000.json")
 
 
-def test_offsets_of_a_stranger_in_the_middle_of_samples_lose_those_samples(dataset):
+def test_wrong_offsets_in_the_index_lose_only_their_samples(dataset):
     rows = np.load(dataset / "train.index.npy")
     rows["size"][0] += 512
     rows["offset"][1] += 512
     rows["size"][1] -= 512
-    rows["checksum"][:2] = 0  # a stranger need not give any
+    rows["checksum"][:2] = 0  # checksums are optional
     put_index(dataset, "train", rows)
     with pytest.raises(ShardError, match=r"train-000000\.tar: "):
         list(Loader(dataset, batch_size=4).epoch(0))
@@ -205,7 +205,7 @@ def test_offsets_of_a_stranger_in_the_middle_of_samples_lose_those_samples(datas
     assert sum(batch.skipped for batch in loader.epoch(0)) == 2
 
 
-def test_a_dataset_without_an_index_loads_and_says_so_once(dataset, caplog):
+def test_a_dataset_without_an_index_loads_with_one_warning(dataset, caplog):
     expected = [batch.keys for batch in Loader(dataset, batch_size=4).epoch(0)]
     remove_index(dataset)
     opened = quadpipe.Dataset(dataset)
@@ -218,7 +218,7 @@ def test_a_dataset_without_an_index_loads_and_says_so_once(dataset, caplog):
 
 
 def strip_markers(dataset: Path) -> None:
-    """As they were before there was an index."""
+    """Make markers like those of versions that wrote no index."""
     for path in (dataset / ".quadpipe/markers").rglob("*.json"):
         marker = json.loads(path.read_text())
         for view in marker["views"]:
@@ -252,7 +252,7 @@ def test_a_job_of_an_old_version_is_finished_with_the_same_bytes(tmp_path, files
             assert found[name] == expected[name], name
 
 
-def test_an_old_tar_whose_samples_have_no_label_is_not_taken_for_whole(tmp_path):
+def test_an_old_tar_whose_samples_lack_labels_is_refused(tmp_path):
     dataset = make_dataset(tmp_path)
     strip_markers(dataset)
     (dataset / "dataset.json").unlink()

@@ -13,6 +13,7 @@ from quadpipe.errors import ShardError
 from quadpipe.loader import Loader
 from quadpipe.shards.format import Codec
 from quadpipe.shards.members import MEMBERS, Member
+from quadpipe.shards.reader import Sample
 from quadpipe.shards.tar import read_members
 from quadpipe.shards.writer import ShardWriter
 
@@ -35,7 +36,7 @@ def rewrite(dataset: Path, extra: dict[str, Any]) -> bytes:
     return file.getvalue()
 
 
-def first(dataset: Path) -> object:
+def first(dataset: Path) -> Sample:
     return next(quadpipe.Dataset(dataset).samples("train"))
 
 

@@ -2,9 +2,9 @@
 
     python tests/soak/images.py [--minutes 5] [--seed 0] [--keep FOLDER]
 
-A process of its own decodes corpus after corpus, each by the next seed. Every file is decoded
+A child process decodes corpus after corpus, each by the next seed. Every file is decoded
 twice, with other bytes in fresh memory each time: pixels that differ were never written. A file
-that ends its process, takes longer than 20 s, raises what is no reject, or differs is kept.
+that ends its process, takes longer than 20 s, raises anything but a reject, or differs is kept.
 """
 
 import argparse
@@ -39,15 +39,15 @@ def main() -> int:
     while time.monotonic() < end:
         start = 0
         while start < COUNT:
-            heard = listen(seed, start, end)
-            outcomes += heard.outcomes
-            peak, slowest = max(peak, heard.peak), max(slowest, heard.slowest)
-            for name, what in heard.bad.items():
+            results = decode_in_process(seed, start, end)
+            outcomes += results.outcomes
+            peak, slowest = max(peak, results.peak), max(slowest, results.slowest)
+            for name, what in results.bad.items():
                 print(f"seed {seed} {name}: {what}", flush=True)
                 options.keep.mkdir(parents=True, exist_ok=True)
                 data = next(d for n, d in corpus(seed, COUNT) if n == name)
                 (options.keep / f"{seed}-{name}").write_bytes(data)
-            start = heard.next
+            start = results.next
         seed += 1
     print(f"{outcomes.total():,} files, {seed - options.seed} seeds from {options.seed}")
     for outcome, count in outcomes.most_common():
@@ -56,8 +56,8 @@ def main() -> int:
     return int(any(outcomes[kind] for kind in ("crash", "hang", "raised", "differs")))
 
 
-class Heard:
-    """What one process said of the files of a corpus, from one on."""
+class Results:
+    """The outcomes of one process for the files of a corpus, from `start` on."""
 
     def __init__(self, start: int) -> None:
         self.next, self.peak, self.slowest = start, 0, (0.0, "")
@@ -73,44 +73,44 @@ class Heard:
             self.bad[name] = outcome
 
 
-def listen(seed: int, start: int, end: float) -> Heard:
-    """Start a process on a corpus; it is over when the process is, or when it must be stopped."""
+def decode_in_process(seed: int, start: int, end: float) -> Results:
+    """Start a process on a corpus and collect its outcomes until it ends or is stopped."""
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe(duplex=False)
     process = context.Process(target=decode_all, args=(seed, start, theirs))
     process.start()
     theirs.close()
-    heard, name = Heard(start), ""
+    results, name = Results(start), ""
     try:
         while True:
             began = time.monotonic()
             if not ours.poll(HANG if name else 300):
                 process.kill()
-                heard.file(name, "hang", HANG)
-                return heard
+                results.file(name, "hang", HANG)
+                return results
             kind, value = ours.recv()
             if kind == "begin":
                 name = value
             elif kind == "done":
-                heard.file(name, value, time.monotonic() - began)
+                results.file(name, value, time.monotonic() - began)
                 name = ""
                 if time.monotonic() > end:
                     process.kill()
-                    heard.next = COUNT
-                    return heard
+                    results.next = COUNT
+                    return results
             else:
-                heard.peak, heard.next = value, COUNT
-                return heard
+                results.peak, results.next = value, COUNT
+                return results
     except EOFError:
         process.join()
-        heard.file(name, f"crash: exit code {process.exitcode}", 0.0)
-        return heard
+        results.file(name, f"crash: exit code {process.exitcode}", 0.0)
+        return results
     finally:
         process.join()
 
 
 def decode_all(seed: int, start: int, connection: Connection) -> None:
-    """In the process of its own: tell what begins, what came of it, and the peak in KiB."""
+    """In the child process: send each name, its outcome, and at the end the peak memory in KiB."""
     perturb: Callable[[int, int], object] = getattr(
         ctypes.CDLL(None), "mallopt", lambda option, value: None
     )
@@ -134,14 +134,14 @@ def decode_all(seed: int, start: int, connection: Connection) -> None:
 def outcome_of(data: bytes) -> str:
     """A digest of a centre crop and a random crop, the reason of the reject, or what was raised."""
     from quadpipe.errors import RejectError
-    from quadpipe.images.crop import centre_box, decode_and_resample, random_box
+    from quadpipe.images.crop import center_box, decode_and_resample, random_box
     from quadpipe.images.decode import EncodedImage
 
     digest = hashlib.sha256()
     try:
         image = EncodedImage(data)
         for box in (
-            centre_box(image.width, image.height, (16, 16), 0.875),
+            center_box(image.width, image.height, (16, 16), 0.875),
             random_box(image.width, image.height, (0.1, 1.0), (0.75, 4 / 3), "soak"),
         ):
             pixels = decode_and_resample(image, box, (16, 16))

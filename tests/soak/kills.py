@@ -1,4 +1,4 @@
-"""Jobs under Ray of which any process is killed at any time: is anything lost or twice?
+"""Jobs under Ray whose processes are killed at random: is any sample lost or duplicated?
 
     python tests/soak/kills.py [--minutes 5] [--seed 0] [--scorers 1]
 
@@ -90,7 +90,7 @@ def run(folder: Path, out: str, *more: str) -> subprocess.Popen:
 
 
 def disturb(process: subprocess.Popen, kills: int, numbers: random.Random) -> Counter[str]:
-    """Kill so many of the processes of a run, at random times; their kinds."""
+    """Kill `kills` processes of a run at random times; count them by kind."""
     killed: Counter[str] = Counter()
     for _ in range(kills):
         time.sleep(numbers.uniform(0.2, 5))

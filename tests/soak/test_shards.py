@@ -8,13 +8,13 @@ from quadpipe.shards.manifest import Manifest
 from soak import shards
 
 
-def test_damage_of_all_kinds_ends_in_an_error_of_ours_or_is_skipped(tmp_path):
+def test_damage_of_every_kind_raises_a_quadpipe_error_or_is_skipped(tmp_path):
     cases, findings = shards.run(seed=0, seconds=60, keep=tmp_path / "found", most=150)
     assert findings == []
     assert cases > 20
 
 
-def test_a_case_is_damaged_alike_each_time(tmp_path):
+def test_a_case_is_damaged_the_same_way_each_time(tmp_path):
     whole = make_dataset(tmp_path)
     results = []
     for copy in (tmp_path / "one", tmp_path / "other"):
@@ -25,7 +25,7 @@ def test_a_case_is_damaged_alike_each_time(tmp_path):
     assert results[0] == results[1]
 
 
-def test_an_error_that_is_not_ours_is_a_finding(tmp_path, monkeypatch):
+def test_an_error_that_is_not_a_quadpipe_error_is_a_finding(tmp_path, monkeypatch):
     def broken(folder: object) -> None:
         raise OverflowError("too large for a float")
 

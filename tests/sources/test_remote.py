@@ -5,11 +5,11 @@ import pickle
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 from uuid import uuid4
 
 import fsspec
 import pytest
+from job_runs import SMALL
 from source_files import list_inputs, make_tar, rows, write
 
 import quadpipe
@@ -18,20 +18,12 @@ from quadpipe.errors import ConfigError, RejectError, SourceError
 from quadpipe.job.reproduce import Reproducer
 from quadpipe.sources import Input, open_source
 
-OPTIONS: dict[str, Any] = {
-    "image_size": 64,
-    "patch_size": 8,
-    "max_patch_size": 32,
-    "tokens": 40,
-    "samples_per_shard": 8,
-    "val_share": 0.2,
-    "in_process": True,
-}
+OPTIONS = SMALL | {"samples_per_shard": 8, "val_share": 0.2}
 
 
 @pytest.fixture
 def url() -> Iterator[str]:
-    """A place in memory for each test."""
+    """A separate URL in memory for each test."""
     name = uuid4().hex
     yield f"memory://{name}/data"
     system = fsspec.filesystem("memory")

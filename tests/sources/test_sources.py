@@ -15,7 +15,7 @@ from quadpipe.sources import open_source
 from quadpipe.sources.listing import Input, Span
 
 
-def test_classes_are_the_first_folders_however_deep_the_images_lie(tmp_path):
+def test_classes_are_the_top_folders_however_deep_the_images_are(tmp_path):
     write(tmp_path, "b/2.JPEG", "a/deep/down/1.png", "a/0.webp", "c/x.tiff")
     inputs = list_inputs(tmp_path)
     assert inputs.classes == ["a", "b", "c"]
@@ -56,7 +56,7 @@ def test_split_folders_may_have_other_names_and_capitals(name, other, tmp_path):
 @pytest.mark.parametrize(
     "other", ["__MACOSX/train/._1.jpg", "annotations/a/1.xml", "notes/.1.jpg", "val/readme"]
 )
-def test_top_folders_without_images_beside_splits_are_passed_over_and_counted(other, tmp_path):
+def test_top_folders_without_images_beside_splits_are_skipped_and_counted(other, tmp_path):
     write(tmp_path, "train/a/1.jpg", "valid/b/1.jpg", other, "LICENSE")
     (tmp_path / "empty").mkdir()
     inputs = list_inputs(tmp_path)
@@ -66,7 +66,7 @@ def test_top_folders_without_images_beside_splits_are_passed_over_and_counted(ot
 
 
 @pytest.mark.parametrize("other", ["extra/deep/1.jpg", "1.jpg"])
-def test_split_folders_beside_other_images_are_refused_until_a_reading_is_chosen(other, tmp_path):
+def test_split_folders_beside_other_images_are_refused_without_split(other, tmp_path):
     write(tmp_path, "train/1.jpg", "Val/1.jpg", other)
     message = (
         rf"folders named as splits \(Val, train\) and other images beside them "
@@ -89,7 +89,7 @@ def test_an_empty_folder_named_as_a_split_leaves_classes_as_they_are(tmp_path):
     assert list(list_inputs(tmp_path).splits) == ["train"]
 
 
-def test_a_single_class_is_said(tmp_path):
+def test_a_single_class_is_a_warning(tmp_path):
     write(tmp_path, "imagenet/n01/1.jpg", "imagenet/n02/1.jpg")
     (warning,) = list_inputs(tmp_path).warnings
     assert "all images are of one class, 'imagenet'; if its folder holds the folders" in warning
@@ -97,7 +97,7 @@ def test_a_single_class_is_said(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["ILSVRC2012_devkit.tar.gz", "train/zz.tgz", "zz.tar.xz"])
-def test_compressed_archives_beside_images_are_passed_over_and_counted(name, tmp_path):
+def test_compressed_archives_beside_images_are_skipped_and_counted(name, tmp_path):
     write(tmp_path, "train/a/1.jpg", "val/a/1.jpg", name)
     inputs = list_inputs(tmp_path)
     assert list(inputs.splits) == ["train", "val"]
@@ -128,7 +128,7 @@ def test_other_files_are_counted_as_skipped(tmp_path):
     }
 
 
-def test_links_are_followed_but_not_in_circles(tmp_path):
+def test_links_are_followed_but_not_in_cycles(tmp_path):
     images = write(tmp_path / "images", "a/1.jpg")
     (images / "b").symlink_to(write(tmp_path / "elsewhere", "2.jpg"))
     (images / "a" / "up").symlink_to(images)
@@ -157,7 +157,7 @@ def test_links_from_one_split_into_another_are_counted(tmp_path):
     assert list_inputs(tmp_path).read_twice == 2
 
 
-def test_names_may_hold_any_bytes(tmp_path):
+def test_file_names_may_hold_any_bytes(tmp_path):
     names = [b"a/new\nline.jpg", b"a/\xff\xfe.jpg", b"a/100%.jpg", "a/grün.jpg".encode()]
     write(tmp_path, *names, data=b"pixels")
     inputs = list_inputs(tmp_path)
@@ -172,7 +172,7 @@ def test_names_may_hold_any_bytes(tmp_path):
 
 
 @given(st.binary(min_size=1, max_size=40))
-def test_paths_as_text_can_be_printed_and_turned_back(path):
+def test_paths_as_text_can_be_printed_and_converted_back(path):
     text = path_to_text(path)
     assert text_to_path(text) == path
     assert text.encode()  # no surrogates
@@ -208,7 +208,7 @@ def test_sources_that_cannot_be_used_are_refused(tmp_path, files, options, messa
         list_inputs(tmp_path, **options)
 
 
-def test_sources_of_no_known_kind_are_refused(tmp_path):
+def test_sources_of_unknown_kinds_are_refused(tmp_path):
     with pytest.raises(SourceError, match="does not exist; give a folder"):
         list_inputs(tmp_path / "nowhere")
     write(tmp_path, "x.zip")
@@ -216,7 +216,7 @@ def test_sources_of_no_known_kind_are_refused(tmp_path):
         list_inputs(tmp_path / "x.zip")
 
 
-def test_reading_is_tried_again_and_then_fails_with_the_path(tmp_path, monkeypatch):
+def test_reading_is_retried_and_then_fails_with_the_path(tmp_path, monkeypatch):
     pauses = []
     monkeypatch.setattr("quadpipe.retries.time.sleep", pauses.append)
     with pytest.raises(SourceError, match=r"cannot read gone\.jpg .*No such file"):
@@ -235,7 +235,7 @@ def test_reading_is_tried_again_and_then_fails_with_the_path(tmp_path, monkeypat
     assert os.listdir("/dev/fd") == before
 
 
-def test_reading_recovers_from_errors_that_pass(tmp_path, monkeypatch):
+def test_reading_recovers_from_transient_errors(tmp_path, monkeypatch):
     def come_back(pause: float) -> None:
         write(tmp_path, "late.jpg", data=b"here")
 

@@ -15,6 +15,7 @@ from source_files import list_inputs, rows, write
 from quadpipe.errors import SourceError
 from quadpipe.sources import open_source
 from quadpipe.sources.listing import Input
+from quadpipe.sources.roots import LocalRoot
 from quadpipe.sources.rows import PathList, read_rows
 
 
@@ -24,11 +25,11 @@ def test_a_csv_lists_paths_with_labels_relative_to_itself(tmp_path):
     path.write_text(f'path,label\n2.jpg,b\n{tmp_path / "data" / "1.jpg"},a\n"../else/a, b.jpg",b\n')
     inputs = list_inputs(path)
     assert rows(inputs) == [("1.jpg", 0), ("2.jpg", 1), ("a, b.jpg", 1)]
-    assert open_source(path).root.folder == tmp_path / "data"
+    assert open_source(path).root == LocalRoot(tmp_path / "data")
     assert [open_source(path).read(inputs.splits["train"][i]) for i in range(3)] == [b"x"] * 3
 
 
-def test_a_csv_may_have_paths_alone(tmp_path):
+def test_a_csv_may_have_paths_without_labels(tmp_path):
     write(tmp_path, "with blank.jpg")
     (tmp_path / "list.csv").write_text("with blank.jpg\n")
     assert rows(list_inputs(tmp_path / "list.csv", split="test"), "test") == [
@@ -65,7 +66,7 @@ def test_a_csv_with_an_open_quote_is_refused(tmp_path):
         list_inputs(tmp_path / "list.csv")
 
 
-def test_a_path_through_a_link_means_what_the_system_says(tmp_path):
+def test_paths_through_links_are_resolved_as_the_system_does(tmp_path):
     write(tmp_path, "real/sub/x.jpg", data=b"sub")
     write(tmp_path, "real/p.jpg", data=b"real")
     write(tmp_path, "p.jpg", data=b"top")
@@ -94,8 +95,8 @@ def test_files_outside_the_folder_of_their_list_are_kept_by_name_and_row(tmp_pat
     assert found == [b"3", b"1", b"0", b"2"]
 
 
-def test_a_list_that_has_changed_is_not_read(tmp_path):
-    """Whatever it says now: a row before may have gone, and names be the same."""
+def test_a_list_that_has_changed_is_refused(tmp_path):
+    """Even if the names still match: an earlier row may have been removed."""
     write(tmp_path, "a/x.jpg", "b/x.jpg", "b/y.jpg")
     path = tmp_path / "data" / "list.csv"
     write(tmp_path, "data/list.csv", data=b"../a/x.jpg\n../b/x.jpg\n")
@@ -150,8 +151,8 @@ def test_a_file_outside_that_cannot_be_read_is_named_by_its_row(tmp_path, monkey
 def test_each_row_of_a_list_can_be_read_again_alone(rows):
     file = io.StringIO(newline="")
     for name, labelled in rows:
-        path = os.fsdecode(name.translate(None, b"\0"))
-        csv.writer(file).writerow([path, "1"] if labelled else [path])
+        text = os.fsdecode(name.translate(None, b"\0"))
+        csv.writer(file).writerow([text, "1"] if labelled else [text])
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "list.csv"
         path.write_bytes(file.getvalue().encode("utf-8", "surrogateescape"))
@@ -214,7 +215,7 @@ def test_an_image_outside_that_is_listed_twice_is_kept_once(tmp_path):
         ("link/../else/y.jpg", "y.jpg"),
     ],
 )
-def test_paths_of_a_list_never_lead_upward(spelled, shown, tmp_path):
+def test_recorded_paths_never_lead_upward(spelled, shown, tmp_path):
     write(tmp_path, "data/sub/x.jpg", "else/y.jpg")
     (tmp_path / "data" / "link").symlink_to(tmp_path / "else")
     (tmp_path / "mount").symlink_to(tmp_path / "data")

@@ -11,6 +11,7 @@ from source_files import list_inputs, make_tar, rows, write
 from quadpipe.errors import ConfigError, SourceError
 from quadpipe.sources import open_source
 from quadpipe.sources.listing import Input
+from quadpipe.sources.roots import LocalRoot
 
 
 def test_webdataset_tars_are_listed_in_the_order_found(tmp_path):
@@ -46,7 +47,7 @@ def test_one_tar_is_a_source_and_text_labels_are_sorted(tmp_path):
     assert inputs.classes == ["ant", "zebra"]
     assert rows(inputs) == [("x.tar/a.jpg", 1), ("x.tar/b.jpg", 0)]
     assert inputs.skipped == {"a sample without an image": 1}
-    assert open_source(tar).root.folder == tmp_path
+    assert open_source(tar).root == LocalRoot(tmp_path)
 
 
 def test_links_in_tars_are_skipped(tmp_path):
@@ -128,7 +129,9 @@ def test_the_last_extension_of_a_member_says_whether_it_is_an_image(extension, t
         (("a.depth.png", "a.rgb.jpg"), "a.depth.png"),
     ],
 )
-def test_of_several_images_of_a_sample_the_plainest_is_read(members, chosen, tmp_path):
+def test_of_several_images_of_a_sample_the_one_with_a_plain_extension_is_read(
+    members, chosen, tmp_path
+):
     make_tar(tmp_path / "x.tar", *((name, b"x") for name in members))
     inputs = list_inputs(tmp_path)
     assert rows(inputs) == [(f"x.tar/{chosen}", None)]
@@ -138,7 +141,7 @@ def test_of_several_images_of_a_sample_the_plainest_is_read(members, chosen, tmp
     assert [warning.partition(" is read")[0] for warning in inputs.warnings] == expected
 
 
-def test_tars_of_which_only_some_name_a_split_are_refused(tmp_path):
+def test_tars_are_refused_if_only_some_name_a_split(tmp_path):
     for name in ("imagenet-Train-0.tar", "imagenet-valid-0.tar", "more-0.tar"):
         make_tar(tmp_path / name, ("a.jpg", b"A"))
     message = r"1 of 3 tars in .* name no split, such as more-0\.tar, and others do, such as image"

@@ -31,11 +31,11 @@ DEADLY = {
 
 @pytest.mark.fault(
     "an input on which the decoder crashes (SIGSEGV), in a Ray worker and in process",
-    "tried alone, rejected as `crashed_decoder`; all other samples are there; decided for good",
+    "retried alone, rejected as `crashed_decoder`; all other samples are written; final",
 )
 @pytest.mark.fault(
     "an input on which the decoder hangs, busy or asleep, in a Ray worker",
-    "tried alone, rejected as `timeout`; all other samples are there; decided for good",
+    "retried alone, rejected as `timeout`; all other samples are written; final",
 )
 @pytest.mark.parametrize("do", ["crash", "spin", pytest.param("sleep", marks=pytest.mark.soak)])
 def test_an_input_that_kills_its_decoder_is_rejected_alone(
@@ -72,7 +72,7 @@ def test_an_input_that_kills_its_decoder_is_rejected_alone(
         check(run(images, alone, "--in-process", fault=fault, **allowed))
         assert files_of(alone) == before
 
-    # Asked for it, the job tries the input again, and only its shard is written anew.
+    # Asked for it, the job tries the input again, and only its shard is rewritten.
     times = {p.name: p.stat().st_mtime_ns for p in out.glob("*.tar")}
     check(run(images, out, "--in-process", "--retry-rejected", **allowed))
     assert quadpipe.Dataset(out).manifest.revision == 2
@@ -91,20 +91,20 @@ def _marker_rejects(out: Path, tar: Path) -> bool:
 
 
 @pytest.mark.fault(
-    "a decoder's process is killed from outside again and again",
-    "no reject: the shard fails and is named, exit code 1; the next run goes on",
+    "a decoder's process is killed from outside repeatedly",
+    "no reject: the shard fails and is named, exit code 1; the next run continues",
 )
-def test_a_kill_from_outside_is_no_fault_of_the_input(images, tmp_path, undisturbed, account):
+def test_a_kill_from_outside_does_not_reject_the_input(images, tmp_path, undisturbed, account):
     path, out = SPOILED, tmp_path / "out"
     fault = Fault(at=f"decoding {path}", do="kill")
-    says = check(run(images, out, "--workers", "2", fault=fault), 1)
-    assert f"while {path} was decoded alone, its process was stopped from outside" in says
-    assert "1 of 4 shards could not be made; the others are kept" in says
+    errors = check(run(images, out, "--workers", "2", fault=fault), 1)
+    assert f"while {path} was decoded alone, its process was stopped from outside" in errors
+    assert "1 of 4 shards could not be made; the others are kept" in errors
     check(run(images, out, "--in-process"))
     account(out, undisturbed)
 
 
-def test_several_inputs_that_crash_are_tried_again_in_process(images, tmp_path):
+def test_several_crashing_inputs_are_rejected_one_per_run_in_process(images, tmp_path):
     out, fault = (
         tmp_path / "out",
         Fault(at="decoding (zebra/05|flower/00|zebra/09).jpg", do="crash"),
@@ -123,18 +123,18 @@ def test_several_inputs_that_crash_are_tried_again_in_process(images, tmp_path):
 
 @pytest.mark.fault(
     "the process that decodes an input alone is frozen from outside",
-    "no reject: the shard fails and is named; the next run goes on",
+    "no reject: the shard fails and is named; the next run continues",
 )
-def test_a_frozen_process_is_no_fault_of_the_input(images, tmp_path, undisturbed, account):
+def test_a_frozen_process_does_not_reject_the_input(images, tmp_path, undisturbed, account):
     out = tmp_path / "out"
     killed = run(images, out, "--in-process", fault=Fault(at="before write train-000000.tar"))
     assert killed.returncode == -signal.SIGKILL
     listing = (out / ".quadpipe" / "listing" / "train" / "0000" / "000000.jsonl").read_text()
     path, _ = json.loads(listing.splitlines()[0])
     fault = Fault(at=f"decoding {path}", do="stop", seconds=1)
-    says = check(run(images, out, "--in-process", fault=fault), 1)
-    assert f"while {path} was decoded alone, its process was stopped from outside" in says
-    assert "put an empty file in its place" in says
+    errors = check(run(images, out, "--in-process", fault=fault), 1)
+    assert f"while {path} was decoded alone, its process was stopped from outside" in errors
+    assert "put an empty file in its place" in errors
     check(run(images, out, "--in-process"))
     account(out, undisturbed)
 
@@ -155,7 +155,7 @@ def test_the_process_that_decodes_imports_nothing_from_the_working_folder(
     assert not (planted / "was-run").exists()
 
 
-def test_a_machine_without_room_for_a_process_fails_the_shard(images, tmp_path, monkeypatch):
+def test_a_machine_that_cannot_start_a_process_fails_the_shard(images, tmp_path, monkeypatch):
     quadpipe.tokenize(images, tmp_path / "out", in_process=True, **OPTIONS)
     plan = read_plan(LocalFolder(tmp_path / "out"))
 

@@ -23,7 +23,7 @@ def small_disk(tmp_path):
 
 
 @pytest.mark.fault(
-    "the disk is full", "exit code 1, says so; with space again the next run goes on"
+    "the disk is full", "exit code 1 with a message; with free space the next run continues"
 )
 @pytest.mark.parametrize(
     "engine", [("--in-process",), pytest.param(("--workers", "1"), marks=pytest.mark.soak)]
@@ -56,8 +56,8 @@ def fill(path: Path) -> None:
             pass
 
 
-@pytest.mark.fault("the output is read-only", "exit code 1, says so; nothing is written")
+@pytest.mark.fault("the output is read-only", "exit code 1 with a message; nothing is written")
 def test_a_read_only_output_is_refused(images, tmp_path, small_disk):
     subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
-    says = check(run(images, small_disk / "out", "--in-process"), 1)
-    assert "Read-only file system; choose a writable --out" in says
+    errors = check(run(images, small_disk / "out", "--in-process"), 1)
+    assert "Read-only file system; choose a writable --out" in errors

@@ -1,4 +1,4 @@
-"""Processes killed, stopped and broken at named points: nothing lost, nothing twice.
+"""Processes killed, stopped and broken at named points: no sample is lost or duplicated.
 
 Each row of the table in docs/reliability.md is a test marked `fault`, most of them here.
 """
@@ -19,10 +19,10 @@ from injection import Fault, wait_for
 
 from quadpipe.files import LocalFolder, lock
 
-GO_ON = "the next run goes on; bytes of an undisturbed run"
+CONTINUES = "the next run continues; bytes of an undisturbed run"
 
 
-def test_nothing_that_is_installed_sets_the_hook():
+def test_installed_code_never_sets_the_fault_hook():
     repository = Path(__file__).parents[3]
     for top in ("quadpipe", "cli", "model"):
         for path in (repository / top).rglob("*.py"):
@@ -35,11 +35,11 @@ def test_nothing_that_is_installed_sets_the_hook():
 @pytest.mark.fault(
     "SIGKILL before and after every write, sync, rename and removal of every file, and in the "
     "middle of images and tars, in process",
-    GO_ON,
+    CONTINUES,
 )
 @pytest.mark.fault(
-    "SIGKILL at every such point while rejected inputs are tried again",
-    "the next run goes on; bytes, and revision, of an undisturbed run",
+    "SIGKILL at every such point while rejected inputs are retried",
+    "the next run continues; bytes, and revision, of an undisturbed run",
 )
 @pytest.mark.parametrize("retry", [False, True])
 def test_a_kill_at_any_point_loses_nothing(retry, tmp_path, jpeg, record_property):
@@ -49,7 +49,7 @@ def test_a_kill_at_any_point_loses_nothing(retry, tmp_path, jpeg, record_propert
         folder.mkdir(parents=True, exist_ok=True)
         (folder / f"{number}.jpg").write_bytes(jpeg(number, (90, 80)))
     (images / "zebra" / "spoiled.jpg").write_bytes(b"no image")
-    (images / "mended").write_bytes(jpeg(7, (90, 80)))
+    (images / "repaired").write_bytes(jpeg(7, (90, 80)))
     options = {"samples_per_shard": 3, "tokens": 40, "val_share": 0.15}
     options |= {"retry_rejected": True} if retry else {"views": 2}
     done = subprocess.run(
@@ -71,14 +71,14 @@ def test_a_kill_at_any_point_loses_nothing(retry, tmp_path, jpeg, record_propert
     for name in [*kinds, *(["withdrawn.json"] if retry else ["plan.json", "rejected.jsonl"])]:
         for moment in ("before write", "after write", "before sync", "before rename"):
             assert any(p.startswith(moment) and name in p for p in points), (moment, name)
-    # Of a run that goes on, the first shard is decoded in a child process.
+    # Of a run that continues, the first shard is decoded in a child process.
     assert retry or any(point.startswith("decoding zebra/") for point in points)
     assert len(rows) > 50
     record_property("lost", sum(row["lost"] for row in rows))
     record_property("doubled", sum(row["doubled"] for row in rows))
 
 
-@pytest.mark.fault("SIGKILL of a Ray worker in mid-tar", "its shard is made again")
+@pytest.mark.fault("SIGKILL of a Ray worker in the middle of a tar", "its shard is remade")
 def test_a_worker_killed_in_mid_tar_is_replaced(images, tmp_path, undisturbed, account):
     fault = Fault(at="before write train-.*tar", skip=1, once=str(tmp_path / "once"))
     check(run(images, tmp_path / "out", "--workers", "2", fault=fault))
@@ -88,7 +88,7 @@ def test_a_worker_killed_in_mid_tar_is_replaced(images, tmp_path, undisturbed, a
 
 @pytest.mark.fault(
     "SIGKILL of a Ray worker between the rename of a tar and its marker",
-    "its shard is made again",
+    "its shard is remade",
 )
 def test_a_worker_killed_before_its_marker_is_replaced(images, tmp_path, undisturbed, account):
     fault = Fault(at="after rename train-.*tar", once=str(tmp_path / "once"))
@@ -97,10 +97,12 @@ def test_a_worker_killed_before_its_marker_is_replaced(images, tmp_path, undistu
     account(tmp_path / "out", undisturbed)
 
 
-@pytest.mark.fault("SIGKILL of the driver under Ray before the plan is renamed", GO_ON)
-@pytest.mark.fault("SIGKILL of the driver under Ray in the middle of the merge", GO_ON)
+@pytest.mark.fault("SIGKILL of the driver under Ray before the plan is renamed", CONTINUES)
+@pytest.mark.fault("SIGKILL of the driver under Ray in the middle of the merge", CONTINUES)
 @pytest.mark.parametrize("point", ["rename .quadpipe/plan.json", "write dataset.json"])
-def test_a_driver_killed_at_a_commit_goes_on(point, images, tmp_path, undisturbed, account):
+def test_a_job_continues_after_its_driver_is_killed_at_a_commit(
+    point, images, tmp_path, undisturbed, account
+):
     out = tmp_path / "out"
     done = run(images, out, "--workers", "2", fault=Fault(at=f"before {point}"))
     assert done.returncode == -signal.SIGKILL
@@ -147,7 +149,7 @@ def _state(process: int) -> str:
     "the machine of a Ray worker dies (its raylet and workers are killed), two nodes",
     "its shards are made on the other machines",
 )
-def test_a_node_that_dies_is_done_without(images, tmp_path, undisturbed, account):
+def test_a_job_finishes_without_a_node_that_dies(images, tmp_path, undisturbed, account):
     from ray.cluster_utils import Cluster
 
     out = tmp_path / "out"
@@ -175,18 +177,18 @@ def test_a_node_that_dies_is_done_without(images, tmp_path, undisturbed, account
 
 
 @pytest.mark.fault(
-    "two drivers on one output at once", "the first goes on, the second is refused with its name"
+    "two drivers on one output at once", "the first continues, the second is refused with its name"
 )
-def test_of_two_drivers_one_wins(images, tmp_path, undisturbed, account):
+def test_of_two_drivers_the_second_is_refused(images, tmp_path, undisturbed, account):
     out = tmp_path / "out"
     slow = Fault(at="before rename train-000000.tar", do="stop")
     with subprocess.Popen(
         command(images, out, "--in-process"), env=slow.environment(), stderr=subprocess.PIPE
     ) as first:
         wait_for(lambda: _state(first.pid) == "T")
-        says = check(run(images, out, "--in-process"), 1)
-        assert f"another quadpipe (process {first.pid} on " in says
-        assert "wait for it to end, or choose another --out" in says
+        errors = check(run(images, out, "--in-process"), 1)
+        assert f"another quadpipe (process {first.pid} on " in errors
+        assert "wait for it to end, or choose another --out" in errors
         first.send_signal(signal.SIGCONT)
         first.communicate(timeout=60)
     assert first.returncode == 0
@@ -194,7 +196,7 @@ def test_of_two_drivers_one_wins(images, tmp_path, undisturbed, account):
 
 
 def holder_elsewhere(out: Path) -> lock.Holder:
-    """As a process on another machine, or of this one before it was started anew, would write."""
+    """As a process on another machine, or of this one before it was restarted, would write."""
     path = out / ".quadpipe" / "logs" / "lock.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     holder = lock.Holder(token="t", host="far", machine="another boot", process=1, started="1")
@@ -203,9 +205,9 @@ def holder_elsewhere(out: Path) -> lock.Holder:
 
 
 @pytest.mark.fault(
-    "the lock is held on another machine that goes on counting", "the second driver is refused"
+    "the lock is held on another machine that is alive", "the second driver is refused"
 )
-def test_a_lock_of_another_machine_is_respected_while_it_beats(images, tmp_path):
+def test_a_lock_of_another_machine_is_respected_while_it_is_renewed(images, tmp_path):
     out = tmp_path / "out"
     holder = holder_elsewhere(out)
     given = command(images, out, "--in-process")
@@ -237,10 +239,11 @@ def test_a_lock_of_a_silent_machine_is_taken_over(images, tmp_path, undisturbed,
 
 
 @pytest.mark.fault(
-    "Ctrl-C, or SIGTERM, once", "says how to go on, exit code 130; bytes of an undisturbed run then"
+    "Ctrl-C, or SIGTERM, once",
+    "prints how to continue, exit code 130; then the bytes of an undisturbed run",
 )
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_one_interrupt_ends_in_order(number, images, tmp_path, undisturbed, account):
+def test_one_interrupt_stops_the_run_cleanly(number, images, tmp_path, undisturbed, account):
     out = tmp_path / "out"
     slow = Fault(at="before rename train-000001.tar", do="sleep", once=str(tmp_path / "once"))
     with subprocess.Popen(
@@ -256,8 +259,8 @@ def test_one_interrupt_ends_in_order(number, images, tmp_path, undisturbed, acco
     account(out, undisturbed)
 
 
-@pytest.mark.fault("Ctrl-C twice", "leaves at once, exit code 130; the next run goes on")
-def test_a_second_interrupt_leaves_at_once(images, tmp_path, undisturbed, account):
+@pytest.mark.fault("Ctrl-C twice", "exits at once, exit code 130; the next run continues")
+def test_a_second_interrupt_exits_at_once(images, tmp_path, undisturbed, account):
     out = tmp_path / "out"
     # The way out after the first one takes for ever.
     slow = Fault(at="before removal .quadpipe/logs/lock.json", do="sleep")
@@ -279,8 +282,8 @@ def test_a_second_interrupt_leaves_at_once(images, tmp_path, undisturbed, accoun
     account(out, undisturbed)
 
 
-def test_an_interrupt_says_130_to_nobody_too(images, tmp_path):
-    """What reads the messages may be interrupted first."""
+def test_an_interrupt_exits_with_130_when_nothing_reads_stderr(images, tmp_path):
+    """The process that reads the messages may be interrupted first."""
     slow = Fault(at="before rename train-000001.tar", do="doze", once=str(tmp_path / "once"))
     given = command(images, tmp_path / "out", "--in-process")
     with subprocess.Popen(given, env=slow.environment(), stderr=subprocess.PIPE) as process:

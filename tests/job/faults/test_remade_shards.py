@@ -13,7 +13,7 @@ from quadpipe.shards.verify import verify
 
 
 @pytest.mark.fault("--retry-rejected when nothing has changed", "the same bytes, the same revision")
-def test_a_retry_that_changes_nothing_is_no_revision(images, tmp_path, files_of, account):
+def test_a_retry_that_changes_nothing_keeps_the_revision(images, tmp_path, files_of, account):
     (images / "zebra" / "bad.jpg").write_bytes(b"no image")
     options: dict[str, Any] = {**OPTIONS, "max_rejected": "1", "in_process": True}
     quadpipe.tokenize(images, tmp_path / "out", **options)
@@ -31,7 +31,7 @@ def test_a_retry_without_rejects_does_nothing(images, tmp_path, undisturbed, acc
     assert {path: path.stat().st_mtime_ns for path in out.iterdir()} == times
 
 
-def test_an_edited_card_survives_a_retry_and_ours_is_written_anew(images, tmp_path, jpeg):
+def test_a_retry_keeps_an_edited_card_and_rewrites_an_unedited_one(images, tmp_path, jpeg):
     bad, out = images / "zebra" / "bad.jpg", tmp_path / "out"
     options: dict[str, Any] = {**OPTIONS, "max_rejected": "1", "in_process": True}
     for edited in (False, True):
@@ -46,12 +46,12 @@ def test_an_edited_card_survives_a_retry_and_ours_is_written_anew(images, tmp_pa
 
 
 @pytest.mark.fault(
-    "a shard of a published dataset is lost, its input has changed, the run that makes it again is "
+    "a shard of a published dataset is lost, its input has changed, the run that remakes it is "
     "killed between tar and marker",
-    "never published with another list: the next run makes the shard again, the revision rises",
+    "never published with another list: the next run remakes the shard and raises the revision",
 )
 @pytest.mark.parametrize("point", ["after rename train-000001.tar", "after commit .*000001.json"])
-def test_a_shard_made_again_is_not_taken_for_the_one_before(point, images, tmp_path, jpeg):
+def test_a_remade_shard_is_not_mistaken_for_the_one_before(point, images, tmp_path, jpeg):
     out = tmp_path / "out"
     quadpipe.tokenize(images, out, in_process=True, **OPTIONS)
     paths = [s.info["path"] for s in quadpipe.Dataset(out).samples("train")]
@@ -66,18 +66,16 @@ def test_a_shard_made_again_is_not_taken_for_the_one_before(point, images, tmp_p
     assert dataset.manifest.revision == 2
 
 
-def test_a_shard_with_tars_of_two_tries_is_made_again(images, tmp_path, jpeg):
-    out, options = tmp_path / "out", {"views": 2}
-    killed = run(
-        images, out, "--in-process", fault=Fault(at="before write dataset.json"), **options
-    )
+def test_a_shard_with_tars_of_two_runs_is_made_again(images, tmp_path, jpeg):
+    out, fault = tmp_path / "out", Fault(at="before write dataset.json")
+    killed = run(images, out, "--in-process", fault=fault, views=2)
     assert killed.returncode == -signal.SIGKILL
     (out / "train-v01-000000.tar").unlink()
     for path in images.rglob("*.jpg"):
         path.write_bytes(jpeg(int(path.stem) + 50, (120, 100)))
     fault = Fault(at="after rename train-000000.tar")
-    assert run(images, out, "--in-process", fault=fault, **options).returncode == -signal.SIGKILL
-    check(run(images, out, "--in-process", **options))
+    assert run(images, out, "--in-process", fault=fault, views=2).returncode == -signal.SIGKILL
+    check(run(images, out, "--in-process", views=2))
     assert list(verify(quadpipe.Dataset(out))) == []
 
 

@@ -1,4 +1,4 @@
-"""Scorers in actors of their own: placed, killed, hanging, refused."""
+"""Scorers in separate actors: placement, kills, hangs and refusals."""
 
 import signal
 import subprocess
@@ -23,7 +23,7 @@ def actors_of(process: subprocess.Popen) -> list[psutil.Process]:
     return found
 
 
-@pytest.mark.fault("SIGKILL of a scorer's actor in mid-run", "Ray starts another one")
+@pytest.mark.fault("SIGKILL of a scorer's actor during the run", "Ray starts another one")
 def test_a_scorer_that_is_killed_is_replaced(images, options, tmp_path, undisturbed, account):
     out = tmp_path / "out"
     given = command(images, out, options, "--workers", "2", "--scorers", "1")
@@ -37,7 +37,7 @@ def test_a_scorer_that_is_killed_is_replaced(images, options, tmp_path, undistur
     account(out, undisturbed)
 
 
-@pytest.mark.fault("SIGKILL of a scorer's actor that starts", "it is started again")
+@pytest.mark.fault("SIGKILL of a scorer's actor while it starts", "it is restarted")
 def test_a_scorer_that_dies_while_it_starts_is_started_again(
     images, options, tmp_path, undisturbed, account
 ):
@@ -52,7 +52,9 @@ def test_a_scorer_that_dies_while_it_starts_is_started_again(
 
 
 @pytest.mark.fault("a scorer's actor hangs (SIGSTOP)", "its batches go to another one")
-def test_a_scorer_that_hangs_is_left_alone(images, options, tmp_path, undisturbed, account):
+def test_batches_of_a_scorer_that_hangs_go_to_another(
+    images, options, tmp_path, undisturbed, account
+):
     out = tmp_path / "out"
     given = command(images, out, options, "--workers", "1", "--scorers", "2")
     with subprocess.Popen(given, stderr=subprocess.PIPE, text=True) as process:
@@ -65,10 +67,10 @@ def test_a_scorer_that_hangs_is_left_alone(images, options, tmp_path, undisturbe
 
 
 @pytest.mark.fault(
-    "the machine of the scorer, and one of workers, die in mid-run; another machine joins",
+    "the machine of the scorer, and one of workers, die during the run; another machine joins",
     "the batches wait for the new one",
 )
-def test_two_nodes_one_accelerator_and_a_node_that_dies(
+def test_batches_wait_for_another_node_when_that_of_the_scorer_dies(
     images, options, tmp_path, undisturbed, account
 ):
     """Only one node has the accelerator, for which a resource stands in; first a node of workers
@@ -105,7 +107,9 @@ def test_two_nodes_one_accelerator_and_a_node_that_dies(
         (("--scorer-resource", "tpu=2"), "needs 2 tpu and 1 CPU, this machine has 0 tpu and"),
     ],
 )
-def test_scorers_that_have_no_place_are_refused_at_once(more, message, images, options, tmp_path):
+def test_scorers_that_no_node_can_hold_are_refused_at_once(
+    more, message, images, options, tmp_path
+):
     given = command(images, tmp_path / "out", options, *more)
     done = subprocess.run(given, capture_output=True, text=True, timeout=120)
     assert done.returncode == 2
@@ -113,7 +117,7 @@ def test_scorers_that_have_no_place_are_refused_at_once(more, message, images, o
     assert "Traceback" not in done.stderr
 
 
-def test_a_cluster_without_the_resource_is_named_after_the_wait(images, options, tmp_path):
+def test_a_missing_resource_is_named_after_the_wait(images, options, tmp_path):
     from ray.cluster_utils import Cluster
 
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2})
@@ -150,13 +154,13 @@ def test_a_pool_that_is_refused_leaves_the_output_as_it_was(images, options, tmp
         ({"scorer_resource": "memory=9", "scorer": "feature"}, "'memory=9' is not NAME or NAME"),
         ({"scorer_resource": "a=0.00001", "scorer": "feature"}, "is not NAME or NAME=AMOUNT"),
         ({"gpus_per_scorer": 0.00001, "scorer": "feature"}, "1e-05 is neither a share of a GPU"),
-        ({"scorer_wait": 9, "scorer": "feature"}, "scorer_wait is for scorers in actors of their"),
+        ({"scorer_wait": 9, "scorer": "feature"}, "scorer_wait is for scorers in Ray actors"),
         ({"scorer_resource": "a=b", "scorer": "feature"}, "'a=b' is not NAME or NAME=AMOUNT"),
         ({"scorers": 1, "in_process": True, "scorer": "feature"}, "in_process scores here, with"),
-        ({"scorers": 1}, "scorer saliency has no network to run in actors; leave out"),
+        ({"scorers": 1}, "scorer saliency has no network to run in actors; omit"),
         ({"score_batch": 0}, "score_batch 0 is not from 1 to 1,024"),
     ],
 )
-def test_pools_that_cannot_work_are_refused(options, message):
+def test_invalid_pools_are_refused(options, message):
     with pytest.raises(ConfigError, match=message):
         quadpipe.job.JobConfig.from_options(**options)

@@ -14,7 +14,7 @@ import quadpipe
 from quadpipe.errors import ConfigError, JobError
 
 
-def test_plan_and_manifest_say_what_scored(undisturbed, shufflenet_weights):
+def test_plan_and_manifest_name_the_scorer(undisturbed, shufflenet_weights):
     import hashlib
 
     import torch
@@ -38,7 +38,7 @@ def test_plan_and_manifest_say_what_scored(undisturbed, shufflenet_weights):
     assert plan["dataset"]["score_batch"] == 2
 
 
-def test_importances_are_those_of_the_python_tokenizer(images, options, undisturbed, tmp_path):
+def test_importances_equal_those_of_the_python_tokenizer(images, options, undisturbed, tmp_path):
     for name, data in undisturbed.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(data)
@@ -83,23 +83,25 @@ def make():
 """
 
 
-def test_a_network_of_ones_own_runs_in_workers_and_pool(images, tmp_path, files_of, monkeypatch):
-    """Named in the working folder, and found there by every process."""
+def test_a_users_network_runs_in_process_and_in_the_pool(images, tmp_path, files_of, monkeypatch):
+    """Its module is in the working folder, where every process finds it."""
     (tmp_path / "own_net.py").write_text(OWN)
     given: dict[str, Any] = {"scorer": "feature", "backbone": "own_net:make", "max_rejected": 5}
-    outs = [tmp_path / name for name in ("process", "workers", "pool")]
-    kinds = [("--in-process",), ("--workers", "1"), ("--workers", "1", "--scorers", "1")]
-    for out, more in zip(outs, kinds, strict=True):
+    kinds = {"process": ("--in-process",), "pool": ("--workers", "1", "--scorers", "1")}
+    for name, more in kinds.items():
         done = subprocess.run(
-            command(images, out, given, *more), capture_output=True, text=True, cwd=tmp_path
+            command(images, tmp_path / name, given, *more),
+            capture_output=True,
+            text=True,
+            cwd=tmp_path,
         )
         assert done.returncode == 0, done.stderr
-    assert files_of(outs[0]) == files_of(outs[1]) == files_of(outs[2])
-    # What fails fails the shard, with its cause.
+    assert files_of(tmp_path / "process") == files_of(tmp_path / "pool")
+    # A network that fails makes the shard fail, with its cause.
     monkeypatch.setenv("FAIL", str(tmp_path))
-    for number, more in enumerate(kinds):
+    for more in (("--workers", "1"), kinds["pool"]):
         done = subprocess.run(
-            command(images, tmp_path / f"broken{number}", given, *more),
+            command(images, tmp_path / f"broken{len(more)}", given, *more),
             capture_output=True,
             text=True,
             cwd=tmp_path,
@@ -110,7 +112,7 @@ def test_a_network_of_ones_own_runs_in_workers_and_pool(images, tmp_path, files_
         assert "Traceback" not in done.stderr
 
 
-def test_an_error_that_nobody_expected_is_a_shard_that_failed():
+def test_an_unexpected_error_fails_its_shard():
     """Under Ray too, and its traceback goes to the log."""
     program = """
 import ray
@@ -128,7 +130,7 @@ print(type(error).__name__, error, "ZeroDivisionError" in error.__notes__[0])
     assert "JobError ZeroDivisionError: by nought; details are in the log True" in done.stdout
 
 
-def test_other_weights_are_another_plan(images, options, tmp_path, shufflenet_weights):
+def test_other_weights_make_another_plan(images, options, tmp_path, shufflenet_weights):
     import torch
 
     out = tmp_path / "out"
@@ -169,7 +171,7 @@ def test_another_torch_is_refused_where_it_would_change_bytes(
         job.run()
 
 
-def test_the_oracle_tokenizes_labelled_images_only(images, tmp_path):
+def test_grad_cam_needs_labels_that_its_classifier_knows(images, tmp_path):
     out = tmp_path / "out"
     dataset = quadpipe.tokenize(
         images, out, scorer="grad-cam", in_process=True, limit=3, max_rejected="3"
@@ -181,11 +183,11 @@ def test_the_oracle_tokenizes_labelled_images_only(images, tmp_path):
         quadpipe.tokenize(images, tmp_path / "x", scorer="grad-cam", use_labels=False)
     (tmp_path / "odd" / "griffin").mkdir(parents=True)
     shutil.copy(next(images.rglob("*.jpg")), tmp_path / "odd" / "griffin" / "x.jpg")
-    with pytest.raises(ConfigError, match="class 'griffin' is none of the classifier's 1000"):
+    with pytest.raises(ConfigError, match="class 'griffin' is not one of the classifier's 1000"):
         quadpipe.tokenize(tmp_path / "odd", tmp_path / "x", scorer="grad-cam")
 
 
-def test_precomputed_maps_decide_and_missing_ones_are_rejects(images, tmp_path):
+def test_precomputed_maps_decide_the_splits_and_missing_ones_are_rejects(images, tmp_path):
     maps = tmp_path / "maps"
     paths = sorted(images.rglob("*.jpg"))
     corner = np.zeros((16, 16), np.float32)
@@ -230,4 +232,13 @@ def test_thresholds_are_part_of_the_plan(images, tmp_path):
     manifest = quadpipe.Dataset(out).manifest
     assert manifest.tokenizer.thresholds == ((32, 5.75), (64, 4.0))
     with pytest.raises(ConfigError, match=r"tokenizer\.thresholds was \[\[32, 5\.75\]"):
+        quadpipe.tokenize(images, out, **given)
+
+
+def test_the_scale_weight_is_part_of_the_plan(images, tmp_path):
+    out = tmp_path / "out"
+    given: dict[str, Any] = {"in_process": True, "limit": 3, "max_rejected": "3"}
+    quadpipe.tokenize(images, out, scale_weight=0.5, **given)
+    assert quadpipe.Dataset(out).manifest.tokenizer.scale_weight == 0.5
+    with pytest.raises(ConfigError, match=r"tokenizer\.scale_weight was 0\.5"):
         quadpipe.tokenize(images, out, **given)
