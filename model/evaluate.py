@@ -40,11 +40,13 @@ class EvalResult:
 def evaluate(
     model: Quadformer, loader: Loader, device: torch.device, world: World | None = None
 ) -> EvalResult:
-    """Score the loader's split; with a world, each process scores its slice of every batch.
+    """Score the loader's split, at its one budget.
 
-    Raises ShardError if all samples were skipped.
+    With a world, each process scores its slice of every batch. Raises ShardError if all samples
+    were skipped.
     """
     world = world or World()
+    (tokens,) = loader.budgets
     started = time.perf_counter()
     top1 = top5 = loss = seen = skipped = 0.0
     was_training = model.training
@@ -69,13 +71,13 @@ def evaluate(
     seconds = time.perf_counter() - started
     return EvalResult(
         split=loader.name,
-        tokens=loader.tokens,
+        tokens=tokens,
         samples=int(seen),
         skipped=int(skipped),
         top1=top1 / seen,
         top5=top5 / seen,
         loss=loss / seen,
-        multiply_adds=model.config.multiply_adds(loader.tokens),
+        multiply_adds=model.config.multiply_adds(tokens),
         images_per_second=seen / seconds,
     )
 

@@ -49,16 +49,16 @@ def test_other_tokens_are_refused_at_resuming(shards, elastic):
 
 
 def test_eval_scores_a_curve_over_the_trained_budgets_and_draws_it(
-    shards, elastic, tmp_path, said, capsys
+    shards, elastic, tmp_path, stderr_of
 ):
     picture = tmp_path / "curve.png"
-    errors = said("eval", elastic, shards, "--workers", 0, "--plot", picture)
+    errors = stderr_of("eval", elastic, shards, "--workers", 0, "--plot", picture)
     assert "note" not in errors
     with Image.open(picture) as image:
         assert image.width > 300
-    said("eval", elastic, shards, "--workers", 0, "--json")
+    stderr_of("eval", elastic, shards, "--workers", 0, "--json")
     with pytest.raises(ConfigError, match=r"x.gif does not end in .png"):
-        said("eval", elastic, shards, "--plot", "x.gif")
+        stderr_of("eval", elastic, shards, "--plot", "x.gif")
 
 
 def test_the_curve_is_eight_budgets_from_the_smallest_to_the_largest(shards, elastic, capsys):
@@ -70,8 +70,8 @@ def test_the_curve_is_eight_budgets_from_the_smallest_to_the_largest(shards, ela
     assert all(a["multiply_adds"] < b["multiply_adds"] for a, b in pairwise(scores))
 
 
-def test_eval_warns_of_budgets_that_training_did_not_see(shards, undisturbed, said):
-    errors = said("eval", undisturbed, shards, "--tokens", "16,40", "--tokens", 7)
+def test_eval_warns_of_budgets_that_training_did_not_see(shards, undisturbed, stderr_of):
+    errors = stderr_of("eval", undisturbed, shards, "--tokens", "16,40", "--tokens", 7)
     assert f"{undisturbed} was trained at 16 tokens; 7 and 40 tokens are outside" in errors
 
 
