@@ -159,11 +159,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def load(options: argparse.Namespace) -> "Material":
     """Cut-outs and photographs, as the arguments name them; SystemExit when there are too few."""
-    objects = options.objects or fetch_objects(options.data)
-    backgrounds = options.backgrounds or fetch_backgrounds(options.data)
-    return Material(
-        cut_outs=read_cut_outs(objects), photographs=tuple(read_photographs(backgrounds))
-    )
+    cut_outs = read_cut_outs(options.objects or fetch_objects(options.data))
+    photographs = read_photographs(options.backgrounds or fetch_backgrounds(options.data))
+    return Material(cut_outs=cut_outs, photographs=tuple(photographs))
 
 
 @dataclass(frozen=True, kw_only=True)
