@@ -45,7 +45,7 @@ def test_a_rerun_trains_only_what_is_not_finished(modules, images, tmp_path, mon
 
     killed = out / "cells" / "images-uniform-19-0-nano-1"  # what a killed process leaves
     killed.mkdir(parents=True)
-    (killed / "config.json").write_text("{}")
+    (killed / "last.safetensors").write_bytes(b"")
     assert run("uniform") == ["images-uniform-19-0-nano-1"]
     assert run("uniform", "random") == ["images-random-19-0-nano-1"]
     assert run("uniform", "random") == []
