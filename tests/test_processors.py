@@ -15,7 +15,10 @@ from sklearn.datasets import load_sample_images
 
 images = [image[100:400, 100:500] for image in load_sample_images().images]
 digest = hashlib.sha256()
-for scorer in ("pixel-blur", "entropy", "laplacian", "upsample-mse", "random"):
+for scorer in (
+    *("pixel-blur", "entropy", "laplacian", "upsample-mse"),
+    *("saliency", "rarity", "barrier", "random"),
+):
     thresholds = ((32, 1.7), (64, 0.3))
     tokenizer = quadpipe.Tokenizer(scorer=scorer, tokens=148, thresholds=thresholds)
     for mosaic in tokenizer(images):

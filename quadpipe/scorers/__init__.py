@@ -14,12 +14,14 @@ from quadpipe.scorers.own import NamedScorer, OwnScorer
 from quadpipe.scorers.pixel_blur import PixelBlur
 from quadpipe.scorers.precomputed import Precomputed
 from quadpipe.scorers.random import Random
+from quadpipe.scorers.saliency import Barrier, Rarity, Saliency
 from quadpipe.scorers.uniform import Uniform
 
 SCORERS: dict[str, type[Scorer]] = {
     scorer.name: scorer
     for scorer in (
         *(PixelBlur, Feature, GradCam, Precomputed),
+        *(Saliency, Rarity, Barrier),
         *(Entropy, Laplacian, UpsampleMse),
         *(Random, Uniform),
     )

@@ -1,6 +1,7 @@
-"""The compiled loops of the pixel scorers. Arguments are not checked.
+"""The compiled loops of the pixel scorers and of pooling. Arguments are not checked.
 
-All sums are exact, so that they are the same on every processor.
+Sums over pixels are exact, means of maps are float64 in a fixed order, so that they are the same on
+every processor.
 
 Letters: B batch; H, W image height and width in pixels; f = 2**s.
 """
@@ -160,3 +161,37 @@ def entropy_sums(images: np.ndarray, side: int, scales: int, table: np.ndarray) 
                         total += table[counts[row, column, level]]
                     sums[b, first + row * (columns >> scale) + column] = total
     return sums
+
+
+@compiled
+def area_means(
+    maps: np.ndarray, cell: tuple[int, int], patch: tuple[int, int], size: tuple[int, int]
+) -> np.ndarray:
+    """The mean of each map over every patch, weighted by the area of the cells under it.
+
+    maps: float64 `[B, h, w]`. cell, patch, size: height and width of the maps' cells, of the
+    patches and of the image, in one unit. Cells and patches start at the top left; where they do
+    not divide the image, the last ones are smaller. Returns float64 `[B, rows, columns]`.
+    """
+    batch, _, cell_columns = maps.shape
+    rows, columns = -(-size[0] // patch[0]), -(-size[1] // patch[1])
+    means = np.empty((batch, rows, columns), np.float64)
+    strip = np.empty(cell_columns, np.float64)
+    for b in range(batch):
+        for row in range(rows):
+            top, bottom = row * patch[0], min((row + 1) * patch[0], size[0])
+            strip[:] = 0.0
+            for y in range(top // cell[0], -(-bottom // cell[0])):
+                overlap = min((y + 1) * cell[0], bottom) - max(y * cell[0], top)
+                for x in range(cell_columns):
+                    strip[x] += maps[b, y, x] * overlap
+            for x in range(cell_columns):
+                strip[x] /= bottom - top
+            for column in range(columns):
+                left, right = column * patch[1], min((column + 1) * patch[1], size[1])
+                total = 0.0
+                for x in range(left // cell[1], -(-right // cell[1])):
+                    overlap = min((x + 1) * cell[1], right) - max(x * cell[1], left)
+                    total += strip[x] * overlap
+                means[b, row, column] = total / (right - left)
+    return means

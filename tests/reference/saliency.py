@@ -1,0 +1,131 @@
+"""Rarity, barrier and saliency of one image, as they are defined."""
+
+import numpy as np
+
+
+def cells_of(image: np.ndarray, side: int) -> list[list[np.ndarray]]:
+    """The image cut into squares from the top left; the last ones are smaller."""
+    height, width = image.shape[:2]
+    return [
+        [image[y : y + side, x : x + side].astype(np.float64) for x in range(0, width, side)]
+        for y in range(0, height, side)
+    ]
+
+
+def cell_features(cell: np.ndarray) -> list[float]:
+    gray = cell @ np.array([0.299, 0.587, 0.114])
+    texture = [
+        float(differences.mean()) if differences.size else 0.0
+        for differences in (abs(np.diff(gray, axis=1)), abs(np.diff(gray, axis=0)))
+    ]
+    return [*cell.mean(axis=(0, 1)), *cell.std(axis=(0, 1)), *texture]
+
+
+def rarity(image: np.ndarray) -> np.ndarray:
+    """Squared Mahalanobis distance of each cell of 8 x 8 pixels, squared; `[h, w]`."""
+    features = np.array([[cell_features(cell) for cell in row] for row in cells_of(image, 8)])
+    rows = features.reshape(-1, 8)
+    centered = rows - rows.mean(axis=0)
+    covariance = centered.T @ centered / len(rows) + 4 * np.eye(8)
+    distances = (centered @ np.linalg.inv(covariance) * centered).sum(axis=1)
+    return (distances**2).reshape(features.shape[:2])
+
+
+def opponent_channels(image: np.ndarray) -> np.ndarray:
+    """`[3, h, w]` of cells of 4 x 4 pixels: 16 times the mean."""
+    means = np.array([[cell.mean(axis=(0, 1)) for cell in row] for row in cells_of(image, 4)])
+    red, green, blue = np.moveaxis(16 * means, 2, 0)
+    channels = [red + green + blue, 6 * (red - green), 3 * (red + green - 2 * blue)]
+    return np.floor(np.round(channels, 6)).astype(int)
+
+
+def swept_barrier(values: np.ndarray) -> np.ndarray:
+    """Barrier distance of each cell of one channel to the border, by sweeps down, up and down."""
+    rows, columns = values.shape
+    paths = {}  # by cell the largest and smallest value of its best path
+    for y in range(rows):
+        for x in range(columns):
+            if y in (0, rows - 1) or x in (0, columns - 1):
+                paths[y, x] = (values[y, x], values[y, x])
+
+    def barrier(path):
+        return path[0] - path[1]
+
+    def better(path, y, x, own):
+        longer = (max(path[0], values[y, x]), min(path[1], values[y, x]))
+        return longer if own is None or barrier(longer) < barrier(own) else own
+
+    for sweep in ("down", "up", "down"):
+        inner = range(1, rows - 1) if sweep == "down" else range(rows - 2, 0, -1)
+        for y in inner:
+            before = y - 1 if sweep == "down" else y + 1
+            own = {
+                x: better(paths[before, x], y, x, paths.get((y, x))) for x in range(1, columns - 1)
+            }
+            from_left, from_right = {0: paths[y, 0]}, {columns - 1: paths[y, columns - 1]}
+            for x in range(1, columns - 1):
+                from_left[x] = better(from_left[x - 1], y, x, own[x])
+            for x in range(columns - 2, 0, -1):
+                from_right[x] = better(from_right[x + 1], y, x, own[x])
+            for x in range(1, columns - 1):
+                paths[y, x] = min(from_left[x], from_right[x], key=lambda p: (barrier(p), p[1]))
+    return np.array([[barrier(paths[y, x]) for x in range(columns)] for y in range(rows)])
+
+
+def exact_barrier(values: np.ndarray) -> np.ndarray:
+    """The smallest barrier of all paths to the border.
+
+    For every smallest value that a path may have: the smallest possible largest value, by growing
+    the set of cells that are reached.
+    """
+    best = np.full(values.shape, np.iinfo(int).max)
+    border = np.zeros(values.shape, bool)
+    border[[0, -1]] = border[:, [0, -1]] = True
+    for low in np.unique(values):
+        for high in np.unique(values[values >= low]):
+            inside = (values >= low) & (values <= high)
+            reached = border & inside
+            while True:
+                grown = reached.copy()
+                grown[1:] |= reached[:-1]
+                grown[:-1] |= reached[1:]
+                grown[:, 1:] |= reached[:, :-1]
+                grown[:, :-1] |= reached[:, 1:]
+                grown &= inside
+                if (grown == reached).all():
+                    break
+                reached = grown
+            best[reached] = np.minimum(best[reached], high - low)
+    return best
+
+
+def barrier(image: np.ndarray) -> np.ndarray:
+    """Barrier distance of each cell of 4 x 4 pixels, summed over channels and squared; `[h, w]`."""
+    distances = sum(swept_barrier(channel) for channel in opponent_channels(image))
+    return distances.astype(np.float64) ** 2
+
+
+def by_pixel(cells: np.ndarray, side: int, image: np.ndarray) -> np.ndarray:
+    """`[H, W]`: each pixel's cell."""
+    return cells.repeat(side, axis=0).repeat(side, axis=1)[: image.shape[0], : image.shape[1]]
+
+
+def relative(pixels: np.ndarray) -> np.ndarray:
+    return pixels / pixels.mean() if pixels.any() else pixels
+
+
+def importance(name: str, image: np.ndarray, side: int) -> np.ndarray:
+    """Importance of the patches of `side` pixels, float64 `[rows, columns]`."""
+    rare, far = (
+        relative(by_pixel(cells, cell, image))
+        for cells, cell in ((rarity(image), 8), (barrier(image), 4))
+    )
+    if name == "saliency":
+        cells = [
+            [np.sqrt((a.mean() + 1e-3) * (b.mean() + 1e-3)) for a, b in zip(*rows, strict=True)]
+            for rows in zip(cells_of(rare, 16), cells_of(far, 16), strict=True)
+        ]
+        pixels = by_pixel(np.array(cells), 16, image)
+    else:
+        pixels = rare if name == "rarity" else far
+    return np.array([[patch.mean() for patch in row] for row in cells_of(pixels, side)])
