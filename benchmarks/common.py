@@ -1,5 +1,6 @@
 """Helpers of the benchmarks: images, a description of the machine, medians."""
 
+import json
 import os
 import platform
 import random
@@ -8,12 +9,18 @@ import time
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 SHORTEST_RUN = 0.2  # seconds; faster work is repeated
 
 
 def describe_machine() -> None:
     """Print processor, cores and versions."""
+    print(machine())
+
+
+def machine() -> str:
+    """Processor, cores and versions."""
     import quadpipe
     from quadpipe.images.library import describe, imaging_library
 
@@ -25,7 +32,7 @@ def describe_machine() -> None:
     packages = ("numpy", "numba", "torch", "ray", "webdataset")
     versions = ", ".join(f"{package} {version(package)}" for package in packages)
     processor = names[0] if names else platform.processor() or platform.machine()
-    print(
+    return (
         f"{processor}, {os.cpu_count()} cores; Python {platform.python_version()}, quadpipe "
         f"{quadpipe.__version__}, {versions}, {describe(imaging_library())}"
     )
@@ -46,6 +53,27 @@ def make_images(folder: Path, count: int, *, side: int, quality: int = 90) -> No
         target.mkdir(parents=True, exist_ok=True)
         part = photograph.crop((left, top, left + side, top + side))
         part.save(target / f"{number:06d}.jpg", quality=quality)
+
+
+def scorer_options(text: str) -> dict[str, Any]:
+    """Options of the tokenizer from `NAME[,OPTION=VALUE]`, as in pixel-blur,scale_weight=0.5.
+
+    SystemExit when there is no such option; the tokenizer checks the rest.
+    """
+    from quadpipe import TokenizerConfig
+
+    def parsed(value: str) -> Any:
+        try:
+            return json.loads(value)
+        except ValueError:
+            return value
+
+    name, *pairs = text.split(",")
+    options = {key: parsed(value) for key, _, value in (pair.partition("=") for pair in pairs)}
+    unknown = options.keys() - TokenizerConfig.__dataclass_fields__.keys()
+    if unknown:
+        raise SystemExit(f"{text}: the tokenizer has no option {', '.join(unknown)}")
+    return {"scorer": name} | options
 
 
 def seconds_of(function: Callable[[], object]) -> float:

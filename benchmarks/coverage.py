@@ -1,21 +1,19 @@
-"""What a scorer is for, without training: how much of an object ends in the smallest patches.
+"""What a scorer is for, without training: how much of an object is in the smallest patches.
 
-    python benchmarks/coverage.py [--images 300] [--seed 0] [--parts 0.25 0.4]
-        [--photographs FOLDER] [--shufflenet-weights PATH] [--save FOLDER]
+    python benchmarks/coverage.py [--images FOLDER --maps FOLDER] [--scorers NAME[,OPTION=VALUE] ..]
+        [--sets test hard] [--scenes 300] [--page docs/coverage.md] [--pictures FOLDER]
+        [--data FOLDER] [--objects FOLDER] [--backgrounds FOLDER]
 
-Handwritten digits of scikit-learn are blended into real photographs, 256 x 256 pixels: square parts
-of the two that scikit-learn ships, or of those in a folder. --parts are their sides, smallest and
-largest, as shares of the photograph's shorter side: small parts show little but the background, and
-with 0.5 1 whole scenes compete with the digit. Of many random parts, smooth backgrounds are from
-the quarter whose roughest blocks of 16 pixels vary least, textured ones from the quarter whose
-smoothest blocks vary most. A digit, 48 to 112 pixels wide, anywhere, with edges three pixels wide,
-is a translucent sheet of the colour of the place, made 120 grey levels brighter or darker: a
-contrast of 0.15 is 18 grey levels on any background. The same scenes are shown at all contrasts.
+The score is the share of the object's pixels that lie in patches of scale 0, at 37, 64 and 100
+tokens of 256 x 256 pixels. Scenes are those of benchmarks/scenes.py. --images and --maps add
+photographs with importance maps, `maps/a/cat.npy` for `images/a/cat.jpg`: the share of the map's
+mass that lies in patches of scale 0. `precomputed` is an oracle: it is given the mask, or the map.
 
-The score is the share of the digit's pixels that lie in scale-0 patches. It stands beside `area`,
-the share of the whole image in scale-0 patches: what the same tree gives an object that it has not
-seen. `mask` is the scorer `precomputed`, told where the digit is. 37 tokens are the legal budget
-next to 36. grad-cam is left out: its classifier has no class for digits.
+Standard errors are between photographs: scenes on the same photograph are not independent.
+Milliseconds are the CPU time of the scorer alone, per image on one core; the scorers take turns.
+
+--page writes the page and, beside it, a picture of trees. --pictures draws the first scenes of each
+set under some scorers; the material's licenses are not those of this project.
 """
 
 # numba looks for the package `coverage`, in the folder of the script that runs first of all, and
@@ -24,320 +22,273 @@ if __name__ != "__main__":
     raise ImportError("this is a script, not the package coverage")
 
 import argparse
-from collections.abc import Iterable, Sequence
+import os
+import statistics
+import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
+from common import machine, scorer_options
 from PIL import Image
-from sklearn.datasets import load_digits, load_sample_images
+from scenes import COVERAGE_SETS, SIDE, Material, add_arguments, fetch_backgrounds, load
 
 import quadpipe
 from quadpipe.errors import ConfigError
-from quadpipe.geometry import Geometry
-from quadpipe.render import Exhibit, draw
-from quadpipe.scorers import Scorer, find_network, make_scorer
+from quadpipe.render import Exhibit, draw_quadtrees
 
-SIDE, PATCH, LARGEST_PATCH = 256, 16, 64
+PATCH = 16
 BUDGETS = (37, 64, 100)
-BACKGROUNDS = ("smooth", "textured")
-CONTRASTS = {"faint": 0.15, "medium": 0.35, "strong": 0.7}  # opacities of the digit
-CELLS = [(background, contrast) for background in BACKGROUNDS for contrast in CONTRASTS]
-
-LEVELS = 120  # grey levels between the digit's colour and the place's
-DIGIT_SIDES = (48, 112)
-EDGE = 3  # pixels
-SHORTEST_SIDE = 320  # of a photograph, so that its parts are sharp enough
-CROPS = 8  # random parts for each scene that is kept, at least
+BATCH = 8  # as in jobs
+ROUNDS = 5  # of timing
 RANDOM_SEEDS = 5
-BATCH = 25
-
-GREY = np.array([0.299, 0.587, 0.114])
-GEOMETRY = Geometry(height=SIDE, width=SIDE, patch_size=PATCH, max_patch_size=LARGEST_PATCH)
-ORACLE, SHOWN = "mask (oracle)", ("pixel-blur", "feature, EfficientNet-Lite0 / 32", "mask (oracle)")
+FEATURE = "feature,backbone=efficientnet-lite0"
+ORACLE = "precomputed"
+SCORERS = (
+    "random",
+    "pixel-blur",
+    "pixel-blur,scale_weight=0.5",
+    "upsample-mse",
+    "laplacian",
+    "entropy",
+    FEATURE,
+    "rarity",
+    "barrier",
+    "saliency",
+    "feature-saliency,backbone=efficientnet-lite0",
+    ORACLE,
+)
+BASE = "pixel-blur"  # the others are compared with it
+COMPARED_TOKENS = 64
+SHOWN = (BASE, FEATURE, "saliency", ORACLE)
+SHOWN_TOKENS, SHOWN_SCENES = 64, 8
+# Their licenses allow a picture in the documentation.
+PHOTOGRAPHS = ("astronaut", "chelsea", "coffee", "motorcycle_left", "rocket")
+TEMPLATE = Path(__file__).with_name("coverage.template.md")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--images", type=int, default=300)
+    parser.add_argument("--scorers", nargs="+", default=SCORERS, metavar="NAME[,OPTION=VALUE]")
+    parser.add_argument("--sets", nargs="+", default=("test", "hard"), choices=COVERAGE_SETS)
+    parser.add_argument("--scenes", type=int, default=300)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--parts", type=float, nargs=2, default=(0.25, 0.4), metavar="SHARE")
-    parser.add_argument("--photographs", type=Path, help="a folder of images instead of two")
-    parser.add_argument("--shufflenet-weights", type=Path)
-    parser.add_argument("--save", type=Path, help="where to put an example of each cell as PNG")
+    parser.add_argument("--images", type=Path, help="photographs with maps, as a further set")
+    parser.add_argument("--maps", type=Path, help="their maps")
+    parser.add_argument("--page", type=Path, help="the page to write")
+    parser.add_argument("--pictures", type=Path, help="a folder for pictures of trees")
+    add_arguments(parser)
     options = parser.parse_args()
-    each = options.images // len(CELLS)
-    if each < 2:
-        parser.error(f"--images must be at least {2 * len(CELLS)}")
-    if not 0 < options.parts[0] <= options.parts[1] <= 1:
-        parser.error("--parts must be two shares, smallest first, above 0 and at most 1")
-    chance = np.random.default_rng(options.seed)
-    photographs = read_photographs(options.photographs)
-    cells = make_cells(photographs, each, options.parts, chance)
-    print(
-        f"{len(CELLS)} x {each} images from {len(photographs)} photographs, seed {options.seed}, "
-        f"parts of {options.parts[0]:g} to {options.parts[1]:g}"
+    if (options.images is None) != (options.maps is None):
+        parser.error("--images and --maps go together")
+    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+    torch.set_num_threads(1)
+    material = load(options)
+    sets = {name: scene_set(material, name, options.scenes, options.seed) for name in options.sets}
+    if options.images:
+        sets["photographs"] = photograph_set(options.images, options.maps)
+    tokenizers = make_tokenizers(options.scorers)
+    tables = "\n\n".join(
+        f"### {name[0].upper()}{name[1:]}: {len(given.images)} images\n\n"
+        f"{coverage_table(given, tokenizers)}"
+        for name, given in sets.items()
     )
-    for contrast in CONTRASTS:
-        steps = [cells[background, contrast].step for background in BACKGROUNDS]
-        print(f"{contrast}: {np.mean(steps):.0f} grey levels between digit and background")
-    scorers = make_scorers(options.shufflenet_weights)
-    results = {name: measure(scorer, cells) for name, scorer in scorers.items()}
-    results["random"] = mean_of(
-        measure(make_scorer("random", GEOMETRY, seed=seed), cells) for seed in range(RANDOM_SEEDS)
-    )
-    for budget in BUDGETS:
-        print_table(results, budget)
-    print_winners(results)
-    if options.save:
-        save_examples(options.save, scorers, cells)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Cell:
-    """Images of one background and contrast. step: grey levels by which the digits stand out."""
-
-    images: np.ndarray  # uint8 [B, H, W, 3]
-    masks: np.ndarray  # bool [B, H, W]
-    step: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class Coverage:
-    """Shares of scale-0 patches, float `[B]` by cell and budget: of the object, of the image."""
-
-    objects: dict[tuple[tuple[str, str], int], np.ndarray]
-    areas: dict[tuple[tuple[str, str], int], np.ndarray]
-
-
-def read_photographs(folder: Path | None) -> list[Image.Image]:
-    """RGB; without a folder the two of scikit-learn."""
-    if folder is None:
-        return [Image.fromarray(image) for image in load_sample_images().images]
-    photographs = []
-    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-        try:
-            with Image.open(path) as image:
-                photographs.append(image.convert("RGB"))
-        except OSError:
-            print(f"{path.name} is no image, left out")
-    large = [photograph for photograph in photographs if min(photograph.size) >= SHORTEST_SIDE]
-    if not large:
-        raise SystemExit(f"{folder} has no image whose sides are {SHORTEST_SIDE} pixels or more")
-    return large
-
-
-def make_cells(
-    photographs: Sequence[Image.Image],
-    each: int,
-    shares: tuple[float, float],
-    chance: np.random.Generator,
-) -> dict[tuple[str, str], Cell]:
-    """`each` scenes on smooth and on textured backgrounds, at all contrasts."""
-    crops = [
-        random_crop(photographs[number % len(photographs)], shares, chance)
-        for number in range(CROPS * each)
-    ]
-    variances = np.array([local_variances(crop) for crop in crops])
-    quarter = len(crops) // 4
-    smoothest = np.percentile(variances, 95, axis=1).argsort()[:quarter]
-    roughest = np.percentile(variances, 5, axis=1).argsort()[-quarter:]
-    digits = load_digits().images / 16
-    cells = {}
-    for background, pool in zip(BACKGROUNDS, (smoothest, roughest), strict=True):
-        chosen = [crops[k] for k in chance.choice(pool, each, replace=False)]
-        inks = [place_digit(digits[chance.integers(len(digits))], chance) for _ in range(each)]
-        masks = np.stack(inks) > 0.5
-        for contrast, opacity in CONTRASTS.items():
-            images = np.stack([blend(*scene, opacity) for scene in zip(chosen, inks, strict=True)])
-            steps = [
-                abs(((image - crop) @ GREY)[mask].mean())
-                for image, crop, mask in zip(images.astype(float), chosen, masks, strict=True)
-            ]
-            cells[background, contrast] = Cell(
-                images=images, masks=masks, step=float(np.mean(steps))
-            )
-    return cells
-
-
-def random_crop(
-    photograph: Image.Image, shares: tuple[float, float], chance: np.random.Generator
-) -> np.ndarray:
-    """uint8 `[256, 256, 3]`, of a random square."""
-    side = round(min(photograph.size) * chance.uniform(*shares))
-    left = int(chance.integers(photograph.width - side + 1))
-    top = int(chance.integers(photograph.height - side + 1))
-    box = (left, top, left + side, top + side)
-    return np.asarray(photograph.resize((SIDE, SIDE), Image.Resampling.BICUBIC, box))
-
-
-def local_variances(image: np.ndarray) -> np.ndarray:
-    """Variance of the grey levels of each block of 16 x 16 pixels."""
-    blocks = (image @ GREY).reshape(SIDE // PATCH, PATCH, SIDE // PATCH, PATCH)
-    variances: np.ndarray = blocks.var(axis=(1, 3)).ravel()
-    return variances
-
-
-def place_digit(digit: np.ndarray, chance: np.random.Generator) -> np.ndarray:
-    """How much ink each pixel of an image has, float `[256, 256]`, 0 to 1.
-
-    digit: float `[8, 8]`, 0 to 1, which is enlarged smoothly and given sharper edges.
-    """
-    side = int(chance.integers(DIGIT_SIDES[0], DIGIT_SIDES[1] + 1))
-    smooth = Image.fromarray(digit.astype(np.float32)).resize(
-        (side, side), Image.Resampling.BICUBIC
-    )
-    sharpness = side / len(digit) / EDGE
-    ink = np.zeros((SIDE, SIDE))
-    left, top = chance.integers(0, SIDE - side + 1, 2)
-    ink[top : top + side, left : left + side] = (
-        0.5 + (np.asarray(smooth, float) - 0.5) * sharpness
-    ).clip(0, 1)
-    return ink
-
-
-def blend(image: np.ndarray, ink: np.ndarray, opacity: float) -> np.ndarray:
-    """The image behind a sheet of its own mean colour under the digit, brighter or darker."""
-    place = image[ink > 0.5].mean(axis=0)
-    colour = place + (LEVELS if place @ GREY < 128 else -LEVELS)
-    cover = (opacity * ink)[..., None]
-    blended: np.ndarray = (1 - cover) * image + cover * colour
-    return blended.round().clip(0, 255).astype(np.uint8)
-
-
-def make_scorers(shufflenet_weights: Path | None) -> dict[str, Scorer]:
-    """Those that can be made here by the name they have in the tables, without `random`."""
-    scorers: dict[str, Scorer] = {}
-    for name in ("pixel-blur", "entropy", "laplacian", "upsample-mse"):
-        scorers[name] = make_scorer(name, GEOMETRY)
-    networks: list[tuple[str, str, Path | None]] = [
-        ("EfficientNet-Lite0", "efficientnet-lite0", None)
-    ]
-    if shufflenet_weights:
-        networks.append(("ShuffleNetV2 x0.5", "shufflenet-v2-x0.5", shufflenet_weights))
-    for title, backbone, weights in networks:
-        try:
-            network = find_network(backbone, weights)
-            for stride in (32, 16):
-                scorers[f"feature, {title} / {stride}"] = make_scorer(
-                    "feature", GEOMETRY, network=network, batch=BATCH, stride=stride
-                )
-        except ConfigError as error:
-            print(f"feature with {title} is left out: {error}")
-    scorers[ORACLE] = make_scorer("precomputed", GEOMETRY)
-    return scorers
-
-
-def measure(scorer: Scorer, cells: dict[tuple[str, str], Cell]) -> Coverage:
-    tokenizer = quadpipe.Tokenizer(scorer=scorer, tokens=max(BUDGETS))
-    coverage = Coverage(objects={}, areas={})
-    for name, cell in cells.items():
-        mosaics = []
-        for first in range(0, len(cell.images), BATCH):
-            part = slice(first, first + BATCH)
-            hints = mask_maps(cell.masks[part]) if scorer.hint else None
-            mosaics += tokenizer.tokenize(cell.images[part], hints)
-        for budget in BUDGETS:
-            fine = np.stack([finest(mosaic.leaves(budget).boxes) for mosaic in mosaics])
-            covered = (fine & cell.masks).sum(axis=(1, 2)) / cell.masks.sum(axis=(1, 2))
-            coverage.objects[name, budget] = covered
-            coverage.areas[name, budget] = fine.mean(axis=(1, 2))
-    return coverage
-
-
-def mask_maps(masks: np.ndarray) -> list[np.ndarray]:
-    """Share of each smallest patch that the mask covers, float `[16, 16]`."""
-    grid = SIDE // PATCH
-    return list(masks.reshape(-1, grid, PATCH, grid, PATCH).mean(axis=(2, 4)))
-
-
-def finest(boxes: np.ndarray) -> np.ndarray:
-    """bool `[256, 256]`: the pixels in patches of scale 0."""
-    cells = np.zeros((SIDE // PATCH, SIDE // PATCH), bool)
-    left, top = boxes[boxes[:, 2] == 0, :2].T
-    cells[top, left] = True
-    return cells.repeat(PATCH, axis=0).repeat(PATCH, axis=1)
-
-
-def mean_of(several: Iterable[Coverage]) -> Coverage:
-    """Image by image the mean of several runs."""
-    runs = list(several)
-    objects, areas = (
-        {key: np.mean([getattr(run, kind)[key] for run in runs], axis=0) for key in runs[0].objects}
-        for kind in ("objects", "areas")
-    )
-    return Coverage(objects=objects, areas=areas)
-
-
-def print_table(results: dict[str, Coverage], budget: int) -> None:
-    print(f"\n### {budget} tokens\n")
-    print("Percent of the digit in scale-0 patches, +- the standard error of the mean.\n")
-    print(f"| scorer | {' | '.join(map(' '.join, CELLS))} | all | area |")
-    print("|---" * (len(CELLS) + 3) + "|")
-    for name, coverage in results.items():
-        values = [coverage.objects[cell, budget] for cell in CELLS]
-        area = 100 * np.concatenate([coverage.areas[cell, budget] for cell in CELLS]).mean()
-        # The contrasts show the same scenes: these are the independent ones.
-        scenes = np.concatenate(
-            [
-                np.mean([coverage.objects[(background, c), budget] for c in CONTRASTS], axis=0)
-                for background in BACKGROUNDS
-            ]
+    times = time_table(tokenizers, next(iter(sets.values())))
+    print(f"{machine()}\n{material}\n\n{tables}\n\n{times}")
+    if options.pictures:
+        options.pictures.mkdir(parents=True, exist_ok=True)
+        for name, given in sets.items():
+            trees(given, tokenizers, SHOWN).save(options.pictures / f"{name}.png")
+    if options.page:
+        page = TEMPLATE.read_text()
+        for name, text in {
+            "machine": machine(),
+            "material": str(material),
+            "tables": tables,
+            "times": times,
+        }.items():
+            page = page.replace(f"{{{name}}}", text)
+        options.page.write_text(page)
+        shown = trees(
+            shown_photographs(fetch_backgrounds(options.data)),
+            tokenizers,
+            [name for name in tokenizers if name not in ("random", ORACLE)],
         )
-        shown = [mean_and_error(value) for value in (*values, scenes)]
-        print(f"| {name} | {' | '.join(shown)} | {area:.1f} |")
+        shown.resize((shown.width // 2, shown.height // 2), Image.Resampling.LANCZOS).save(
+            options.page.with_suffix(".jpg"), quality=85
+        )
 
 
-def mean_and_error(values: np.ndarray) -> str:
-    return f"{100 * values.mean():.1f} +- {100 * standard_error(values):.1f}"
+@dataclass(frozen=True, kw_only=True)
+class ImageSet:
+    """images: uint8 `[B, 256, 256, 3]`. maps: float `[B, 16, 16]`, how much of the object, or of
+    what is important, each smallest patch holds. groups: int `[B]`; images of different groups are
+    independent."""
+
+    images: np.ndarray
+    maps: np.ndarray
+    groups: np.ndarray
 
 
-def standard_error(values: np.ndarray) -> float:
-    return float(values.std(ddof=1) / np.sqrt(len(values)))
+def scene_set(material: Material, name: str, count: int, seed: int) -> ImageSet:
+    scenes = material.coverage_set(name, count, seed=seed)
+    cells = SIDE // PATCH
+    return ImageSet(
+        images=scenes.images,
+        maps=scenes.masks.reshape(-1, cells, PATCH, cells, PATCH).mean(axis=(2, 4)),
+        groups=scenes.photographs,
+    )
 
 
-def print_winners(results: dict[str, Coverage]) -> None:
-    """Who is best in each cell, who is not clearly behind, and who is below random."""
-    print("\n### Who wins where\n")
-    print("In brackets: not behind the best by two standard errors of the difference of pairs.\n")
-    for budget in BUDGETS:
-        for cell in CELLS:
-            values = {name: coverage.objects[cell, budget] for name, coverage in results.items()}
-            del values[ORACLE]
-            best = max(values, key=lambda name: values[name].mean())
-            near = [n for n in values if n != best and not clearly_less(values[n], values[best])]
-            others = f" ({'; '.join(near)})" if near else ""
-            print(f"- {budget} tokens, {' '.join(cell)}: {best}{others}")
-            below = [
-                f"{name} by {100 * (values['random'] - value).mean():.1f}"
-                + (", clearly" if clearly_less(value, values["random"]) else "")
-                for name, value in values.items()
-                if value.mean() < values["random"].mean()
-            ]
-            if below:
-                print(f"  - below random: {'; '.join(below)}")
+def photograph_set(images: Path, maps: Path) -> ImageSet:
+    """SystemExit when an image has no map of 16 x 16 numbers."""
+    paths = sorted(path for path in images.rglob("*") if path.is_file())
+    tokenizer = quadpipe.Tokenizer(tokens=max(BUDGETS))
+    found = []
+    for path in paths:
+        file = (maps / path.relative_to(images)).with_suffix(".npy")
+        if not file.exists():
+            raise SystemExit(f"{path} has no map {file}; give one for each image")
+        found.append(np.load(file, allow_pickle=False).astype(float))
+        if found[-1].shape != (SIDE // PATCH, SIDE // PATCH):
+            raise SystemExit(f"{file} is {list(found[-1].shape)}; give maps of 16 x 16 numbers")
+    if len(found) < 2:
+        raise SystemExit(f"{images} needs two images or more")
+    return ImageSet(
+        images=np.stack([tokenizer.prepare_file(path.read_bytes()) for path in paths]),
+        maps=np.stack(found),
+        groups=np.arange(len(paths)),
+    )
 
 
-def clearly_less(values: np.ndarray, others: np.ndarray) -> bool:
-    difference = others - values
-    return float(difference.mean()) > 2 * standard_error(difference)
+def shown_photographs(backgrounds: Path) -> ImageSet:
+    tokenizer = quadpipe.Tokenizer(tokens=max(BUDGETS))
+    images = []
+    for name in PHOTOGRAPHS:
+        (path,) = backgrounds.glob(f"scikit-image-*-{name}.png")
+        images.append(tokenizer.prepare_file(path.read_bytes()))
+    maps = np.zeros((len(images), SIDE // PATCH, SIDE // PATCH))
+    return ImageSet(images=np.stack(images), maps=maps, groups=np.arange(len(images)))
 
 
-def save_examples(
-    folder: Path, scorers: dict[str, Scorer], cells: dict[tuple[str, str], Cell]
-) -> None:
-    """For each cell a picture of its first image under some scorers."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, cell in cells.items():
-        exhibits = []
-        for title in SHOWN:
-            if title in scorers:
-                scorer = scorers[title]
-                tokenizer = quadpipe.Tokenizer(scorer=scorer, tokens=max(BUDGETS))
-                hints = mask_maps(cell.masks[:1]) if scorer.hint else None
-                (mosaic,) = tokenizer.tokenize(cell.images[:1], hints)
-                exhibits.append(Exhibit(mosaic=mosaic, title=title, image=cell.images[0]))
-        draw(exhibits, [64]).save(folder / f"{'-'.join(name)}.png")
+def make_tokenizers(scorers: Sequence[str]) -> dict[str, quadpipe.Tokenizer]:
+    """By the scorer with its options; those that cannot be made get a line instead."""
+    made = {}
+    for text in scorers:
+        try:
+            made[text] = quadpipe.Tokenizer(tokens=max(BUDGETS), **scorer_options(text))
+        except ConfigError as error:
+            print(f"{text} is left out: {error}")
+    return made
+
+
+def title(scorer: str) -> str:
+    """How the tables name a scorer."""
+    name, _, options = scorer.partition(",")
+    if name == ORACLE:
+        return "the mask or map itself"
+    return f"`{name}`" + (f", {options.replace(',', ', ')}" if options else "")
+
+
+def coverage_table(given: ImageSet, tokenizers: dict[str, quadpipe.Tokenizer]) -> str:
+    """Means with standard errors, and how far each scorer is ahead of BASE on the same images."""
+    shares = {name: coverage(given, tokenizer) for name, tokenizer in tokenizers.items()}
+    if "random" in shares:  # another seed is as good: the mean of several
+        others = [
+            coverage(given, quadpipe.Tokenizer(tokens=max(BUDGETS), scorer="random", seed=seed))
+            for seed in range(1, RANDOM_SEEDS)
+        ]
+        shares["random"] = np.mean([shares["random"], *others], axis=0)
+
+    def cell(values: np.ndarray, form: str) -> str:
+        error = clustered_error(values, given.groups)
+        return f"{100 * values.mean():{form}} ± {100 * error:.1f}"
+
+    lines = [
+        f"| scorer | {' | '.join(f'{budget} tokens' for budget in BUDGETS)} | "
+        f"{COMPARED_TOKENS} tokens, less `{BASE}` |",
+        "|---" * (len(BUDGETS) + 2) + "|",
+    ]
+    column = BUDGETS.index(COMPARED_TOKENS)
+    for name, values in shares.items():
+        cells = [cell(share, ".1f") for share in values.T]
+        ahead = ""
+        if BASE in shares and name != BASE:
+            ahead = cell(values[:, column] - shares[BASE][:, column], "+.1f")
+        lines.append(f"| {title(name)} | {' | '.join(cells)} | {ahead} |")
+    return "\n".join(lines)
+
+
+def coverage(given: ImageSet, tokenizer: quadpipe.Tokenizer) -> np.ndarray:
+    """Share of each image's map that lies in patches of scale 0, float `[B, budgets]`."""
+    shares = np.empty((len(given.images), len(BUDGETS)))
+    for number, mosaic in enumerate(mosaics(given, tokenizer)):
+        for column, budget in enumerate(BUDGETS):
+            boxes = mosaic.leaves(budget).boxes
+            left, top = boxes[boxes[:, 2] == 0, :2].T
+            shares[number, column] = given.maps[number, top, left].sum() / given.maps[number].sum()
+    return shares
+
+
+def mosaics(given: ImageSet, tokenizer: quadpipe.Tokenizer) -> list[quadpipe.Mosaic]:
+    found = []
+    for first in range(0, len(given.images), BATCH):
+        part = slice(first, first + BATCH)
+        hints = list(given.maps[part]) if tokenizer.scorer.hint else None
+        found += tokenizer.tokenize(given.images[part], hints)
+    return found
+
+
+def clustered_error(values: np.ndarray, groups: np.ndarray) -> float:
+    """Standard error of the mean when values of one group depend on each other.
+
+    The cluster-robust estimate of Liang and Zeger (Biometrika 73, 1986), with its correction for
+    few groups.
+    """
+    sums = np.bincount(groups, values - values.mean())[np.unique(groups)]
+    correction = len(sums) / (len(sums) - 1)
+    return float(np.sqrt(correction * (sums**2).sum()) / len(values))
+
+
+def time_table(tokenizers: dict[str, quadpipe.Tokenizer], given: ImageSet) -> str:
+    """Milliseconds per image, the median of rounds in which the scorers take turns."""
+    images, hints = given.images[:BATCH], list(given.maps[:BATCH])
+    times: dict[str, list[float]] = {name: [] for name in tokenizers}
+    for _ in range(ROUNDS):
+        for name, tokenizer in tokenizers.items():
+            scorer = tokenizer.scorer
+            calls, started = 0, time.process_time()
+            while (elapsed := time.process_time() - started) < 0.2:
+                scorer.score(images, hints if scorer.hint else None)
+                calls += 1
+            times[name].append(1000 * elapsed / calls / len(images))
+    medians = {name: statistics.median(values) for name, values in times.items()}
+    lines = [f"| scorer | ms per image | times `{BASE}` |", "|---|---|---|"]
+    for name, ms in medians.items():
+        ratio = f"{ms / medians[BASE]:.1f}" if BASE in medians else ""
+        lines.append(f"| {title(name)} | {ms:.2f} | {ratio} |")
+    return "\n".join(lines)
+
+
+def trees(
+    given: ImageSet, tokenizers: dict[str, quadpipe.Tokenizer], scorers: Sequence[str]
+) -> Image.Image:
+    """The first images in rows, some scorers in columns."""
+    columns = [name for name in scorers if name in tokenizers]
+    some = ImageSet(
+        images=given.images[:SHOWN_SCENES],
+        maps=given.maps[:SHOWN_SCENES],
+        groups=given.groups[:SHOWN_SCENES],
+    )
+    drawn = [mosaics(some, tokenizers[name]) for name in columns]
+    exhibits = [
+        Exhibit(mosaic=column[row], title=name, image=some.images[row])
+        for row in range(len(some.images))
+        for name, column in zip(columns, drawn, strict=True)
+    ]
+    return draw_quadtrees(exhibits, SHOWN_TOKENS, len(columns))
 
 
 if __name__ == "__main__":

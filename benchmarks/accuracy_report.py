@@ -1,0 +1,245 @@
+"""Write the page and the picture of what benchmarks/accuracy.py has found.
+
+    python benchmarks/accuracy_report.py RESULTS.jsonl [--page docs/accuracy.md]
+
+Lines that differ in the seed alone make one figure: its mean and its standard error over seeds. The
+picture shows top-1 over multiply-adds. The longest runs of a setting show when top-1 stops rising.
+"""
+
+import argparse
+import json
+import math
+import statistics
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, ImageDraw, ImageFont
+
+TEMPLATE = Path(__file__).with_name("accuracy.template.md")
+BASE = "uniform"
+BUDGET = 37  # of the tables: all scorers are trained at it
+CLEAR = 2.8  # standard errors of a difference: 95 % of t with 4 degrees of freedom, 3 seeds each
+ORDER = (BASE, "random", "pixel-blur", "saliency", "feature-saliency", "precomputed")
+TITLES = {
+    BASE: "`uniform` (plain ViT)",
+    "precomputed": "the object's mask",
+}
+COLORS = ("#888888", "#d62728", "#1f77b4", "#2ca02c", "#9467bd", "#ff7f0e", "#17becf", "#8c564b")
+
+ZOOM = 2  # drawn larger, then shrunk: smooth lines
+PANEL, MARGIN, TEXT = (460, 320), (58, 34, 16, 46), 13  # margins: left, top, right, bottom
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("results", type=Path)
+    parser.add_argument("--page", type=Path, help="the page to write, and its picture beside it")
+    options = parser.parse_args()
+    rows = [json.loads(line) for line in options.results.read_text().splitlines()]
+    usual = statistics.multimode(row["epochs"] for row in rows)[0]
+    figures = [figure for figure in gather(rows) if figure.epochs == usual]
+    settings = list(dict.fromkeys(figure.setting for figure in figures))
+    tables = {setting: table(setting, figures) for setting in settings}
+    texts = {
+        "machine": rows[-1]["machine"],
+        "runs": runs(rows),
+        "budgets": budgets(figures),
+        "rising": "\n\n".join(rising(setting, rows) for setting in settings),
+    } | {f"table {setting}": text for setting, text in tables.items()}
+    for name, text in texts.items():
+        print(f"{name}:\n{text}\n")
+    if options.page:
+        page = TEMPLATE.read_text()
+        for name, text in texts.items():
+            page = page.replace(f"{{{name}}}", text)
+        options.page.write_text(page)
+        draw(settings, figures).save(options.page.with_suffix(".png"), optimize=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Figure:
+    """One setting, scorer and budget. tokens: the real number. top1: one per seed, 0 to 1."""
+
+    setting: str
+    scorer: str
+    budget: int
+    tokens: int
+    epochs: int
+    multiply_adds: int
+    top1: tuple[float, ...]
+
+    @property
+    def mean(self) -> float:
+        return statistics.mean(self.top1)
+
+    @property
+    def error(self) -> float:
+        """Standard error of the mean over seeds; nan of a single seed."""
+        if len(self.top1) < 2:
+            return math.nan
+        return statistics.stdev(self.top1) / math.sqrt(len(self.top1))
+
+    def __str__(self) -> str:
+        if len(self.top1) < 2:
+            return f"{100 * self.mean:.1f} (one seed)"
+        return f"{100 * self.mean:.1f} ± {100 * self.error:.1f}"
+
+
+def gather(rows: Sequence[dict[str, Any]]) -> list[Figure]:
+    """In the order of ORDER, then of the results."""
+    cells = defaultdict(list)
+    for row in rows:
+        cells[row["setting"], row["scorer"], row["tokens"], row["model"], row["epochs"]].append(row)
+    figures = [
+        Figure(
+            setting=same[0]["setting"],
+            scorer=same[0]["scorer"],
+            budget=same[0]["tokens"],
+            tokens=same[0]["real_tokens"],
+            epochs=same[0]["epochs"],
+            multiply_adds=same[0]["multiply_adds"],
+            top1=tuple(row["top1"] for row in same),
+        )
+        for same in cells.values()
+    ]
+    return sorted(figures, key=lambda f: (f.setting != "small", f.setting, rank(f.scorer)))
+
+
+def rank(scorer: str) -> int:
+    name = scorer.partition(",")[0]
+    return ORDER.index(name) if name in ORDER else len(ORDER)
+
+
+def title(scorer: str) -> str:
+    name, _, options = scorer.partition(",")
+    options = "" if options == "backbone=efficientnet-lite0" else options
+    return TITLES.get(name, f"`{name}`") + (f", {options.replace(',', ', ')}" if options else "")
+
+
+def table(setting: str, figures: Sequence[Figure]) -> str:
+    """All scorers at BUDGET tokens, each against the plain grid."""
+    shown = [f for f in figures if f.setting == setting and f.budget == BUDGET]
+    base = next((f for f in shown if f.scorer == BASE), None)
+    lines = [
+        "| scorer | tokens | million multiply-adds | seeds | top-1, % | against the plain ViT |",
+        "|---" * 6 + "|",
+    ]
+    for figure in shown:
+        lines.append(
+            f"| {title(figure.scorer)} | {figure.tokens} | {figure.multiply_adds / 1e6:.1f} | "
+            f"{len(figure.top1)} | {figure} | {verdict(figure, base)} |"
+        )
+    return "\n".join(lines)
+
+
+def verdict(figure: Figure, base: Figure | None) -> str:
+    """The difference, and whether it is clear."""
+    if base is None or figure is base:
+        return ""
+    difference, error = figure.mean - base.mean, math.hypot(figure.error, base.error)
+    words = "win" if difference > 0 else "loss"
+    if not abs(difference) > CLEAR * error:  # also when the error is not known
+        words = "no clear difference"
+    return f"{100 * difference:+.1f} ± {100 * error:.1f}: {words}".replace(" ± nan", "")
+
+
+def budgets(figures: Sequence[Figure]) -> str:
+    """The scorers that were trained at several budgets."""
+    cells = {(f.setting, f.scorer): 0 for f in figures}
+    for figure in figures:
+        cells[figure.setting, figure.scorer] += 1
+    lines = ["| scenes | scorer | tokens | million multiply-adds | top-1, % |", "|---" * 5 + "|"]
+    for figure in sorted(figures, key=lambda f: (f.setting != "small", rank(f.scorer), f.tokens)):
+        if cells[figure.setting, figure.scorer] > 1:
+            lines.append(
+                f"| {figure.setting} | {title(figure.scorer)} | {figure.tokens} | "
+                f"{figure.multiply_adds / 1e6:.1f} | {figure} |"
+            )
+    return "\n".join(lines)
+
+
+def runs(rows: Sequence[dict[str, Any]]) -> str:
+    """How much was trained."""
+    first = rows[0]
+    minutes = sum(row["train_seconds"] + row["tokenize_seconds"] for row in rows) / 60
+    return (
+        f"{len(rows)} models, {first['train_samples']:,} training and {first['val_samples']:,} "
+        f"validation images per setting, batches of {first['batch']}, {minutes:,.0f} minutes in all"
+    )
+
+
+def rising(setting: str, rows: Sequence[dict[str, Any]]) -> str:
+    """Top-1 by step of the longest runs of a setting."""
+    longest = max(row["epochs"] for row in rows if row["setting"] == setting)
+    shown = [row for row in rows if row["setting"] == setting and row["epochs"] == longest]
+    shown = [row for row in shown if row["seed"] == 0 and row["tokens"] == BUDGET]
+    shown.sort(key=lambda row: rank(row["scorer"]))
+    steps = [step for step, _ in shown[0]["top1_by_step"]]
+    lines = [f"| {setting}, steps | {' | '.join(f'{step:,}' for step in steps)} |"]
+    lines.append("|---" * (len(steps) + 1) + "|")
+    for row in shown:
+        scores = [f"{100 * top1:.1f}" for _, top1 in row["top1_by_step"]]
+        lines.append(f"| {title(row['scorer'])} | {' | '.join(scores)} |")
+    return "\n".join(lines)
+
+
+def draw(settings: Sequence[str], figures: Sequence[Figure]) -> Image.Image:
+    """A panel for each setting: top-1 over multiply-adds, bars of one standard error."""
+    width, height = PANEL
+    scorers = sorted({f.scorer for f in figures}, key=lambda scorer: (rank(scorer), scorer))
+    colors = {scorer: COLORS[n % len(COLORS)] for n, scorer in enumerate(scorers)}
+    legend_height = 24 * -(-len(scorers) // 3) + 8
+    size = (width * len(settings) * ZOOM, (height + legend_height) * ZOOM)
+    sheet = Image.new("RGB", size, "white")
+    for number, setting in enumerate(settings):
+        panel = draw_panel(setting, [f for f in figures if f.setting == setting], colors)
+        sheet.paste(panel, (number * width * ZOOM, 0))
+    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(TEXT * ZOOM)
+    for number, scorer in enumerate(scorers):
+        left = (MARGIN[0] + number % 3 * 240) * ZOOM
+        top = (height + number // 3 * 24) * ZOOM
+        pen.rectangle(
+            (left, top + 3 * ZOOM, left + 14 * ZOOM, top + 13 * ZOOM), fill=colors[scorer]
+        )
+        pen.text((left + 22 * ZOOM, top), title(scorer).replace("`", ""), "black", font)
+    return sheet.resize((sheet.width // ZOOM, sheet.height // ZOOM), Image.Resampling.LANCZOS)
+
+
+def draw_panel(setting: str, figures: Sequence[Figure], colors: dict[str, str]) -> Image.Image:
+    width, height = (length * ZOOM for length in PANEL)
+    left, top, right, bottom = (length * ZOOM for length in MARGIN)
+    panel = Image.new("RGB", (width, height), "white")
+    pen, font = ImageDraw.Draw(panel), ImageFont.load_default(TEXT * ZOOM)
+    most = math.ceil(max(f.multiply_adds for f in figures) / 1e7) * 1e7
+    highest = math.ceil(max(100 * f.mean for f in figures) / 10 + 0.3) * 10
+
+    def place(multiply_adds: float, percent: float) -> tuple[float, float]:
+        x = left + multiply_adds / most * (width - left - right)
+        return x, height - bottom - percent / highest * (height - top - bottom)
+
+    for percent in range(0, highest + 1, 10):
+        pen.line((place(0, percent), place(most, percent)), "#dddddd", ZOOM)
+        pen.text(place(0, percent), f"{percent} ", "black", font, anchor="rm")
+    for million in range(0, int(most / 1e6) + 1, 10):
+        pen.text(place(million * 1e6, -1), f"{million}", "black", font, anchor="mt")
+    pen.text((width / 2, height - 6 * ZOOM), "million multiply-adds", "black", font, anchor="mb")
+    pen.text((left, 8 * ZOOM), f"top-1 in %, scenes {setting}", "black", font)
+    for scorer, color in colors.items():
+        line = sorted((f for f in figures if f.scorer == scorer), key=lambda f: f.multiply_adds)
+        points = [place(f.multiply_adds, 100 * f.mean) for f in line]
+        if len(points) > 1:
+            pen.line(points, color, 2 * ZOOM)
+        for figure, (x, y) in zip(line, points, strict=True):
+            if len(figure.top1) > 1:
+                for sign in (-1, 1):
+                    end = place(figure.multiply_adds, 100 * (figure.mean + sign * figure.error))
+                    pen.line(((x, y), end), color, 2 * ZOOM)
+            pen.ellipse((x - 4 * ZOOM, y - 4 * ZOOM, x + 4 * ZOOM, y + 4 * ZOOM), color)
+    return panel
+
+
+if __name__ == "__main__":
+    main()
