@@ -1,3 +1,5 @@
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -98,7 +100,7 @@ def shards(image_folder, tmp_path_factory):
 def test_ranks_threads_and_resuming_do_not_change_batches_of_several_budgets(
     shards, world_size, workers
 ):
-    given = {"batch_size": 5, "tokens": "19-64", "tokens_per_batch": 150, "seed": 1}
+    given: dict[str, Any] = {"batch_size": 5, "tokens": "19-64", "tokens_per_batch": 150, "seed": 1}
     whole = list(Loader(shards, "train", **given).epoch(1))
     assert len({batch.tokens.shape[1] for batch in whole}) > 2
     assert max(batch.tokens.shape[0] * batch.tokens.shape[1] for batch in whole) <= 150
