@@ -89,10 +89,19 @@ class Figure:
 
 
 def gather(rows: Sequence[dict[str, Any]]) -> list[Figure]:
-    """In the order of ORDER, then of the results."""
+    """In the order of ORDER, then of the results.
+
+    SystemExit when seeds of one figure were trained on different data.
+    """
     cells = defaultdict(list)
     for row in rows:
         cells[row["setting"], row["scorer"], row["tokens"], row["model"], row["epochs"]].append(row)
+    for same in cells.values():
+        if len({row["shards_sha256"] for row in same}) > 1:
+            raise SystemExit(
+                f"{same[0]['setting']}, {same[0]['scorer']}, {same[0]['tokens']} tokens: the seeds "
+                f"were trained on different data; remove the older lines and run them again"
+            )
     figures = [
         Figure(
             setting=same[0]["setting"],
