@@ -38,6 +38,7 @@ from PIL import Image
 from scenes import SETTINGS, SIDE, add_arguments, load, unfinished
 
 import quadpipe
+from quadpipe.errors import QuadpipeError
 from quadpipe.model import train
 
 PATCH = 16
@@ -247,4 +248,7 @@ def claimed(path: Path, *, wait: bool) -> Iterator[bool]:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except QuadpipeError as error:
+        raise SystemExit(f"accuracy: {error}") from error

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from common import scorer_title
 from PIL import Image, ImageDraw, ImageFont
 
 TEMPLATE = Path(__file__).with_name("accuracy.template.md")
@@ -123,9 +124,7 @@ def rank(scorer: str) -> int:
 
 
 def title(scorer: str) -> str:
-    name, _, options = scorer.partition(",")
-    options = "" if options == "backbone=efficientnet-lite0" else options
-    return TITLES.get(name, f"`{name}`") + (f", {options.replace(',', ', ')}" if options else "")
+    return TITLES.get(scorer) or scorer_title(scorer)
 
 
 def table(setting: str, figures: Sequence[Figure]) -> str:
