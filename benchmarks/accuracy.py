@@ -38,6 +38,7 @@ from PIL import Image
 from scenes import SETTINGS, SIDE, add_arguments, load, unfinished
 
 import quadpipe
+from quadpipe.errors import QuadpipeError
 from quadpipe.model import train
 
 PATCH = 16
@@ -172,12 +173,13 @@ def measure(cell: Cell, grid: Grid) -> None:
         rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
         scores = [row for row in rows if row["event"] == "eval"]
         last = scores[-1]
+        manifest = quadpipe.Dataset(dataset).manifest
         line = asdict(cell) | {
             "steps": last["step"],
             "batch": BATCH,
-            "train_samples": quadpipe.Dataset(dataset).manifest.splits["train"].samples,
+            "train_samples": manifest.splits["train"].samples,
             "val_samples": last["samples"],
-            "classes": len(quadpipe.Dataset(dataset).manifest.classes or ()),
+            "classes": len(manifest.classes or ()),
             "real_tokens": last["tokens"],
             "multiply_adds": last["multiply_adds"],
             "top1": last["top1"],
@@ -185,6 +187,7 @@ def measure(cell: Cell, grid: Grid) -> None:
             "top1_by_step": [[row["step"], row["top1"]] for row in scores],
             "tokenize_seconds": round(tokenizing, 1),
             "train_seconds": round(time.perf_counter() - started, 1),
+            "shards_sha256": manifest.splits["train"].shard_list_sha256,
             "machine": machine(),
         }
         append(grid.results, line)
@@ -245,4 +248,7 @@ def claimed(path: Path, *, wait: bool) -> Iterator[bool]:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except QuadpipeError as error:
+        raise SystemExit(f"accuracy: {error}") from error

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from common import scorer_title
 from PIL import Image, ImageDraw, ImageFont
 
 TEMPLATE = Path(__file__).with_name("accuracy.template.md")
@@ -89,10 +90,19 @@ class Figure:
 
 
 def gather(rows: Sequence[dict[str, Any]]) -> list[Figure]:
-    """In the order of ORDER, then of the results."""
+    """In the order of ORDER, then of the results.
+
+    SystemExit when seeds of one figure were trained on different data.
+    """
     cells = defaultdict(list)
     for row in rows:
         cells[row["setting"], row["scorer"], row["tokens"], row["model"], row["epochs"]].append(row)
+    for same in cells.values():
+        if len({row["shards_sha256"] for row in same}) > 1:
+            raise SystemExit(
+                f"{same[0]['setting']}, {same[0]['scorer']}, {same[0]['tokens']} tokens: the seeds "
+                f"were trained on different data; remove the older lines and run them again"
+            )
     figures = [
         Figure(
             setting=same[0]["setting"],
@@ -114,9 +124,7 @@ def rank(scorer: str) -> int:
 
 
 def title(scorer: str) -> str:
-    name, _, options = scorer.partition(",")
-    options = "" if options == "backbone=efficientnet-lite0" else options
-    return TITLES.get(name, f"`{name}`") + (f", {options.replace(',', ', ')}" if options else "")
+    return TITLES.get(scorer) or scorer_title(scorer)
 
 
 def table(setting: str, figures: Sequence[Figure]) -> str:

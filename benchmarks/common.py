@@ -11,6 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+USUAL_BACKBONE = "backbone=efficientnet-lite0"
 SHORTEST_RUN = 0.2  # seconds; faster work is repeated
 
 
@@ -74,6 +75,12 @@ def scorer_options(text: str) -> dict[str, Any]:
     if unknown:
         raise SystemExit(f"{text}: the tokenizer has no option {', '.join(unknown)}")
     return {"scorer": name} | options
+
+
+def scorer_title(text: str) -> str:
+    """How pages name a scorer with its options; the usual backbone goes without saying."""
+    name, *pairs = text.split(",")
+    return ", ".join([f"`{name}`", *(pair for pair in pairs if pair != USUAL_BACKBONE)])
 
 
 def seconds_of(function: Callable[[], object]) -> float:

@@ -31,7 +31,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from common import machine, scorer_options
+from common import USUAL_BACKBONE, machine, scorer_options, scorer_title
 from PIL import Image
 from scenes import COVERAGE_SETS, SIDE, Material, add_arguments, fetch_backgrounds, load
 
@@ -44,7 +44,7 @@ BUDGETS = (37, 64, 100)
 BATCH = 8  # as in jobs
 ROUNDS = 5  # of timing
 RANDOM_SEEDS = 5
-FEATURE = "feature,backbone=efficientnet-lite0"
+FEATURE = f"feature,{USUAL_BACKBONE}"
 ORACLE = "precomputed"
 SCORERS = (
     "random",
@@ -54,15 +54,17 @@ SCORERS = (
     "laplacian",
     "entropy",
     FEATURE,
+    f"{FEATURE},scorer_blur=2x",
     "rarity",
     "barrier",
     "saliency",
-    "feature-saliency,backbone=efficientnet-lite0",
+    "feature-saliency",
     ORACLE,
 )
 BASE = "pixel-blur"  # the others are compared with it
 COMPARED_TOKENS = 64
-SHOWN = (BASE, FEATURE, "saliency", ORACLE)
+SHOWN = (BASE, FEATURE, "saliency", "feature-saliency", ORACLE)
+SHOWN_ON_PAGE = (BASE, "laplacian", FEATURE, "rarity", "barrier", "saliency", "feature-saliency")
 SHOWN_TOKENS, SHOWN_SCENES = 64, 8
 # Their licenses allow a picture in the documentation.
 PHOTOGRAPHS = ("astronaut", "chelsea", "coffee", "motorcycle_left", "rocket")
@@ -111,13 +113,10 @@ def main() -> None:
         }.items():
             page = page.replace(f"{{{name}}}", text)
         options.page.write_text(page)
-        shown = trees(
-            shown_photographs(fetch_backgrounds(options.data)),
-            tokenizers,
-            [name for name in tokenizers if name not in ("random", ORACLE)],
-        )
+        photographs = shown_photographs(fetch_backgrounds(options.data))
+        shown = trees(photographs, tokenizers, SHOWN_ON_PAGE)
         shown.resize((shown.width // 2, shown.height // 2), Image.Resampling.LANCZOS).save(
-            options.page.with_suffix(".jpg"), quality=85
+            options.page.with_suffix(".jpg"), quality=75
         )
 
 
@@ -185,11 +184,7 @@ def make_tokenizers(scorers: Sequence[str]) -> dict[str, quadpipe.Tokenizer]:
 
 
 def title(scorer: str) -> str:
-    """How the tables name a scorer."""
-    name, _, options = scorer.partition(",")
-    if name == ORACLE:
-        return "the mask or map itself"
-    return f"`{name}`" + (f", {options.replace(',', ', ')}" if options else "")
+    return "the mask or map itself" if scorer == ORACLE else scorer_title(scorer)
 
 
 def coverage_table(given: ImageSet, tokenizers: dict[str, quadpipe.Tokenizer]) -> str:
@@ -284,7 +279,7 @@ def trees(
     )
     drawn = [mosaics(some, tokenizers[name]) for name in columns]
     exhibits = [
-        Exhibit(mosaic=column[row], title=name, image=some.images[row])
+        Exhibit(mosaic=column[row], title=title(name).replace("`", ""), image=some.images[row])
         for row in range(len(some.images))
         for name, column in zip(columns, drawn, strict=True)
     ]

@@ -84,6 +84,7 @@ def row(scorer: str, seed: int, top1: float, **fields: object) -> str:
             "top1_by_step": [[3, top1 / 2], [9, top1]],
             "tokenize_seconds": 60,
             "train_seconds": 60,
+            "shards_sha256": "ab12",
             "machine": "a processor",
             **fields,
         }
@@ -108,3 +109,13 @@ def test_the_page_states_wins_and_losses_over_seeds(modules, tmp_path, monkeypat
     assert "| `saliency` | 37 | 20.0 | 1 | 40.0 (one seed) | +0.0: no clear difference |" in text
     assert "{" not in text
     assert page.with_suffix(".png").exists()
+
+
+def test_seeds_that_were_trained_on_different_data_are_refused(modules, tmp_path, monkeypatch):
+    _, report = modules
+    results = tmp_path / "results.jsonl"
+    rows = row("uniform", 0, 0.3), row("uniform", 1, 0.3, shards_sha256="cd34")
+    results.write_text("\n".join(rows))
+    monkeypatch.setattr(sys, "argv", ["report", str(results)])
+    with pytest.raises(SystemExit, match="small, uniform, 37 tokens: the seeds were trained on"):
+        report.main()
