@@ -30,7 +30,7 @@ def test_tokens_equal_those_of_the_papers_code_within_rounding():
         images, leaves, tokens = (
             arrays[f"256_16_64_64/{name}"] for name in ("images", "leaves", "tokens")
         )
-    tokenizer = Tokenizer(tokens=64, crop_pct=1.0)
+    tokenizer = Tokenizer(scorer="pixel-blur", tokens=64, crop_pct=1.0)
     for mosaic, expected_boxes, expected in zip(
         tokenizer.tokenize(images), leaves, tokens, strict=True
     ):

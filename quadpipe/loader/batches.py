@@ -123,6 +123,7 @@ class Loader:
         self._memory = _Memory(pinned=pin_memory)
         self._readers: dict[int, SampleReader] = {}
         self.samples = self.split.samples // max(self.split.views, 1)
+        self._reader(0)  # checks the counts of the shards
         self.schedule = Schedule(
             self.samples,
             batch_size,
@@ -137,7 +138,6 @@ class Loader:
                 f"{split} of {self.dataset.folder} has {self.samples} samples, too few for a batch "
                 f"of {batch_size}; use a smaller batch_size"
             )
-        self._reader(0)
         smallest = min(batch_size, self.samples)
         if smallest < world_size and rank == 0:
             _log.warning(

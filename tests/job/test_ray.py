@@ -54,7 +54,7 @@ def wait_for_shards(out: Path, count: int, process: subprocess.Popen) -> None:
         time.sleep(0.01)
 
 
-@pytest.mark.fault("SIGKILL of the driver under Ray in mid-run", "the next run continues")
+@pytest.mark.fault("SIGKILL of the driver under Ray during the run", "the next run continues")
 def test_a_job_whose_driver_was_killed_continues_to_the_same_bytes(
     image_folder, tmp_path, undisturbed, account
 ):

@@ -220,7 +220,7 @@ def test_a_configuration_from_a_file_runs_no_code(own):
         ),
         (
             {"scorer": "entropy", "backbone": "efficientnet-lite0"},
-            "backbone is for scorer feature and feature-saliency and grad-cam, not entropy",
+            "backbone is for scorer feature-saliency and feature and grad-cam, not entropy",
         ),
         ({"scorer_blur": "4x"}, "scorer_blur '4x' is not one of each, 2x"),
         (

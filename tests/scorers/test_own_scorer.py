@@ -208,7 +208,7 @@ def test_invalid_scorers_are_refused_before_the_job(own, target, message, image_
     [
         (
             {"backbone": "efficientnet-lite0"},
-            "backbone is for scorer feature and grad-cam, not my_",
+            "backbone is for scorer feature-saliency and feature and grad-cam, not my_",
         ),
         ({"scorer_weights": "x.pth"}, "scorer my_scorers:Brightness has no network; omit the"),
         ({"scorers": 1}, "scorer my_scorers:Brightness has no network to run in actors"),

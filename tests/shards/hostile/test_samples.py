@@ -183,7 +183,7 @@ def inserted(*, kind: Any = tarfile.USTAR_FORMAT, **fields: Any) -> bytes:
         (inserted(kind=tarfile.PAX_FORMAT, pax_headers={"size": "9" * 20}), "not a plain file"),
         (inserted(kind=tarfile.GNU_FORMAT, name="x" * 300), "is not a plain file"),
         (inserted(name="p" * 120 + "/" + "x" * 90), "is not a plain file"),
-        (inserted(size=8 * 2**30 - 1), "cut short: .* ends after the"),
+        (inserted(size=8 * 2**30 - 1), "cut short: .* ends beyond the"),
         (inserted(kind=tarfile.GNU_FORMAT, size=2**40), "damaged header"),
         (inserted(name=f"{KEY}\x1b[31m.extra"), "damaged header"),
     ],
