@@ -1,6 +1,6 @@
 # make demo    tokenize real photographs, draw them, train a small model and use it
 # make test    run the tests
-# make check   lint, and the tests that start no process
+# make check   lint, and the quick tests: half a minute
 # make lint    check style, and types on the installed wheel
 # make bench   run the benchmarks and write docs/performance.md; PEERS=python adds other loaders
 # make soak    MINUTES=5 of each: random kills, damaged images, damaged shards; and the rarer tests
@@ -51,8 +51,12 @@ demo: $(VENV)/installed $(VENV)/photographs
 test: $(VENV)/installed
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
+# Not those that train, run networks or jobs, or talk to servers.
+QUICK := $(filter-out %_processors.py %_docs.py %_render.py,$(wildcard tests/test_*.py)) \
+    tests/cli tests/images tests/loader $(wildcard tests/shards/test_*.py) tests/sources \
+    tests/files/test_local.py tests/files/test_lock.py tests/job/test_steps.py tests/job/test_config.py
 check: lint
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-processes
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-processes $(QUICK)
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .
