@@ -11,7 +11,8 @@ import numpy as np
 from quadpipe.geometry import Geometry
 from quadpipe.scorers.network import EFFICIENTNET
 from quadpipe.scorers.network_scorer import NetworkScorer
-from quadpipe.scorers.saliency import barrier_product
+from quadpipe.scorers.pooling import pool_to_patches
+from quadpipe.scorers.saliency import PRODUCT_CELL, relative_product
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -21,16 +22,16 @@ _SMALLEST_DEVIATION = 1e-12
 
 
 class FeatureSaliency(NetworkScorer):
-    """Product of three maps, from one pass of the network over the image.
+    """Geometric mean of three maps, from one pass of the network over the image.
 
     - the squared distance of each feature vector from the image's mean one, at the last stride;
     - at the stride before it, the mean over channels of the squared z-score, (x - mean)^2 over the
       squared standard deviation of the channel in the image, plus 5 % of the mean over channels;
       squared. Left out where the backbone has one stride only, as a user's own does;
-    - the map of `barrier` to the power 3/4.
+    - the map of `barrier`.
 
     Each is divided by its mean over the image, plus 0.001, on cells of 16 x 16 pixels, and the
-    product is averaged over the patch.
+    geometric mean is averaged over the patch.
     """
 
     name = "feature-saliency"
@@ -48,8 +49,10 @@ class FeatureSaliency(NetworkScorer):
 
         maps = super()._score(images, hints)
         _, far = saliency_maps(images, False, True)
-        others = list(zip(maps, self._strides, strict=True))
-        return barrier_product(far, SMALL_CELL, others, self.geometry)
+        factors = [*zip(maps, self._strides, strict=True), (far, SMALL_CELL)]
+        product = relative_product(factors, self.geometry)
+        mean = np.cbrt(product) if len(factors) == 3 else np.sqrt(product)
+        return pool_to_patches(mean, self.geometry, PRODUCT_CELL)
 
     def _score_batch(self, images: "Tensor", hints: Sequence[Any]) -> list[np.ndarray]:
         """The maps from the network, float32 `[B, h, w]`, the last stride first."""

@@ -15,7 +15,9 @@ from quadpipe.geometry import Geometry
 from quadpipe.scorers.base import Scorer
 from quadpipe.scorers.pooling import pool_to_cells, pool_to_patches
 
-_PRODUCT_CELL = 16
+PRODUCT_CELL = 16
+"""Side in pixels of the cells of `relative_product`."""
+
 _FLOOR = 1e-3  # of a relative map in a product, so that one map alone does not make it 0
 
 
@@ -61,11 +63,7 @@ class Barrier(Scorer):
 
 
 class Saliency(Scorer):
-    """The map of `rarity` times the map of `barrier` to the power 3/4.
-
-    Both plus 0.001, on cells of 16 x 16 pixels. The power spares objects that the frame cuts: their
-    barrier is low.
-    """
+    """Geometric mean of `rarity` and `barrier`, each plus 0.001, on cells of 16 x 16 pixels."""
 
     name = "saliency"
     summary = "rarity and barrier: what differs from the image and is separated from its border"
@@ -75,27 +73,20 @@ class Saliency(Scorer):
         from quadpipe.scorers.saliency_kernels import LARGE_CELL, SMALL_CELL, saliency_maps
 
         rare, far = saliency_maps(images, True, True)
-        return barrier_product(far, SMALL_CELL, [(rare, LARGE_CELL)], self.geometry)
+        product = relative_product([(rare, LARGE_CELL), (far, SMALL_CELL)], self.geometry)
+        return pool_to_patches(np.sqrt(product), self.geometry, PRODUCT_CELL)
 
 
-def barrier_product(
-    far: np.ndarray, cell: int, others: Sequence[tuple[np.ndarray, int]], geometry: Geometry
-) -> list[np.ndarray]:
-    """Importance from the map of `barrier` to the power 3/4 times other maps.
+def relative_product(factors: Sequence[tuple[np.ndarray, int]], geometry: Geometry) -> np.ndarray:
+    """The product of relative maps, each plus 0.001, on cells of PRODUCT_CELL pixels.
 
-    Maps are `[B, h, w]`, beside the side of their cells in pixels. Each is relative, plus 0.001, on
-    cells of 16 x 16 pixels. Returns float32 `[B, rows, columns]` for each scale, coarse to fine.
+    factors: maps `[B, h, w]` and the side of their cells in pixels.
     """
-
-    def factor(maps: np.ndarray, cell: int) -> np.ndarray:
-        cells = pool_to_cells(maps, geometry, cell, _PRODUCT_CELL)
-        return relative(cells, geometry, _PRODUCT_CELL) + _FLOOR
-
-    barrier = factor(far, cell)
-    product = np.sqrt(barrier * np.sqrt(barrier))
-    for maps, side in others:
-        product = product * factor(maps, side)
-    return pool_to_patches(product, geometry, _PRODUCT_CELL)
+    product = np.ones(())
+    for maps, cell in factors:
+        cells = pool_to_cells(maps, geometry, cell, PRODUCT_CELL)
+        product = product * (relative(cells, geometry, PRODUCT_CELL) + _FLOOR)
+    return product
 
 
 def relative(maps: np.ndarray, geometry: Geometry, cell: int) -> np.ndarray:

@@ -121,7 +121,7 @@ def importance(name: str, image: np.ndarray, side: int) -> np.ndarray:
         for cells, cell in ((rarity(image), 8), (barrier(image), 4))
     )
     if name == "saliency":
-        pixels = barrier_product([rare], far, image)
+        pixels = geometric_mean([rare, far], image)
     else:
         pixels = rare if name == "rarity" else far
     return cell_means(pixels, side)
@@ -131,11 +131,10 @@ def cell_means(pixels: np.ndarray, side: int) -> np.ndarray:
     return np.array([[cell.mean() for cell in row] for row in cells_of(pixels, side)])
 
 
-def barrier_product(others: list[np.ndarray], far: np.ndarray, image: np.ndarray) -> np.ndarray:
+def geometric_mean(factors: list[np.ndarray], image: np.ndarray) -> np.ndarray:
     """`[H, W]`: of relative maps, each plus 0.001, on cells of 16 x 16 pixels."""
-    factors = [cell_means(pixels, 16) + 1e-3 for pixels in others]
-    factors.append((cell_means(far, 16) + 1e-3) ** 0.75)
-    return by_pixel(np.prod(factors, axis=0), 16, image)
+    logarithms = [np.log(cell_means(pixels, 16) + 1e-3) for pixels in factors]
+    return by_pixel(np.exp(np.mean(logarithms, axis=0)), 16, image)
 
 
 def feature_importance(image: np.ndarray, features: dict[int, np.ndarray], side: int) -> np.ndarray:
@@ -156,5 +155,5 @@ def feature_importance(image: np.ndarray, features: dict[int, np.ndarray], side:
         relative(by_pixel(values.reshape(features[stride].shape[1:]), stride, image))
         for stride, values in maps.items()
     ]
-    far = relative(by_pixel(barrier(image), 4, image))
-    return cell_means(barrier_product(factors, far, image), side)
+    factors.append(relative(by_pixel(barrier(image), 4, image)))
+    return cell_means(geometric_mean(factors, image), side)
