@@ -227,7 +227,7 @@ def finished(results: Path) -> set[Cell]:
 
 def append(results: Path, line: dict[str, Any]) -> None:
     """In one write, so that processes do not mix their lines and none is written by half."""
-    file = os.open(results, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+    file = os.open(results, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
     try:
         os.write(file, f"{json.dumps(line)}\n".encode())
     finally:

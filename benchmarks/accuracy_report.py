@@ -10,7 +10,7 @@ import argparse
 import json
 import math
 import statistics
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,7 +46,7 @@ def main() -> None:
     tables = {setting: table(setting, figures) for setting in settings}
     texts = {
         "machine": rows[-1]["machine"],
-        "runs": runs(rows),
+        "runs": runs(rows, usual),
         "budgets": budgets(figures),
         "rising": "\n\n".join(rising(setting, rows) for setting in settings),
     } | {f"table {setting}": text for setting, text in tables.items()}
@@ -156,26 +156,27 @@ def verdict(figure: Figure, base: Figure | None) -> str:
 
 def budgets(figures: Sequence[Figure]) -> str:
     """The scorers that were trained at several budgets."""
-    cells = {(f.setting, f.scorer): 0 for f in figures}
-    for figure in figures:
-        cells[figure.setting, figure.scorer] += 1
+    counts = Counter((figure.setting, figure.scorer) for figure in figures)
+    several = [figure for figure in figures if counts[figure.setting, figure.scorer] > 1]
+    if not several:
+        return "None were run."
     lines = ["| scenes | scorer | tokens | million multiply-adds | top-1, % |", "|---" * 5 + "|"]
-    for figure in sorted(figures, key=lambda f: (f.setting != "small", rank(f.scorer), f.tokens)):
-        if cells[figure.setting, figure.scorer] > 1:
-            lines.append(
-                f"| {figure.setting} | {title(figure.scorer)} | {figure.tokens} | "
-                f"{figure.multiply_adds / 1e6:.1f} | {figure} |"
-            )
+    for figure in sorted(several, key=lambda f: (f.setting != "small", rank(f.scorer), f.tokens)):
+        lines.append(
+            f"| {figure.setting} | {title(figure.scorer)} | {figure.tokens} | "
+            f"{figure.multiply_adds / 1e6:.1f} | {figure} |"
+        )
     return "\n".join(lines)
 
 
-def runs(rows: Sequence[dict[str, Any]]) -> str:
-    """How much was trained."""
-    first = rows[0]
+def runs(rows: Sequence[dict[str, Any]], epochs: int) -> str:
+    """How much was trained. epochs: of the runs in the tables."""
+    first = next(row for row in rows if row["epochs"] == epochs)
     minutes = sum(row["train_seconds"] + row["tokenize_seconds"] for row in rows) / 60
     return (
-        f"{len(rows)} models, {first['train_samples']:,} training and {first['val_samples']:,} "
-        f"validation images per setting, batches of {first['batch']}, {minutes:,.0f} minutes in all"
+        f"{len(rows)} models, {minutes:,.0f} minutes of wall time in all; "
+        f"{first['train_samples']:,} training and {first['val_samples']:,} validation images per "
+        f"setting; {first['steps']:,} steps of {first['batch']} images ({epochs} epochs)"
     )
 
 

@@ -75,6 +75,7 @@ def row(scorer: str, seed: int, top1: float, **fields: object) -> str:
             "seed": seed,
             "model": "nano",
             "epochs": 3,
+            "steps": 9,
             "batch": 32,
             "train_samples": 96,
             "val_samples": 40,
