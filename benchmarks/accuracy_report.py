@@ -17,7 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from common import scorer_title
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
+
+from quadpipe.plot import Curve, draw_curves
 
 TEMPLATE = Path(__file__).with_name("accuracy.template.md")
 BASE = "uniform"
@@ -28,10 +30,6 @@ TITLES = {
     BASE: "`uniform` (plain ViT)",
     "precomputed": "the object's mask",
 }
-COLORS = ("#888888", "#d62728", "#1f77b4", "#2ca02c", "#9467bd", "#ff7f0e", "#17becf", "#8c564b")
-
-ZOOM = 2  # drawn larger, then shrunk: smooth lines
-PANEL, MARGIN, TEXT = (460, 320), (58, 34, 16, 46), 13  # margins: left, top, right, bottom
 
 
 def main() -> None:
@@ -197,57 +195,20 @@ def rising(setting: str, rows: Sequence[dict[str, Any]]) -> str:
 
 def draw(settings: Sequence[str], figures: Sequence[Figure]) -> Image.Image:
     """A panel for each setting: top-1 over multiply-adds, bars of one standard error."""
-    width, height = PANEL
-    scorers = sorted({f.scorer for f in figures}, key=lambda scorer: (rank(scorer), scorer))
-    colors = {scorer: COLORS[n % len(COLORS)] for n, scorer in enumerate(scorers)}
-    legend_height = 24 * -(-len(scorers) // 3) + 8
-    size = (width * len(settings) * ZOOM, (height + legend_height) * ZOOM)
-    sheet = Image.new("RGB", size, "white")
-    for number, setting in enumerate(settings):
-        panel = draw_panel(setting, [f for f in figures if f.setting == setting], colors)
-        sheet.paste(panel, (number * width * ZOOM, 0))
-    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(TEXT * ZOOM)
-    for number, scorer in enumerate(scorers):
-        left = (MARGIN[0] + number % 3 * 240) * ZOOM
-        top = (height + number // 3 * 24) * ZOOM
-        pen.rectangle(
-            (left, top + 3 * ZOOM, left + 14 * ZOOM, top + 13 * ZOOM), fill=colors[scorer]
-        )
-        pen.text((left + 22 * ZOOM, top), title(scorer).replace("`", ""), "black", font)
-    return sheet.resize((sheet.width // ZOOM, sheet.height // ZOOM), Image.Resampling.LANCZOS)
-
-
-def draw_panel(setting: str, figures: Sequence[Figure], colors: dict[str, str]) -> Image.Image:
-    width, height = (length * ZOOM for length in PANEL)
-    left, top, right, bottom = (length * ZOOM for length in MARGIN)
-    panel = Image.new("RGB", (width, height), "white")
-    pen, font = ImageDraw.Draw(panel), ImageFont.load_default(TEXT * ZOOM)
-    most = math.ceil(max(f.multiply_adds for f in figures) / 1e7) * 1e7
-    highest = math.ceil(max(100 * f.mean for f in figures) / 10 + 0.3) * 10
-
-    def place(multiply_adds: float, percent: float) -> tuple[float, float]:
-        x = left + multiply_adds / most * (width - left - right)
-        return x, height - bottom - percent / highest * (height - top - bottom)
-
-    for percent in range(0, highest + 1, 10):
-        pen.line((place(0, percent), place(most, percent)), "#dddddd", ZOOM)
-        pen.text(place(0, percent), f"{percent} ", "black", font, anchor="rm")
-    for million in range(0, int(most / 1e6) + 1, 10):
-        pen.text(place(million * 1e6, -1), f"{million}", "black", font, anchor="mt")
-    pen.text((width / 2, height - 6 * ZOOM), "million multiply-adds", "black", font, anchor="mb")
-    pen.text((left, 8 * ZOOM), f"top-1 in %, scenes {setting}", "black", font)
-    for scorer, color in colors.items():
-        line = sorted((f for f in figures if f.scorer == scorer), key=lambda f: f.multiply_adds)
-        points = [place(f.multiply_adds, 100 * f.mean) for f in line]
-        if len(points) > 1:
-            pen.line(points, color, 2 * ZOOM)
-        for figure, (x, y) in zip(line, points, strict=True):
-            if len(figure.top1) > 1:
-                for sign in (-1, 1):
-                    end = place(figure.multiply_adds, 100 * (figure.mean + sign * figure.error))
-                    pen.line(((x, y), end), color, 2 * ZOOM)
-            pen.ellipse((x - 4 * ZOOM, y - 4 * ZOOM, x + 4 * ZOOM, y + 4 * ZOOM), color)
-    return panel
+    panels: dict[str, list[Curve]] = {}
+    for setting in settings:
+        mine = [f for f in figures if f.setting == setting]
+        curves = panels[f"scenes {setting}"] = []
+        for scorer in sorted({f.scorer for f in mine}, key=lambda scorer: (rank(scorer), scorer)):
+            line = sorted((f for f in mine if f.scorer == scorer), key=lambda f: f.multiply_adds)
+            curve = Curve(
+                name=title(scorer).replace("`", ""),
+                x=[f.multiply_adds / 1e6 for f in line],
+                y=[100 * f.mean for f in line],
+                errors=[100 * f.error for f in line],
+            )
+            curves.append(curve)
+    return draw_curves(panels, x="million multiply-adds", y="top-1 in %")
 
 
 if __name__ == "__main__":
