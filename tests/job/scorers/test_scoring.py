@@ -99,17 +99,16 @@ def test_a_users_network_runs_in_process_and_in_the_pool(images, tmp_path, files
     assert files_of(tmp_path / "process") == files_of(tmp_path / "pool")
     # A network that fails makes the shard fail, with its cause.
     monkeypatch.setenv("FAIL", str(tmp_path))
-    for more in (("--workers", "1"), kinds["pool"]):
-        done = subprocess.run(
-            command(images, tmp_path / f"broken{len(more)}", given, *more),
-            capture_output=True,
-            text=True,
-            cwd=tmp_path,
-        )
-        assert done.returncode == 1
-        assert "shard train 000000: backbone own_net:make failed on images" in done.stderr
-        assert "RuntimeError: the network is broken; fix it" in done.stderr
-        assert "Traceback" not in done.stderr
+    done = subprocess.run(
+        command(images, tmp_path / "broken", given, *kinds["pool"]),
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+    )
+    assert done.returncode == 1
+    assert "shard train 000000: backbone own_net:make failed on images" in done.stderr
+    assert "RuntimeError: the network is broken; fix it" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_an_unexpected_error_fails_its_shard():
