@@ -1,5 +1,6 @@
 """The choice of a scorer: its name, options, network and weights, and whose code is run."""
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, fields
 from os import PathLike
 from typing import Any
@@ -25,7 +26,7 @@ class _ScorerName:
 
 # A scorer's own options are declared beside it; their class is a base here.
 @dataclass(frozen=True, kw_only=True)
-class ScorerChoice(FeatureOptions, _ScorerName):
+class ScorerChoice(FeatureOptions, _ScorerName, ABC):
     """The part of a configuration that decides the scorer.
 
     A configuration may come from a file, so `make_scorer` never runs a user's code by its name
@@ -34,8 +35,9 @@ class ScorerChoice(FeatureOptions, _ScorerName):
     """
 
     @property
+    @abstractmethod
     def geometry(self) -> Geometry:
-        raise NotImplementedError
+        """The geometry that the scorer is made for."""
 
     @property
     def names_user_code(self) -> bool:
