@@ -120,19 +120,46 @@ def _rare_cells(
 ) -> None:
     """Squared Mahalanobis distance of each large cell from the image's mean cell, squared.
 
-    The RX detector of Reed and Yu (IEEE TASSP 38, 1990) on 8 features: mean and standard deviation
-    of R, G and B, and mean absolute difference of gray between neighbors in a row and in a column
-    (0 in a cell without neighbors). colors, textures: of `_sum_cells`. Writes rare, float64
-    `[h, w]`.
+    The RX detector of Reed and Yu (IEEE TASSP 38, 1990). colors, textures: of `_sum_cells`. Writes
+    rare, float64 `[h, w]`.
     """
     rows, columns = rare.shape
-    small_rows, small_columns = colors.shape[:2]
-    cells = rows * columns
     features = np.empty((rows, _FEATURES, columns), np.float64)
-    ratio = LARGE_CELL // SMALL_CELL
+    _cell_features(colors, textures, height, width, features)
+    lower = np.zeros((_FEATURES, _FEATURES), np.float64)
+    _center(features, lower)
+    # Solve lower x whitened = feature for every cell; the distance is the whitened length.
     for y in range(rows):
-        cell_height = min(LARGE_CELL, height - y * LARGE_CELL)
         for x in range(columns):
+            rare[y, x] = 0.0
+        for j in range(_FEATURES):
+            whitened = features[y, j]
+            for k in range(j):
+                weight = lower[j, k]
+                earlier = features[y, k]
+                for x in range(columns):
+                    whitened[x] -= weight * earlier[x]
+            for x in range(columns):
+                whitened[x] /= lower[j, j]
+                rare[y, x] += whitened[x] * whitened[x]
+        for x in range(columns):
+            rare[y, x] *= rare[y, x]
+
+
+@compiled
+def _cell_features(
+    colors: np.ndarray, textures: np.ndarray, height: int, width: int, features: np.ndarray
+) -> None:
+    """Write the 8 features of each large cell, float64 `[h, 8, w]`.
+
+    Mean and standard deviation of R, G and B, and mean absolute difference of gray between
+    neighbors in a row and in a column (0 in a cell without neighbors).
+    """
+    small_rows, small_columns = colors.shape[:2]
+    ratio = LARGE_CELL // SMALL_CELL
+    for y in range(features.shape[0]):
+        cell_height = min(LARGE_CELL, height - y * LARGE_CELL)
+        for x in range(features.shape[2]):
             cell_width = min(LARGE_CELL, width - x * LARGE_CELL)
             pixels = cell_height * cell_width
             for c in range(3):
@@ -148,7 +175,16 @@ def _rare_cells(
             features[y, 6, x] = textures[y, x, 3] / (1000.0 * across)
             features[y, 7, x] = textures[y, x, 4] / (1000.0 * down)
 
-    # Every column is summed, then the columns: the loops over columns are vectors.
+
+@compiled
+def _center(features: np.ndarray, lower: np.ndarray) -> None:
+    """Subtract the mean cell from features, float64 `[h, 8, w]`, and factor their covariance.
+
+    Writes lower, float64 `[8, 8]`: lower times its transpose is the covariance plus the ridge
+    (Cholesky). Columns of the image are summed first, so that the loops over them are vectors.
+    """
+    rows, _, columns = features.shape
+    cells = rows * columns
     sums = np.zeros((_FEATURES, columns), np.float64)
     for y in range(rows):
         for j in range(_FEATURES):
@@ -168,37 +204,17 @@ def _rare_cells(
             for k in range(j + 1):
                 for x in range(columns):
                     products[j, k, x] += features[y, j, x] * features[y, k, x]
-
-    # Cholesky: lower x its transpose is the covariance plus the ridge.
-    lower = np.zeros((_FEATURES, _FEATURES), np.float64)
     for j in range(_FEATURES):
         for k in range(j + 1):
-            entry = 0.0
+            total = 0.0
             for x in range(columns):
-                entry += products[j, k, x]
-            entry /= cells
+                total += products[j, k, x]
+            total /= cells
             if j == k:
-                entry += _RIDGE
+                total += _RIDGE
             for i in range(k):
-                entry -= lower[j, i] * lower[k, i]
-            lower[j, k] = math.sqrt(entry) if j == k else entry / lower[k, k]
-
-    # Solve lower x whitened = feature for every cell; the distance is the whitened length.
-    for y in range(rows):
-        for x in range(columns):
-            rare[y, x] = 0.0
-        for j in range(_FEATURES):
-            whitened = features[y, j]
-            for k in range(j):
-                weight = lower[j, k]
-                earlier = features[y, k]
-                for x in range(columns):
-                    whitened[x] -= weight * earlier[x]
-            for x in range(columns):
-                whitened[x] /= lower[j, j]
-                rare[y, x] += whitened[x] * whitened[x]
-        for x in range(columns):
-            rare[y, x] *= rare[y, x]
+                total -= lower[j, i] * lower[k, i]
+            lower[j, k] = math.sqrt(total) if j == k else total / lower[k, k]
 
 
 @compiled
