@@ -2,6 +2,7 @@
 
 import os
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from pathlib import Path
 
 from quadpipe import faults
@@ -11,6 +12,16 @@ from quadpipe.retries import retry
 from quadpipe.sources.labels import ClassNames
 from quadpipe.sources.listing import Input, Inputs
 from quadpipe.sources.roots import Root
+
+
+@dataclass(frozen=True, kw_only=True)
+class ListOptions:
+    """How inputs are listed: see `Source.list`."""
+
+    split: str | None
+    labels: Path | None
+    use_labels: bool
+    classes: ClassNames | None
 
 
 class Source(ABC):
@@ -38,14 +49,7 @@ class Source(ABC):
         """Whether a location is a source of this kind, by its name or contents."""
 
     @abstractmethod
-    def _list(
-        self,
-        *,
-        split: str | None,
-        labels: Path | None,
-        use_labels: bool,
-        classes: ClassNames | None,
-    ) -> Inputs:
+    def _list(self, options: ListOptions) -> Inputs:
         """As `list`, whose checks are done."""
 
     def list(
@@ -68,7 +72,9 @@ class Source(ABC):
             raise ConfigError("--classes and --no-labels exclude each other; give one of them")
         if labels and not self.takes_labels:
             raise ConfigError("--labels is for a folder of images; this source has its own labels")
-        inputs = self._list(split=split, labels=labels, use_labels=use_labels, classes=classes)
+        inputs = self._list(
+            ListOptions(split=split, labels=labels, use_labels=use_labels, classes=classes)
+        )
         if not any(len(listing) for listing in inputs.splits.values()):
             raise SourceError(
                 f"no images found in {self} (skipped: {inputs.skipped or 'nothing'}); give a "

@@ -5,8 +5,8 @@ from pathlib import Path
 
 from quadpipe.errors import ConfigError, SourceError
 from quadpipe.names import SPLITS, path_to_text, text_to_path
-from quadpipe.sources.base import Source
-from quadpipe.sources.labels import ClassNames, ClassTable, read_labels
+from quadpipe.sources.base import ListOptions, Source
+from quadpipe.sources.labels import ClassTable, read_labels
 from quadpipe.sources.listing import Inputs, Listing
 from quadpipe.sources.names import is_compressed_tar_name, is_image_name, is_tar_name, split_of_word
 from quadpipe.sources.roots import Root
@@ -31,18 +31,11 @@ class FolderSource(Source):
     def matches(cls, root: Root, file: bytes) -> bool:
         return not file
 
-    def _list(
-        self,
-        *,
-        split: str | None,
-        labels: Path | None,
-        use_labels: bool,
-        classes: ClassNames | None,
-    ) -> Inputs:
+    def _list(self, options: ListOptions) -> Inputs:
         walk = Walk(self.root)
-        roots = _split_folders(walk, split) or {split or "train": b""}
-        given = read_labels(labels) if labels else None
-        table = ClassTable(classes)
+        roots = _split_folders(walk, options.split) or {options.split or "train": b""}
+        given = read_labels(options.labels) if options.labels else None
+        table = ClassTable(options.classes)
         listings = {}
         for name in SPLITS:
             if name not in roots:
@@ -53,12 +46,12 @@ class FolderSource(Source):
                 if not is_image_name(path):
                     _skip(walk, path)
                     continue
-                label = _label(path, path[len(prefix) :], given) if use_labels else None
+                label = _label(path, path[len(prefix) :], given) if options.use_labels else None
                 listing.append(path, None if label is None else table.id(label))
                 walk.note_read(path)
-        names = _settle(self.root, listings, table, labels)
+        names = _settle(self.root, listings, table, options.labels)
         warnings = table.warnings + walk.warnings
-        if names and labels is None:
+        if names and options.labels is None:
             splits = [name for name in names if split_of_word(text_to_path(name))]
             if splits:
                 warnings.append(f"top folders named as splits are classes: {', '.join(splits[:3])}")

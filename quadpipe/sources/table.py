@@ -7,8 +7,8 @@ from pathlib import Path
 
 from quadpipe.errors import SourceError
 from quadpipe.names import path_to_text
-from quadpipe.sources.base import Source
-from quadpipe.sources.labels import ClassNames, ClassTable
+from quadpipe.sources.base import ListOptions, Source
+from quadpipe.sources.labels import ClassTable
 from quadpipe.sources.listing import Inputs, Listing
 from quadpipe.sources.roots import LocalRoot, Root
 from quadpipe.sources.rows import PathList, read_rows
@@ -37,14 +37,7 @@ class TableSource(Source):
     def _path_in_row(self, row: int) -> bytes | None:
         return self._table.path(row)
 
-    def _list(
-        self,
-        *,
-        split: str | None,
-        labels: Path | None,
-        use_labels: bool,
-        classes: ClassNames | None,
-    ) -> Inputs:
+    def _list(self, options: ListOptions) -> Inputs:
         file = self._table.file
         places = _Places(file.parent)
         rows: list[tuple[bytes, bytes | None, int | None, bytes]] = []
@@ -56,10 +49,10 @@ class TableSource(Source):
                 )
             inside, real = places.locate(given)
             path, row = (os.path.basename(given), number) if inside is None else (inside, None)
-            rows.append((path, (label or None) if use_labels else None, row, real))
+            rows.append((path, (label or None) if options.use_labels else None, row, real))
         rows.sort(key=lambda row: row[0])
         skipped: Counter[str] = Counter()
-        listing, table = Listing(), ClassTable(classes)
+        listing, table = Listing(), ClassTable(options.classes)
         label_of: dict[bytes, bytes | None] = {}  # by real path
         for path, label, row, real in rows:
             if real in label_of:
@@ -83,7 +76,7 @@ class TableSource(Source):
         if not listing.unlabelled and len(listing):
             names = table.settle([listing], numbers_are_indices=True)
         return Inputs(
-            splits={split or "train": listing},
+            splits={options.split or "train": listing},
             classes=names,
             unused_classes=table.unused,
             skipped=dict(skipped),

@@ -13,12 +13,11 @@ import tarfile
 from collections import Counter
 from collections.abc import Iterator
 from itertools import groupby
-from pathlib import Path
 
 from quadpipe.errors import SourceError
 from quadpipe.names import SPLITS, path_to_text
-from quadpipe.sources.base import Source
-from quadpipe.sources.labels import ClassNames, ClassTable
+from quadpipe.sources.base import ListOptions, Source
+from quadpipe.sources.labels import ClassTable
 from quadpipe.sources.listing import Inputs, Listing, Span
 from quadpipe.sources.names import is_compressed_tar_name, is_image_name, is_tar_name, split_of_word
 from quadpipe.sources.roots import Root
@@ -54,23 +53,16 @@ class TarSource(Source):
             compressed = compressed or is_compressed_tar_name(path)
         return compressed
 
-    def _list(
-        self,
-        *,
-        split: str | None,
-        labels: Path | None,
-        use_labels: bool,
-        classes: ClassNames | None,
-    ) -> Inputs:
+    def _list(self, options: ListOptions) -> Inputs:
         walk = Walk(self.root)
         names = [self.file] if self.file else [*walk.files()]
         for name in names:
             _check_name(walk.root, name)
         tars = [name for name in names if is_tar_name(name)]
-        table = ClassTable(classes)
-        samples = _Samples(walk.root, table if use_labels else None)
+        table = ClassTable(options.classes)
+        samples = _Samples(walk.root, table if options.use_labels else None)
         listings: dict[str, Listing] = {}
-        for name, named in zip(tars, _splits(walk.root, tars, split), strict=True):
+        for name, named in zip(tars, _splits(walk.root, tars, options.split), strict=True):
             samples.list_tar(name, listings.setdefault(named, Listing()))
             walk.note_read(name)
         total = sum(len(listing) for listing in listings.values())
