@@ -1,7 +1,7 @@
 # make demo    tokenize real photographs, draw them, train a small model and use it
 # make test    run the tests
 # make check   lint, and the quick tests: half a minute
-# make lint    check style, and types on the installed wheel
+# make lint    check style, and types of the package as it is installed
 # make bench   run the benchmarks and write docs/performance.md; PEERS=python adds other loaders
 # make soak    MINUTES=5 of each: random kills, damaged images, damaged shards; and the rarer tests
 # make reliability    run the fault tests and write their table into docs/reliability.md
@@ -61,7 +61,8 @@ check: lint
 lint: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	rm -rf $(VENV)/types build && $(PIP) install --no-deps --target $(VENV)/types .
+	rm -rf $(VENV)/types && mkdir $(VENV)/types
+	cp -r quadpipe $(VENV)/types/ && cp -r cli model $(VENV)/types/quadpipe/
 	MYPYPATH=$(VENV)/types $(BIN)/mypy -p quadpipe
 	MYPYPATH=$(VENV)/types $(BIN)/mypy benchmarks
 	MYPYPATH=$(VENV)/types:tests $(BIN)/mypy --config-file tests/mypy.ini tests
