@@ -25,11 +25,11 @@ def command(as_json: bool) -> None:
         return
     declared = declared_options(TokenizerConfig)
     for scorer in SCORERS.values():
-        click.echo(f"{scorer.name:<14}{scorer.summary}")
-        click.echo(f"{'':<14}costs {scorer.cost}")
+        click.echo(f"{scorer.name:<18}{scorer.summary}")
+        click.echo(f"{'':<18}costs {scorer.cost}")
         if scorer.hint:
             source = "the labels" if scorer.label_aware else "the folder --maps"
-            click.echo(f"{'':<14}needs {scorer.hint} of each image, from {source}")
+            click.echo(f"{'':<18}needs {scorer.hint} of each image, from {source}")
         for name in scorer.option_names():
             option = declared[name]
             text = option.help
@@ -40,7 +40,7 @@ def command(as_json: bool) -> None:
             _print_option("--" + name.replace("_", "-"), text)
         if scorer.uses_network:
             _print_option("--scorer-weights", "File of the network's weights.")
-    click.echo(f"{OwnScorer.name}\n{'':<14}{OwnScorer.summary}")
+    click.echo(f"{OwnScorer.name}\n{'':<18}{OwnScorer.summary}")
     click.echo(
         "\nAll scorers except uniform take --scale-weight and --thresholds. docs/scorers.md "
         "compares the scorers."
@@ -49,7 +49,7 @@ def command(as_json: bool) -> None:
 
 def _print_option(flag: str, text: str) -> None:
     for number, line in enumerate(textwrap.wrap(text, 60)):
-        click.echo(f"{'':<14}{flag if number == 0 else '':<20}{line}")
+        click.echo(f"{'':<18}{flag if number == 0 else '':<20}{line}")
 
 
 def _row(scorer: type[Scorer]) -> dict[str, Any]:

@@ -106,7 +106,8 @@ def test_show_compares_scorers(image_folder, tmp_path):
 
 def test_scorers_are_listed_with_options_and_costs():
     text = run("scorers").stdout
-    assert "feature       change of a network's features when a patch is blurred" in text
+    assert "feature-saliency  where a network's features" in text
+    assert "feature           change of a network's features when a patch is blurred" in text
     assert "By default efficientnet-lite0." in " ".join(text.split())
     assert "needs the class of each image, from the labels" in text
     assert "One of mse, cosine." in text
