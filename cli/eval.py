@@ -29,8 +29,7 @@ _CURVE_BUDGETS = 8
     "--tokens",
     multiple=True,
     metavar="N|LOW-HIGH|N,N,..",
-    help=f"Tokens per image; may be repeated. By default those of the training, of many "
-    f"{_CURVE_BUDGETS} of them.",
+    help=f"Tokens per image; may be repeated. By default the trained ones, {_CURVE_BUDGETS} at most.",
 )
 @click.option(
     "--plot", type=click.Path(path_type=Path), help="Draw top-1 over multiply-adds to this .png."
