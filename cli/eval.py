@@ -29,7 +29,8 @@ _CURVE_BUDGETS = 8
     "--tokens",
     multiple=True,
     metavar="N|LOW-HIGH|N,N,..",
-    help=f"Tokens per image; may be repeated. By default the trained ones, {_CURVE_BUDGETS} at most.",
+    help="Tokens per image; may be repeated. By default the trained ones, "
+    f"{_CURVE_BUDGETS} at most.",
 )
 @click.option(
     "--plot", type=click.Path(path_type=Path), help="Draw top-1 over multiply-adds to this .png."
