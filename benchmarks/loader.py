@@ -4,10 +4,11 @@
 
 All give shuffled batches of 256 samples on one core, in one process without threads that read
 ahead: the leaves at 100 tokens, uint8 `[256, 100, 16, 16, 3]`, their boxes and labels, as tensors.
-The shards are in memory (/dev/shm where there is one), page cache warm. webdataset reads the same
-tars with its own pipeline (`WebDataset`, `shuffle`, `decode`, `batched`), the leaves chosen by one
-NumPy index. The peers hold only the leaves, boxes and labels, uncompressed, in their own formats,
-and read them with their own loaders. They install Pillow, so they need a separate environment:
+At 64 tokens on average every image has a number of its own, from 16 to 100. The shards are in
+memory (/dev/shm where there is one), page cache warm. webdataset reads the same tars with its own
+pipeline (`WebDataset`, `shuffle`, `decode`, `batched`), the leaves chosen by one NumPy index. The
+peers hold only the leaves, boxes and labels, uncompressed, in their own formats, and read them with
+their own loaders. They install Pillow, so they need a separate environment:
 
     python -m venv peers && peers/bin/pip install torch mosaicml-streaming==0.13.0 litdata==0.2.76
 
@@ -30,6 +31,7 @@ from typing import Any
 from common import describe_machine, make_images, spread
 
 BATCH, TOKENS = 256, 100
+MEAN = 64
 SHARD = 256
 PEERS = ("streaming", "litdata")
 
@@ -68,6 +70,8 @@ def measure(temporary: Path, samples: int, runs: int, peers: str | None) -> None
     rows: dict[str, Callable[[], float]] = {
         "quadpipe": lambda: read_quadpipe(str(shards), TOKENS),
         f"quadpipe, {quarter} tokens": lambda: read_quadpipe(str(shards), quarter),
+        f"quadpipe, {MEAN} tokens": lambda: read_quadpipe(str(shards), MEAN),
+        f"quadpipe, {MEAN} tokens on average": lambda: read_quadpipe(str(shards), MEAN, mean=True),
         "quadpipe, from file-like objects": lambda: read_quadpipe(f"file://{shards}", TOKENS),
         "webdataset": lambda: read_webdataset(shards),
         "memcpy of the same leaves": lambda: copy_memory(samples),
@@ -101,6 +105,11 @@ def print_table(rates: dict[str, list[float]], quarter: int) -> None:
             2,
         ),
         (
+            "quadpipe at a mean number of tokens against the same number for all",
+            middle[f"quadpipe, {MEAN} tokens on average"] / middle[f"quadpipe, {MEAN} tokens"],
+            0.8,
+        ),
+        (
             "quadpipe from file-like objects against webdataset",
             middle["quadpipe, from file-like objects"] / middle["webdataset"],
             2,
@@ -119,9 +128,9 @@ def print_table(rates: dict[str, list[float]], quarter: int) -> None:
         print(f"{what}: {times:.2f} times, target {bar}: {'met' if times >= bar else 'NOT met'}")
 
 
-def read_quadpipe(location: str, tokens: int) -> float:
+def read_quadpipe(location: str, tokens: int, *, mean: bool = False) -> float:
     """Seconds of an epoch; the loader is kept between epochs, as in training."""
-    loader = _loader(location, tokens)
+    loader = _loader(location, tokens, mean)
     started = time.perf_counter()
     read = sum(len(batch.label) for batch in loader.epoch(next(_epochs)))
     assert read == loader.samples
@@ -132,9 +141,11 @@ _epochs = count()
 
 
 @cache
-def _loader(location: str, tokens: int) -> Any:
+def _loader(location: str, tokens: int, mean: bool) -> Any:
     from quadpipe.loader import Loader
 
+    if mean:
+        return Loader(location, batch_size=BATCH, mean_tokens=tokens)
     return Loader(location, batch_size=BATCH, tokens=tokens)
 
 

@@ -14,7 +14,6 @@ measured.
 """
 
 import argparse
-import json
 import multiprocessing
 import resource
 import shutil
@@ -24,6 +23,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 from common import describe_machine
 
 if TYPE_CHECKING:
@@ -126,17 +126,21 @@ def preview(folder: Path) -> None:
 
 def stand_in(folder: Path) -> None:
     """Markers and tars of finished shards; the tars are not read."""
+    from quadpipe.files import open_folder
+    from quadpipe.job.plan import read_plan
     from quadpipe.shards.format import marker_name
     from quadpipe.shards.index import make_rows
     from quadpipe.shards.manifest import ShardInfo
     from quadpipe.shards.marker import FinishedTar, Marker
 
     out = folder / "out"
-    shards = json.loads((out / ".quadpipe/plan.json").read_text())["splits"]["train"]["shards"]
-    for index in range(shards):
+    plan = read_plan(open_folder(out))
+    gains = np.zeros((1, plan.config.tokenizer.num_splits), np.float32)
+    for index in range(plan.splits["train"].shards):
         name = f"train-{index:06d}.tar"
         info = ShardInfo(name=name, view=0, samples=1, bytes=BYTES, sha256="0" * 64)
-        tar = FinishedTar(info=info, rows=make_rows([0], BYTES - 1024, [index + 1], [0]))
+        rows = make_rows([0], BYTES - 1024, [index + 1], [0])
+        tar = FinishedTar(info=info, rows=rows, gains=gains)
         marker = Marker(inputs=1, rejected=[], tars=[tar])
         path = out / marker_name("train", index)
         if index % 1000 == 0:

@@ -90,7 +90,7 @@ class TokenizerConfig(ScorerChoice):
             SCORERS[self.scorer].check_grid(
                 self.image_size, self.patch_size, self.max_patch_size, self.tokens
             )
-        self.geometry.num_splits(self.tokens)
+        self.num_splits  # noqa: B018  raises if the number of tokens is not legal
         if self.scale_weight != 1 and not self.geometry.max_scale:
             raise ConfigError(
                 "scale_weight is for patches that can be split, and max_patch_size equals "
@@ -98,6 +98,11 @@ class TokenizerConfig(ScorerChoice):
             )
         if self.thresholds is not None:
             object.__setattr__(self, "thresholds", self._checked_thresholds(self.thresholds))
+
+    @property
+    def num_splits(self) -> int:
+        """K, the number of splits that are stored per image."""
+        return self.geometry.num_splits(self.tokens)
 
     def check_limits(self) -> None:
         """Raise ConfigError when images of the image size are above `max_pixels`.

@@ -21,7 +21,7 @@ from quadpipe.errors import ShardError
 from quadpipe.loader import Loader, webdataset
 from quadpipe.loader.samples import SampleReader
 from quadpipe.render import draw
-from quadpipe.shards.format import index_name, npy_header
+from quadpipe.shards.format import gains_name, index_name, npy_header
 from quadpipe.shards.index import FIELDS, checksum, scan
 from quadpipe.shards.summary import summarize
 from quadpipe.shards.tar import END, member_bytes, read_members, read_part
@@ -102,10 +102,11 @@ def rewrite_shard_list(
 
 
 def remove_index(dataset: Path, *splits: str) -> None:
-    """Make the dataset like those of versions that wrote no index."""
+    """Make the dataset like those of versions that wrote neither index nor gains."""
     for split in splits or ("train", "val"):
-        (dataset / index_name(split)).unlink(missing_ok=True)
-        edit_manifest(dataset, **{f"splits__{split}__index_sha256": None})
+        for name, field in ((index_name, "index_sha256"), (gains_name, "gains_sha256")):
+            (dataset / name(split)).unlink(missing_ok=True)
+            edit_manifest(dataset, **{f"splits__{split}__{field}": None})
 
 
 def rewrite_index(dataset: Path, split: str) -> None:

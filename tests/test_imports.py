@@ -19,7 +19,7 @@ ROOMS = (
     ("files", "geometry"),
     ("compiled",),
     ("quadtree_kernels", "mosaic_kernels"),
-    ("quadtree",),
+    ("quadtree", "counts"),
     ("images", "sources"),
     ("scorers",),
     ("mosaic",),

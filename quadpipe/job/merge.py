@@ -10,20 +10,27 @@ from itertools import islice
 from tempfile import TemporaryFile
 from typing import Any
 
+import numpy as np
+
 from quadpipe.errors import ShardError, TooManyRejectsError
 from quadpipe.files import Folder, LocalFolder
 from quadpipe.job.plan import Plan, ShardId
+from quadpipe.shards.arrays import write_array
 from quadpipe.shards.card import card
 from quadpipe.shards.format import (
     CARD,
     MANIFEST,
     REJECTED,
     WITHDRAWN,
+    gains_name,
+    index_name,
     json_bytes,
     marker_name,
     shard_list_name,
 )
-from quadpipe.shards.index import complete, write_index
+from quadpipe.shards.gains import DTYPE as GAINS
+from quadpipe.shards.gains import sample_gains
+from quadpipe.shards.index import FIELDS, complete, parts
 from quadpipe.shards.manifest import Manifest, SplitInfo
 from quadpipe.shards.marker import FinishedTar, Marker
 
@@ -111,14 +118,18 @@ def _revision(out: Folder) -> int:
 def _merge_split(
     out: Folder, plan: Plan, split: str, rejects: Any, reasons: Counter[str]
 ) -> SplitInfo:
-    """Write the shard list and the index of a split, and the rows of its rejects."""
+    """Write the shard list, the index and the gains of a split, and the rows of its rejects."""
     planned = plan.splits[split]
     digest = hashlib.sha256()
     counts: Counter[str] = Counter()
     name = shard_list_name(split)
     # Beside the output: the temporary folder of the machine may be small.
     place = out.root if isinstance(out, LocalFolder) else None
-    with TemporaryFile(dir=place) as index, out.staged(name) as file:
+    with (
+        TemporaryFile(dir=place) as index,
+        TemporaryFile(dir=place) as gains,
+        out.staged(name) as file,
+    ):
         for marker in _markers(out, planned.shards, split):
             for reject in marker.rejected:
                 reasons[reject.reason] += 1
@@ -129,13 +140,15 @@ def _merge_split(
                 file.write(line)
                 digest.update(line)
                 tar.rows["shard"] = counts["shards"]
-                if not tar.rows["checksum"].all():
-                    _complete(out, tar, labelled=plan.classes is not None)
-                index.write(tar.rows.tobytes())
+                rows, its_gains = _completed(out, plan, tar)
+                index.write(rows.tobytes())
+                gains.write(its_gains.tobytes())
                 counts["shards"] += 1
                 counts["samples"] += tar.info.samples
                 counts["bytes"] += tar.info.bytes
-        index_sha256 = write_index(out, split, index, counts["samples"])
+        samples, splits = counts["samples"], plan.config.tokenizer.num_splits
+        index_sha256 = write_array(out, index_name(split), FIELDS, (samples,), index)
+        gains_sha256 = write_array(out, gains_name(split), GAINS, (samples, splits), gains)
     return SplitInfo(
         inputs=planned.inputs,
         rejected=counts["rejected"],
@@ -146,17 +159,27 @@ def _merge_split(
         shard_list=name,
         shard_list_sha256=digest.hexdigest(),
         index_sha256=index_sha256,
+        gains_sha256=gains_sha256,
     )
 
 
-def _complete(out: Folder, tar: FinishedTar, *, labelled: bool) -> None:
-    """Read from the tar what a marker of an earlier version lacks: labels and checksums."""
+def _completed(out: Folder, plan: Plan, tar: FinishedTar) -> tuple[np.ndarray, np.ndarray]:
+    """Rows and gains of a tar; what a marker of an earlier version lacks is read from the tar."""
+    rows, gains = tar.rows, tar.gains
+    splits = plan.config.tokenizer.num_splits
+    shape = (len(rows), splits)
     try:
-        complete(tar.rows, out.contents(tar.info.name), labelled=labelled)
+        if not rows["checksum"].all():
+            complete(rows, out.contents(tar.info.name), labelled=plan.classes is not None)
+        if gains is None or gains.shape != shape:
+            contents = out.contents(tar.info.name)
+            each = [sample_gains(part, splits) for _, part in parts(rows, contents)]
+            gains = np.array(each, GAINS).reshape(shape)
     except ShardError as error:
         raise ShardError(
             f"{out.where(tar.info.name)}: {error}; remove it and rerun the same command"
         ) from error
+    return rows, gains
 
 
 def _markers(out: Folder, shards: int, split: str) -> Iterator[Marker]:

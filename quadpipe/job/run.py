@@ -105,14 +105,18 @@ class Job:
         return Dataset(self.out)
 
     def _is_whole(self) -> bool:
-        """Whether manifest, shard lists and indexes exist and agree; sizes of tars were checked.
-        A dataset of an earlier version, without an index, is not whole."""
+        """Whether manifest, shard lists, indexes and gains exist and agree; sizes of tars were
+        checked. A dataset of an earlier version, without one of them, is not whole."""
         try:
             dataset = Dataset(self.out)
-            splits = dataset.manifest.splits
-            return all(info.index_sha256 and dataset.index(name) for name, info in splits.items())
+            for name, info in dataset.manifest.splits.items():
+                if info.index_sha256 is None or info.gains_sha256 is None:
+                    return False
+                dataset.index(name)
+                dataset.gains(name)
         except ShardError:
             return False
+        return True
 
     def _pending(self) -> list[ShardId]:
         """Shards that are not done; with `retry_rejected` those with rejects too."""

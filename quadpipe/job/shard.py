@@ -129,6 +129,7 @@ def _write(
                 sha256=writer.sha256,
             ),
             rows=writer.rows(),
+            gains=writer.gains(),
         )
         for view, name, writer in zip(views, names, writers, strict=False)
     ]

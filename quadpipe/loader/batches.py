@@ -1,6 +1,7 @@
 """Shards -> batches for torch, in an order that does not depend on ranks or workers.
 
-Letters: B batch of all ranks; b of one rank; N tokens; P patch size.
+Letters: B batch of all ranks; b of one rank; N tokens per image; T tokens of b images; P patch
+size.
 """
 
 import logging
@@ -17,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from quadpipe.counts import CountLimits
 from quadpipe.errors import ConfigError
 from quadpipe.loader.order import SHARDS_AT_ONCE, EpochOrder
 from quadpipe.loader.samples import Rows, SampleReader, check_verify
@@ -34,18 +36,21 @@ _log = logging.getLogger(__name__)
 class Batch:
     """One rank's slice of a global batch.
 
-    tokens: uint8 `[b, N, P, P, 3]`. boxes: int16 `[b, N, 3]`: x, y, scale. label: int64 `[b]`, -1
-    without labels. weight: float32 `[b]`: 1, or 0 for a skipped sample and for the placeholder of
-    an empty slice. keys: of the samples. total: samples of the global batch, over all ranks. first:
-    number of them before this slice. skipped: number of damaged samples of this slice; their rows
-    are a valid, blank input (tokens 0, boxes of a valid tree, label 0, or -1 without labels, key
-    empty), which must not count in loss and accuracy. The mean over a global batch is the sum of
-    weight times loss over all ranks, divided by the sum of the weights over all ranks, which is
-    `total` where nothing was skipped.
+    tokens: uint8 `[b, N, P, P, 3]`. boxes: int16 `[b, N, 3]`: x, y, scale. lengths: None; where
+    images have numbers of tokens of their own, these numbers, int64 `[b]`, always on the CPU:
+    tokens are then `[T, P, P, 3]` and boxes `[T, 3]`, image after image, without padding. label:
+    int64 `[b]`, -1 without labels. weight: float32 `[b]`: 1, or 0 for a skipped sample and for the
+    placeholder of an empty slice. keys: of the samples. total: samples of the global batch, over
+    all ranks. first: number of them before this slice. skipped: number of damaged samples of this
+    slice; their rows are a valid, blank input (tokens 0, boxes of a valid tree, label 0, or -1
+    without labels, key empty), which must not count in loss and accuracy. The mean over a global
+    batch is the sum of weight times loss over all ranks, divided by the sum of the weights over all
+    ranks, which is `total` where nothing was skipped.
     """
 
     tokens: Tensor
     boxes: Tensor
+    lengths: Tensor | None = None
     label: Tensor
     weight: Tensor
     keys: list[str]
@@ -63,6 +68,11 @@ class Loader:
     tokens: tokens per image, by default all that the dataset holds. With several budgets, "19-100"
     or (19, 37, 64), each batch draws one, evenly or by `weights`, one for each budget;
     `tokens_per_batch` limits a batch to that number of tokens. See `schedule.Schedule`.
+
+    mean_tokens: instead of `tokens`, the mean number over the images of a global batch, or several.
+    Each image has between `min_tokens` and `max_tokens`, by default the least possible number and
+    the stored one: the largest gains of the batch are split; see `counts.CountLimits.share`.
+    threshold: instead of both, each image is split down to this gain, within the same limits.
 
     The order of the samples and the budgets depend on `seed`, the epoch and the dataset alone;
     rank r of `world_size` takes its slice of every global batch, and `workers` threads only read
@@ -85,6 +95,10 @@ class Loader:
         *,
         batch_size: int,
         tokens: Tokens | None = None,
+        mean_tokens: Tokens | None = None,
+        min_tokens: int | None = None,
+        max_tokens: int | None = None,
+        threshold: float | None = None,
         weights: Sequence[float] | None = None,
         tokens_per_batch: int | None = None,
         shuffle: bool = True,
@@ -102,14 +116,8 @@ class Loader:
         self.dataset = dataset if isinstance(dataset, Dataset) else Dataset(dataset)
         self.split = self.dataset.split(split)
         self.name = split
-        stored = self.dataset.manifest.tokenizer.tokens
-        geometry = self.dataset.manifest.geometry
-        self.budgets = parse_tokens(stored if tokens is None else tokens, geometry)
-        if self.budgets[-1] > stored:
-            raise ConfigError(
-                f"{self.dataset.folder} holds {stored} tokens, not {self.budgets[-1]}; use at most "
-                f"{stored}, or rerun quadpipe tokenize with --tokens {self.budgets[-1]}"
-            )
+        self.threshold = threshold
+        self._set_budgets(tokens, mean_tokens, min_tokens, max_tokens)
         if batch_size < 1 or workers < 0 or not 0 <= rank < world_size:
             raise ConfigError(
                 f"batch_size {batch_size}, workers {workers}, rank {rank} of {world_size}: the "
@@ -144,6 +152,36 @@ class Loader:
                 "batches of %d samples for %d ranks: some ranks compute samples of weight zero",
                 smallest,
                 world_size,
+            )
+
+    def _set_budgets(
+        self,
+        tokens: Tokens | None,
+        mean_tokens: Tokens | None,
+        min_tokens: int | None,
+        max_tokens: int | None,
+    ) -> None:
+        """Set `budgets`, and `limits` where images have numbers of tokens of their own."""
+        stored, geometry = self.dataset.manifest.tokenizer.tokens, self.dataset.manifest.geometry
+        given = [value for value in (tokens, mean_tokens, self.threshold) if value is not None]
+        is_adaptive = bool(given) and tokens is None
+        if len(given) > 1:
+            raise ConfigError("give one of tokens, mean_tokens and threshold")
+        if not is_adaptive and (min_tokens is not None or max_tokens is not None):
+            raise ConfigError("min_tokens and max_tokens are for mean_tokens; give that too")
+        self.limits = None
+        if is_adaptive:
+            self.limits = CountLimits.of(geometry, stored, min_tokens, max_tokens)
+            means = self.limits.most if mean_tokens is None else mean_tokens
+            self.budgets = parse_tokens(means, geometry, means=True)
+            for mean in self.budgets:
+                self.limits.check_mean(mean)
+            return
+        self.budgets = parse_tokens(stored if tokens is None else tokens, geometry)
+        if self.budgets[-1] > stored:
+            raise ConfigError(
+                f"{self.dataset.folder} holds {stored} tokens, not {self.budgets[-1]}; use at most "
+                f"{stored}, or rerun quadpipe tokenize with --tokens {self.budgets[-1]}"
             )
 
     def view(self, epoch: int) -> int:
@@ -201,32 +239,62 @@ class Loader:
     ) -> Batch:
         """This rank's slice of the global batch from one position to another."""
         total = end - begin
-        start, stop = (
-            begin + total * rank // self.world_size for rank in (self.rank, self.rank + 1)
-        )
-        is_placeholder = start == stop  # an empty rank computes one sample with weight zero
+        first, stop = (total * rank // self.world_size for rank in (self.rank, self.rank + 1))
+        is_placeholder = first == stop  # an empty rank computes one sample with weight zero
         if is_placeholder:
-            start = min(start, self.samples - 1)
-            stop = start + 1
-        shards, numbers = order.locate(start, stop)
-        size, side = stop - start, self.dataset.manifest.tokenizer.patch_size
-        tokens = self._memory.take((size, budget, side * side * 3))
-        rows = Rows(tokens.numpy())
+            first = min(first, total - 1)
+            stop = first + 1
+        shards, numbers, splits = self._locate(reader, order, begin, end, budget, first, stop)
+        size, side = stop - first, self.dataset.manifest.tokenizer.patch_size
+        roots = self.dataset.manifest.geometry.roots
+        lengths = roots + 3 * splits
+        tokens = self._memory.take((int(lengths.sum()), side * side * 3))
+        rows = Rows(tokens.numpy(), splits, roots)
         reader.gather(shards, numbers, rows)
         weight = torch.full((size,), 0.0 if is_placeholder else 1.0)
         weight[list(rows.skipped)] = 0.0
         for name, error in rows.skipped.values():
             self.skipped.add(name, error, 0 if is_placeholder else 1)
+        leading = (size, budget) if self.limits is None else (len(tokens),)
         return Batch(
-            tokens=tokens.view(size, budget, side, side, 3),
-            boxes=self._pinned(torch.from_numpy(rows.boxes)),
+            tokens=tokens.view(*leading, side, side, 3),
+            boxes=self._pinned(torch.from_numpy(rows.boxes).view(*leading, 3)),
+            lengths=None if self.limits is None else torch.from_numpy(lengths),
             label=self._pinned(torch.from_numpy(rows.labels)),
             weight=self._pinned(weight),
             keys=rows.keys(),
             total=total,
-            first=min(start - begin, total - 1),
+            first=first,
             skipped=0 if is_placeholder else len(rows.skipped),
         )
+
+    def _locate(
+        self,
+        reader: SampleReader,
+        order: EpochOrder,
+        begin: int,
+        end: int,
+        budget: int,
+        first: int,
+        stop: int,
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Shard, number in it, and splits, int64 `[stop - first]` each, of a slice of a batch.
+
+        begin, end: of the global batch in the epoch. The numbers of splits of its other images
+        decide those of the slice.
+        """
+        if self.limits is None:
+            equal = (budget - self.dataset.manifest.geometry.roots) // 3
+            located = order.locate(begin + first, begin + stop)
+            return *located, np.full(stop - first, equal, np.int64)
+        shards, numbers = order.locate(begin, end)
+        gains = reader.gains(shards, numbers)
+        if self.threshold is None:
+            splits = self.limits.share(gains, budget)
+        else:
+            splits = self.limits.at_threshold(gains, self.threshold)
+        part = slice(first, stop)
+        return shards[part], numbers[part], splits[part]
 
     def _pinned(self, tensor: Tensor) -> Tensor:
         return tensor.pin_memory() if self.pin_memory else tensor
@@ -250,8 +318,8 @@ class _Memory:
             return self._take(shape, size)
         except (MemoryError, RuntimeError) as error:
             raise ConfigError(
-                f"a batch of {shape[0]} samples is {size:,} bytes, more than the available memory; "
-                f"use a smaller batch_size"
+                f"a batch of {shape[0]:,} tokens is {size:,} bytes, more than the available "
+                f"memory; use a smaller batch_size"
             ) from error
 
     def _take(self, shape: tuple[int, ...], size: int) -> Tensor:

@@ -6,8 +6,8 @@ members are skipped.
 
 Import this module inside the functions that need it: numba takes half a second to load.
 
-Letters: b samples; M nodes; R roots; K stored splits; k splits of the batch's budget; N leaves;
-T = P * P * 3 bytes of a token.
+Letters: b samples; M nodes; R roots; K stored splits; k splits of a sample in the batch; N leaves
+of all samples; T = P * P * 3 bytes of a token.
 """
 
 from typing import Any
@@ -43,7 +43,7 @@ def gather(
     headers: tuple[np.ndarray, np.ndarray, np.ndarray],
     root_boxes: np.ndarray,
     stored: int,
-    splits: int,
+    splits: np.ndarray,
     classes: int,
     tokens: np.ndarray,
     boxes: np.ndarray,
@@ -55,15 +55,18 @@ def gather(
     addresses, lengths: int64 `[b]`, of samples in memory that the caller keeps alive. names:
     uint8 `[n, 100]`, names of the members that a sample must have, after the key and its dot,
     padded with zeros: tokens, nodes, importance, with classes the label, then any others. headers:
-    the NumPy headers of the first three. root_boxes: int32 `[R, 3]`. stored, splits: K and k.
-    classes: number of classes, -1 without labels. Outputs are tokens: uint8 `[b, N, T]`, boxes:
-    int16 `[b, N, 3]`, labels: int64 `[b]`, keys: uint8 `[b, bytes of the longest key]`.
+    the NumPy headers of the first three. root_boxes: int32 `[R, 3]`. stored: K. splits: int64
+    `[b]`, k of each sample. classes: number of classes, -1 without labels. Outputs are tokens:
+    uint8 `[N, T]` and boxes: int16 `[N, 3]`, sample after sample, R + 3 k of each; labels: int64
+    `[b]`, keys: uint8 `[b, bytes of the longest key]`.
     """
-    roots, size = len(root_boxes), tokens.shape[2]
+    roots, size = len(root_boxes), tokens.shape[1]
     count = roots + 4 * stored
     node_of_step = np.empty(stored, np.int64)
     done = np.zeros(len(addresses), np.bool_)
+    start, stop = 0, 0
     for row in range(len(addresses)):
+        start, stop = stop, stop + roots + 3 * splits[row]
         data = carray(_pointer(addresses[row]), (lengths[row],), np.uint8)
         members = _find_members(data, names, keys[row])
         if not (
@@ -87,10 +90,10 @@ def gather(
         first = members[0, 0] + len(headers[0])
         _copy_leaves(
             data[first : first + count * size],
-            nodes.reshape(count, 4)[: roots + 4 * splits],
-            splits,
-            tokens[row],
-            boxes[row],
+            nodes.reshape(count, 4)[: roots + 4 * splits[row]],
+            splits[row],
+            tokens[start:stop],
+            boxes[start:stop],
         )
         done[row] = True
     return done

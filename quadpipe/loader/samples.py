@@ -38,20 +38,26 @@ def check_verify(verify: str) -> None:
 
 
 class Rows:
-    """The b rows of a batch, at a budget of N tokens.
+    """The b rows of a batch: N tokens, row after row.
 
-    tokens: uint8 `[b, N, T]`, the output. boxes: int16 `[b, N, 3]`. labels: int64 `[b]`,
-    -1 without labels. skipped: shard and error by row, of the rows that hold no sample.
+    splits: int64 `[b]`, number of splits of each row. tokens: uint8 `[N, T]`, the output. boxes:
+    int16 `[N, 3]`. labels: int64 `[b]`, -1 without labels. skipped: shard and error by row, of the
+    rows that hold no sample.
     """
 
-    def __init__(self, tokens: np.ndarray) -> None:
-        size, self.budget = tokens.shape[:2]
-        self.tokens = tokens
-        self.boxes = np.empty((size, self.budget, 3), np.int16)
+    def __init__(self, tokens: np.ndarray, splits: np.ndarray, roots: int) -> None:
+        size = len(splits)
+        self.tokens, self.splits = tokens, splits
+        self._stops = np.cumsum(roots + 3 * splits)
+        self.boxes = np.empty((len(tokens), 3), np.int16)
         self.labels = np.empty(size, np.int64)
         self.key_bytes = np.zeros((size, KEY_BYTES), np.uint8)
         self.long_keys: dict[int, str] = {}
         self.skipped: dict[int, tuple[str, ShardError]] = {}
+
+    def place(self, row: int) -> slice:
+        """The tokens of a row."""
+        return slice(self._stops[row - 1] if row else 0, self._stops[row])
 
     def keys(self) -> list[str]:
         """Keys of the samples in the rows, empty where one was skipped."""
@@ -84,12 +90,11 @@ class SampleReader:
     def __init__(
         self, dataset: Dataset, split: str, view: int, *, skip: bool = False, verify: str = "first"
     ) -> None:
-        self._dataset = dataset
+        self._dataset, self._split = dataset, split
         self._skip = skip
         self._index = dataset.index(split)
-        listed = [(n, shard) for n, shard in enumerate(dataset.shards(split)) if shard.view == view]
-        self._numbers = [number for number, _ in listed]
-        self.shards = [shard for _, shard in listed]
+        self.shards = [shard for shard in dataset.shards(split) if shard.view == view]
+        self._places = [dataset.place(split, shard) for shard in self.shards]
         self._first = np.cumsum([0, *(shard.samples for shard in self.shards)])
         self._verifies = verify != "never" and self._index is not None
         # Per sample, whether its checksum has been verified.
@@ -97,11 +102,11 @@ class SampleReader:
         if verify == "first" and not isinstance(dataset.folder, RemoteFolder):
             self._trusted = np.zeros(self._first[-1], np.bool_)
         self._opened = lru_cache(maxsize=OPEN_SHARDS)(self._open)
-        self._blank_boxes = lru_cache(maxsize=1)(self._make_blank_boxes)
+        self._blank_boxes = lru_cache(maxsize=256)(self._make_blank_boxes)
 
         manifest, geometry = dataset.manifest, dataset.manifest.geometry
         stored, side = manifest.tokenizer.tokens, geometry.patch_size
-        nodes, self._stored_splits = geometry.num_nodes(stored), geometry.num_splits(stored)
+        nodes, self._stored_splits = geometry.num_nodes(stored), manifest.tokenizer.num_splits
         codec = manifest.make_codec()
         self._is_raw = codec.name == "raw"
         members = sample_members(codec, labels=manifest.classes is not None)
@@ -114,6 +119,12 @@ class SampleReader:
         )
         self._root_boxes = geometry.boxes[: geometry.roots]
         self._classes = -1 if manifest.classes is None else len(manifest.classes)
+
+    def gains(self, shards: np.ndarray, numbers: np.ndarray) -> np.ndarray:
+        """float32 `[b, K]`, of samples given by shard and number in the shard, int64 `[b]`."""
+        starts = np.array([place.start for place in self._places], np.int64)
+        rows: np.ndarray = self._dataset.gains(self._split)[starts[shards] + numbers]
+        return rows
 
     def gather(self, shards: np.ndarray, numbers: np.ndarray, rows: Rows) -> None:
         """Fill the rows with samples given by shard and number in the shard, int64 `[b]`.
@@ -210,19 +221,18 @@ class SampleReader:
         located = ShardError(f"{self._dataset.folder.where(name)}: {error}")
         if not self._skip:
             raise located from error
-        rows.tokens[places] = 0
-        rows.boxes[places] = self._blank_boxes(rows.budget)
+        for row in map(int, places):
+            rows.tokens[rows.place(row)] = 0
+            rows.boxes[rows.place(row)] = self._blank_boxes(int(rows.splits[row]))
         rows.labels[places] = -1 if self._classes < 0 else 0
         rows.key_bytes[places] = 0
         rows.skipped |= {int(place): (name, located) for place in places}
 
-    def _make_blank_boxes(self, budget: int) -> np.ndarray:
+    def _make_blank_boxes(self, splits: int) -> np.ndarray:
         geometry = self._dataset.manifest.geometry
         flat = np.zeros((1, geometry.splittable), np.float32)
-        nodes = grow(flat, geometry, budget).nodes[0]
-        boxes: np.ndarray = nodes[
-            leaf_indices(nodes, geometry.roots, geometry.num_splits(budget)), :3
-        ]
+        nodes = grow(flat, geometry, geometry.roots + 3 * splits).nodes[0]
+        boxes: np.ndarray = nodes[leaf_indices(nodes, geometry.roots, splits), :3]
         return boxes
 
     def _gather_usual(self, addresses: np.ndarray, lengths: np.ndarray, rows: Rows) -> np.ndarray:
@@ -241,7 +251,7 @@ class SampleReader:
             self._headers,
             self._root_boxes,
             self._stored_splits,
-            (rows.budget - len(self._root_boxes)) // 3,
+            rows.splits,
             self._classes,
             rows.tokens,
             rows.boxes,
@@ -253,9 +263,10 @@ class SampleReader:
     def _parse(self, part: memoryview, place: int, rows: Rows) -> None:
         """Fill one row with the slow reader, which reads every valid sample."""
         sample = self._dataset.parse_sample(part)
-        leaves = sample.mosaic.leaves(rows.budget)
-        rows.tokens[place] = leaves.tokens.reshape(len(leaves), -1)
-        rows.boxes[place] = leaves.boxes
+        where = rows.place(place)
+        leaves = sample.mosaic.leaves(where.stop - where.start)
+        rows.tokens[where] = leaves.tokens.reshape(len(leaves), -1)
+        rows.boxes[where] = leaves.boxes
         rows.labels[place] = -1 if sample.label is None else sample.label
         rows.long_keys[place] = sample.key
 
@@ -279,7 +290,7 @@ class SampleReader:
                 )
             read = folder.open_ranges(info.name)
             if self._index is not None:
-                rows, damage = self._index.of(self._numbers[shard]), ""
+                rows, damage = self._index[self._places[shard]], ""
             else:
                 rows, damage = scan(folder.contents(info.name), info)
         except UnreadableError:

@@ -17,10 +17,11 @@ Tokens = int | str | Sequence[int]
 """Tokens per image: one budget, a range as "19-100", or several as "19,37,64"."""
 
 
-def parse_tokens(tokens: Tokens, geometry: Geometry) -> tuple[int, ...]:
+def parse_tokens(tokens: Tokens, geometry: Geometry, *, means: bool = False) -> tuple[int, ...]:
     """The legal budgets that are meant, ascending; of a range all legal ones within it.
 
-    ConfigError on other text, on a budget that is not legal, and on a range without a legal one.
+    means: they are means over images, which need not be legal. ConfigError on other text, on a
+    budget that is not legal, and on a range without a legal one.
     """
     if isinstance(tokens, str):
         parts = tokens.split("-" if "-" in tokens else ",")
@@ -36,7 +37,7 @@ def parse_tokens(tokens: Tokens, geometry: Geometry) -> tuple[int, ...]:
             return geometry.budgets_between(numbers[0], numbers[1])
         tokens = numbers
     budgets = [tokens] if isinstance(tokens, int) else list(tokens)
-    for budget in budgets:
+    for budget in () if means else budgets:
         geometry.num_splits(budget)
     if not budgets:
         raise ConfigError("tokens is an empty list; give one budget or more")

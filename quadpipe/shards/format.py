@@ -4,6 +4,7 @@
     README.md                  the card
     train.shards.jsonl         one line per shard
     train.index.npy            one row per sample: offset, size, checksum, label
+    train.gains.npy            one row per sample: its gains
     train-000000.tar           WebDataset shards, view 0
     train-v01-000000.tar       view 1 of the same inputs
     .quadpipe/                 how it was made; a dataset without it still loads
@@ -66,6 +67,10 @@ def shard_list_name(split: str) -> str:
 
 def index_name(split: str) -> str:
     return f"{split}.index.npy"
+
+
+def gains_name(split: str) -> str:
+    return f"{split}.gains.npy"
 
 
 def marker_name(split: str, index: int) -> str:

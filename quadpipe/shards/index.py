@@ -5,17 +5,16 @@ names no index was written before indexes existed: its samples are found by thei
 no checksums.
 """
 
-import hashlib
-import shutil
-from collections.abc import Sequence
-from typing import IO, TYPE_CHECKING
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import xxhash
 
 from quadpipe.errors import ShardError
-from quadpipe.files import Contents, Folder, ReadableFolder
-from quadpipe.shards.format import MANIFEST, index_name, npy_header
+from quadpipe.files import Contents, ReadableFolder
+from quadpipe.shards.arrays import read_array
+from quadpipe.shards.format import index_name
 from quadpipe.shards.manifest import ShardInfo, SplitInfo
 from quadpipe.shards.tar import BLOCK, END, read_headers, read_part
 
@@ -35,18 +34,6 @@ ROW = np.dtype(list(FIELDS))
 """shard: its line in the shard list, from 0. offset, size: where the sample's members begin in the
 tar, and their bytes with headers and padding. checksum: of these bytes, 0 where there is none.
 label: -1 without labels."""
-
-
-class SplitIndex:
-    """The rows of a split by shard. rows: `ROW` `[samples]`, in the order of the shard list."""
-
-    def __init__(self, rows: np.ndarray, shards: Sequence[ShardInfo]) -> None:
-        self.rows = rows
-        self._starts = np.cumsum([0, *(shard.samples for shard in shards)])
-
-    def of(self, shard: int) -> np.ndarray:
-        """The rows of a shard, given by its line in the shard list, from 0."""
-        return self.rows[self._starts[shard] : self._starts[shard + 1]]
 
 
 def checksum(sample: "Buffer") -> int:
@@ -78,42 +65,20 @@ def make_rows(
     return rows
 
 
-def write_index(out: Folder, split: str, rows: IO[bytes], count: int) -> str:
-    """Commit the index of `count` rows from an open file; returns its sha256."""
-    digest = hashlib.sha256()
-    with out.staged(index_name(split)) as file:
-        header = npy_header(FIELDS, (count,))
-        file.write(header)
-        digest.update(header)
-        rows.seek(0)
-        while block := rows.read(shutil.COPY_BUFSIZE):  # type: ignore[attr-defined]
-            file.write(block)
-            digest.update(block)
-    return digest.hexdigest()
-
-
 def read_index(
     folder: ReadableFolder, split: str, info: SplitInfo, shards: Sequence[ShardInfo]
-) -> SplitIndex:
-    """The index of a split; ShardError when it is not the one that the manifest names, or
-    does not fit the shard list."""
+) -> np.ndarray:
+    """The rows of a split, `ROW` `[samples]`, in the order of the shard list.
+
+    ShardError when the file is not the one that the manifest names, or does not fit the list.
+    """
     name = index_name(split)
-    where = folder.where(name)
-    header = npy_header(FIELDS, (info.samples,))
-    size = folder.size(name)
-    expected = len(header) + info.samples * ROW.itemsize
-    if size != expected:
-        found = "missing" if size is None else f"{size} bytes, expected {expected}"
-        raise ShardError(f"{where}: {found}; fetch it again")
-    data = folder.read(name)
-    if hashlib.sha256(data).hexdigest() != info.index_sha256:
+    rows = read_array(folder, name, FIELDS, (info.samples,), info.index_sha256)
+    if not _fits(rows, shards):
         raise ShardError(
-            f"{where} was changed: its checksum is not the one in {MANIFEST}; fetch both again"
+            f"{folder.where(name)} does not fit the shard list of {split}; fetch both again"
         )
-    rows = np.frombuffer(data, ROW, offset=len(header))
-    if data[: len(header)] != header or not _fits(rows, shards):
-        raise ShardError(f"{where} does not fit the shard list of {split}; fetch both again")
-    return SplitIndex(rows, shards)
+    return rows
 
 
 def _fits(rows: np.ndarray, shards: Sequence[ShardInfo]) -> bool:
@@ -170,10 +135,15 @@ def scan(contents: Contents, info: ShardInfo) -> tuple[np.ndarray, str]:
     return make_rows(offsets, end, 0, -1), damage
 
 
+def parts(rows: np.ndarray, contents: Contents) -> Iterator[tuple[np.void, memoryview]]:
+    """Each row of a shard with the bytes of its sample."""
+    for row in rows:
+        yield row, contents[int(row["offset"]) : int(row["offset"] + row["size"])]
+
+
 def complete(rows: np.ndarray, contents: Contents, *, labelled: bool) -> None:
     """Fill in checksums and labels from a shard; ShardError when it does not hold such samples."""
-    for row in rows:
-        part = contents[int(row["offset"]) : int(row["offset"] + row["size"])]
+    for row, part in parts(rows, contents):
         row["checksum"] = checksum(part)
         labels = [bytes(content) for name, _, content in read_part(part) if name.endswith(".cls")]
         if labelled:

@@ -31,7 +31,7 @@ _LARGEST_SHARD = 2**62
 class SplitInfo:
     """Counts of one split, samples = views * (inputs - rejected), and the sha256 of its files.
 
-    index_sha256: None for a dataset that was written before indexes existed.
+    index_sha256, gains_sha256: None for a dataset that was written before these files existed.
     """
 
     inputs: int
@@ -43,6 +43,7 @@ class SplitInfo:
     shard_list: str
     shard_list_sha256: str
     index_sha256: str | None = None
+    gains_sha256: str | None = None
 
     def __post_init__(self) -> None:
         check_fields(self)

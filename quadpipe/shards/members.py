@@ -75,10 +75,6 @@ def _count_nodes(manifest: Manifest) -> int:
     return manifest.geometry.num_nodes(manifest.tokenizer.tokens)
 
 
-def _count_splits(manifest: Manifest) -> int:
-    return manifest.geometry.num_splits(manifest.tokenizer.tokens)
-
-
 def _check_finite(importance: np.ndarray, manifest: Manifest) -> None:
     if not np.isfinite(importance).all():
         raise ShardError("holds numbers that are not finite")
@@ -144,12 +140,12 @@ MEMBERS: dict[str, Member] = {
         encode=lambda nodes, codec: npy_bytes(nodes.astype("<i4", copy=False)),
         decode=lambda data, manifest: npy_array(data, "<i4", (_count_nodes(manifest), 4)),
         check=lambda nodes, manifest: check_nodes(
-            nodes, manifest.geometry, _count_splits(manifest)
+            nodes, manifest.geometry, manifest.tokenizer.num_splits
         ),
     ),
     "importance.npy": Member(
         encode=lambda importance, codec: npy_bytes(importance.astype("<f4", copy=False)),
-        decode=lambda data, manifest: npy_array(data, "<f4", (_count_splits(manifest),)),
+        decode=lambda data, manifest: npy_array(data, "<f4", (manifest.tokenizer.num_splits,)),
         check=_check_finite,
     ),
     "cls": Member(encode=lambda label, codec: str(label).encode(), decode=_decode_label),

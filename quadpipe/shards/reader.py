@@ -4,6 +4,7 @@ import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import accumulate
 from os import PathLike
 from typing import Any
 
@@ -20,7 +21,8 @@ from quadpipe.files import (
     open_folder,
 )
 from quadpipe.mosaic import Mosaic
-from quadpipe.shards.index import SplitIndex, checksum, mismatch, read_index, scan
+from quadpipe.shards.gains import read_gains, sample_gains
+from quadpipe.shards.index import checksum, mismatch, parts, read_index, scan
 from quadpipe.shards.manifest import Manifest, ShardInfo, SplitInfo, read_shard_list
 from quadpipe.shards.members import Content, decode_members
 from quadpipe.shards.presence import shards_here
@@ -68,13 +70,14 @@ class Dataset:
         self.manifest = Manifest.read(self.folder)
         self.skipped = Skipped()
         self._shards: dict[str, list[ShardInfo]] = {}
-        self._indexes: dict[str, SplitIndex] = {}
-        self._numbers: dict[str, dict[str, int]] = {}
+        self._indexes: dict[str, np.ndarray] = {}
+        self._gains: dict[str, np.ndarray] = {}
+        self._places: dict[str, dict[str, slice]] = {}
         self._indexes_missing = False
 
     def __getstate__(self) -> dict[str, Any]:
         """The state for another process, which reads lists and indexes itself."""
-        return {**vars(self), "_shards": {}, "_indexes": {}, "_numbers": {}}
+        return {**vars(self), "_shards": {}, "_indexes": {}, "_gains": {}, "_places": {}}
 
     def split(self, name: str) -> SplitInfo:
         """Counts of a split; ConfigError when the split does not exist."""
@@ -100,8 +103,18 @@ class Dataset:
         self._shards[split] = shards
         return shards
 
-    def index(self, split: str) -> SplitIndex | None:
-        """Offsets, sizes, checksums and labels of the samples of a split.
+    def place(self, split: str, shard: ShardInfo) -> slice:
+        """The rows of a shard in the index and the gains of its split."""
+        if split not in self._places:
+            stops = accumulate(s.samples for s in self.shards(split))
+            self._places[split] = {
+                s.name: slice(stop - s.samples, stop)
+                for s, stop in zip(self.shards(split), stops, strict=True)
+            }
+        return self._places[split][shard.name]
+
+    def index(self, split: str) -> np.ndarray | None:
+        """Offsets, sizes, checksums and labels of the samples of a split, as `index.ROW`.
 
         None in a dataset that was written before indexes existed. ShardError when it is not the one
         that the manifest names.
@@ -119,6 +132,35 @@ class Dataset:
         if split not in self._indexes:
             self._indexes[split] = read_index(self.folder, split, info, self.shards(split))
         return self._indexes[split]
+
+    def gains(self, split: str) -> np.ndarray:
+        """float32 `[samples, K]`: the gains of each sample, in the order of the index.
+
+        Of a dataset that was written before they had a file, they are read from the shards.
+        ShardError when the file is not the one that the manifest names.
+        """
+        if split not in self._gains:
+            info, splits = self.split(split), self.manifest.tokenizer.num_splits
+            if info.gains_sha256 is not None:
+                rows = read_gains(self.folder, split, info, splits)
+            else:
+                _log.warning("%s has no file of gains; reading all its shards", self.folder)
+                each = [self._shard_gains(shard, splits) for shard in self.shards(split)]
+                rows = np.concatenate([np.empty((0, splits), np.float32), *each])
+            self._gains[split] = rows
+        return self._gains[split]
+
+    def _shard_gains(self, shard: ShardInfo, splits: int) -> np.ndarray:
+        try:
+            contents = self.folder.contents(shard.name)
+            rows, damage = self.rows(shard, contents)
+            if damage:
+                raise ShardError(damage)
+            return np.array([sample_gains(part, splits) for _, part in parts(rows, contents)])
+        except UnreadableError:
+            raise
+        except ShardError as error:
+            raise self._located(shard, error) from error
 
     def samples(
         self, split: str, view: int | None = None, on_error: str = "raise"
@@ -195,9 +237,7 @@ class Dataset:
         index = self.index(split)
         if index is None:
             return scan(contents, shard)
-        if split not in self._numbers:
-            self._numbers[split] = {s.name: n for n, s in enumerate(self.shards(split))}
-        return index.of(self._numbers[split][shard.name]), ""
+        return index[self.place(split, shard)], ""
 
     def _read_sample(self, contents: Contents, row: np.void) -> Sample:
         offset = int(row["offset"])

@@ -12,6 +12,7 @@ from quadpipe.shards.format import (
     MANIFEST,
     PLAN,
     REJECTED,
+    gains_name,
     index_name,
     marker_name,
     sample_key,
@@ -33,7 +34,7 @@ def verify(dataset: Dataset) -> Iterator[str]:
     """
     folder = dataset.folder
     unlisted = []  # splits whose shard list cannot be read
-    unindexed = set()  # splits whose index cannot be used, so that their samples cannot be read
+    unindexed = set()  # splits whose index or gains cannot be used, so that no sample is checked
     expected: dict[str, tuple[str, ShardInfo]] = {}
     missing = []
     for split, info in dataset.manifest.splits.items():
@@ -51,6 +52,8 @@ def verify(dataset: Dataset) -> Iterator[str]:
             continue
         try:
             dataset.index(split)
+            if info.gains_sha256 is not None:
+                dataset.gains(split)
         except UnreadableError:
             raise
         except ShardError as error:
@@ -67,7 +70,7 @@ def verify(dataset: Dataset) -> Iterator[str]:
         try:
             contents = _check_bytes(dataset, split, shard)
             if split not in unindexed:
-                _check_samples(dataset, shard, contents)
+                _check_samples(dataset, split, shard, contents)
         except UnreadableError:
             raise
         except MissingError:
@@ -81,11 +84,11 @@ def verify(dataset: Dataset) -> Iterator[str]:
     lists = {
         name
         for split, info in dataset.manifest.splits.items()
-        for name in (info.shard_list, index_name(split))
+        for name in (info.shard_list, index_name(split), gains_name(split))
     }
     for name in names or ():
         known = name in expected or name in lists or any(is_shard_of(s, name) for s in unlisted)
-        if not known and name.endswith((".tar", ".shards.jsonl", ".index.npy")):
+        if not known and name.endswith((".tar", ".shards.jsonl", ".index.npy", ".gains.npy")):
             yield f"{folder.where(name)}: extra file: not in the manifest, readers ignore it"
     yield from _readable(_check_rejects(dataset))
     yield from _readable(_check_plan(dataset))
@@ -135,13 +138,17 @@ def _check_bytes(dataset: Dataset, split: str, shard: ShardInfo) -> Contents:
     return contents
 
 
-def _check_samples(dataset: Dataset, shard: ShardInfo, contents: Contents) -> None:
-    """Raise ShardError unless each sample fits the manifest, the index and this shard."""
+def _check_samples(dataset: Dataset, split: str, shard: ShardInfo, contents: Contents) -> None:
+    """Raise ShardError unless each sample fits manifest, index, gains and this shard."""
     where = dataset.folder.where(shard.name)
     per_shard = dataset.manifest.samples_per_shard
     first = shard.index * per_shard
     rows, _ = dataset.rows(shard, contents)
-    for sample, row in zip(dataset.read_shard(shard, contents=contents), rows, strict=True):
+    samples = dataset.read_shard(shard, contents=contents)
+    gains = None
+    if dataset.split(split).gains_sha256 is not None:
+        gains = dataset.gains(split)[dataset.place(split, shard)]
+    for number, (sample, row) in enumerate(zip(samples, rows, strict=True)):
         digits = sample.key[:10]
         index = int(digits) if digits.isdecimal() else -1
         ours = first <= index < first + per_shard
@@ -154,6 +161,11 @@ def _check_samples(dataset: Dataset, shard: ShardInfo, contents: Contents) -> No
             raise ShardError(
                 f"{where}: {sample.key} has label {label}, in the index {row['label']}; report it "
                 f"to the publisher"
+            )
+        if gains is not None and not np.array_equal(gains[number], sample.mosaic.gains):
+            raise ShardError(
+                f"{where}: {sample.key} has other gains than the file of gains; report it to the "
+                f"publisher"
             )
 
 

@@ -26,6 +26,7 @@ class ShardWriter:
     def __init__(self, file: Writable, codec: Codec) -> None:
         self.bytes = 0
         self._samples: list[tuple[int, int, int]] = []  # offset, checksum, label
+        self._gains: list[np.ndarray] = []
         self._file = file
         self._codec = codec
         self._hash = hashlib.sha256()
@@ -61,12 +62,17 @@ class ShardWriter:
         members = encode_members(values, self._codec, labels=label is not None)
         sample = b"".join(member_bytes(f"{key}.{name}", data) for name, data in members.items())
         self._samples.append((self.bytes, checksum(sample), -1 if label is None else label))
+        self._gains.append(mosaic.gains)
         self._write(sample)
 
     def rows(self) -> np.ndarray:
         """The rows of the index for the samples of a closed archive."""
         offsets, checksums, labels = zip(*self._samples, strict=True)
         return make_rows(offsets, self.bytes - len(END), checksums, labels)
+
+    def gains(self) -> np.ndarray:
+        """float32 `[samples, K]`."""
+        return np.stack(self._gains)
 
     def close(self) -> None:
         """End the archive; the file stays open."""

@@ -39,7 +39,7 @@ def read_both(shards: Path, part: bytes, tokens: int = 40) -> tuple[bool, Rows, 
     """Whether the compiled reader took the sample; its row; the sample or error of the slow one."""
     dataset = quadpipe.Dataset(shards)
     reader = SampleReader(dataset, "train", 0)
-    rows = Rows(np.zeros((1, tokens, 192), np.uint8))
+    rows = Rows(np.zeros((tokens, 192), np.uint8), np.array([(tokens - 4) // 3]), 4)
     contents = np.frombuffer(part, np.uint8)
     address = contents.__array_interface__["data"][0]
     (done,) = reader._gather_usual(np.array([address]), np.array([len(part)]), rows)
@@ -57,8 +57,8 @@ def check_agreement(done: bool, rows: Rows, sample: Any, tokens: int = 40) -> No
         assert ".json: " in str(sample)
         return
     leaves = sample.mosaic.leaves(tokens)
-    np.testing.assert_array_equal(rows.tokens[0], leaves.tokens.reshape(tokens, -1))
-    np.testing.assert_array_equal(rows.boxes[0], leaves.boxes)
+    np.testing.assert_array_equal(rows.tokens, leaves.tokens.reshape(tokens, -1))
+    np.testing.assert_array_equal(rows.boxes, leaves.boxes)
     assert rows.labels[0] == sample.label
     assert rows.keys() == [sample.key]
 
@@ -275,7 +275,9 @@ def test_prefetch_threads_pass_errors_on(shards, tmp_path):
     copy = Path(shutil.copytree(shards, tmp_path / "copy"))
     tar = copy / "train-000000.tar"
     data = bytearray(tar.read_bytes())
-    offset = quadpipe.Dataset(shards).index("train").rows["offset"][3]
+    index = quadpipe.Dataset(shards).index("train")
+    assert index is not None
+    offset = index["offset"][3]
     data[offset + 3] ^= 1
     tar.write_bytes(data)
     for workers in (0, 2):

@@ -301,6 +301,6 @@ def test_a_batch_larger_than_memory_is_refused(whole, monkeypatch):
     loader = Loader(whole, batch_size=16)
     monkeypatch.setattr(loader._memory, "_take", lambda *_: np.empty(1 << 60, np.uint8))
     with pytest.raises(
-        ConfigError, match="a batch of 16 samples is 12,288 bytes, more than the available"
+        ConfigError, match="a batch of 256 tokens is 12,288 bytes, more than the available"
     ):
         list(loader.epoch(0))

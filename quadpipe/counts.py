@@ -1,0 +1,111 @@
+"""Numbers of tokens of images that differ: the splits that each image of a set gets.
+
+The gains of an image never increase, so the largest gains of a set of images are a prefix of the
+split order of each of them.
+
+Letters: B images; K stored splits.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from quadpipe.errors import ConfigError
+from quadpipe.geometry import Geometry
+
+
+@dataclass(frozen=True, kw_only=True)
+class CountLimits:
+    """The least and the largest number of tokens of an image, both legal budgets."""
+
+    geometry: Geometry
+    least: int
+    most: int
+
+    @classmethod
+    def of(
+        cls, geometry: Geometry, stored: int, least: int | None = None, most: int | None = None
+    ) -> "CountLimits":
+        """By default from the roots to the `stored` budget; ConfigError on other limits."""
+        limits = cls(
+            geometry=geometry,
+            least=geometry.roots if least is None else least,
+            most=stored if most is None else most,
+        )
+        for tokens in (limits.least, limits.most):
+            geometry.num_splits(tokens)
+        if limits.least > limits.most or limits.most > stored:
+            raise ConfigError(
+                f"from {limits.least} to {limits.most} tokens per image is not a range within the "
+                f"{geometry.roots} to {stored} that are stored"
+            )
+        return limits
+
+    def check_mean(self, mean: int) -> None:
+        """Raise ConfigError unless images can have that many tokens on average."""
+        if not self.least <= mean <= self.most:
+            raise ConfigError(
+                f"a mean of {mean} tokens is not from {self.least} to {self.most}, the least and "
+                f"the largest number of tokens per image"
+            )
+
+    def share(self, gains: np.ndarray, mean: int) -> np.ndarray:
+        """int64 `[B]`: the number of splits of each image when the set has `mean` * B tokens.
+
+        gains: float32 `[B, K]`. The largest gains of the set are taken; of equal ones those that
+        come first in their image, then those of the first image. At most 2 tokens stay unused.
+        """
+        low, free = self._free(gains)
+        wanted = self._wanted(len(gains), mean)
+        if not 0 < wanted < free.size:
+            return np.full(len(gains), low + (free.shape[1] if wanted else 0), np.int64)
+        threshold = np.partition(free, free.size - wanted, axis=None)[free.size - wanted]
+        counts: np.ndarray = low + (free > threshold).sum(axis=1)
+        left = wanted - int(counts.sum() - low * len(gains))
+        equal = np.argwhere(threshold == free.T)[:left, 1]
+        return counts + np.bincount(equal, minlength=len(gains))
+
+    def threshold(self, gains: np.ndarray, mean: float) -> float:
+        """The gain down to which images are split so that the set has `mean` tokens per image.
+
+        With many equal gains the mean is the nearest that a threshold can give.
+        """
+        _, free = self._free(gains)
+        wanted = self._wanted(len(gains), mean)
+        if not 0 < wanted < free.size:
+            return -np.inf if wanted else np.inf
+        at = free.size - wanted
+        value = np.partition(free, at, axis=None)[at]
+        larger = free[free > value]
+        too_many = int((free >= value).sum()) - wanted
+        if too_many > wanted - len(larger):
+            return float(larger.min()) if len(larger) else np.inf
+        return float(value)
+
+    def at_threshold(self, gains: np.ndarray, threshold: float) -> np.ndarray:
+        """int64 `[B]`: the number of splits of each image with a gain of at least `threshold`."""
+        low, free = self._free(gains)
+        splits: np.ndarray = low + (free >= np.float32(threshold)).sum(axis=1, dtype=np.int64)
+        return splits
+
+    def _free(self, gains: np.ndarray) -> tuple[int, np.ndarray]:
+        """Splits that every image has, and the gains `[B, ..]` of those that it may have."""
+        low, high = (self.geometry.num_splits(tokens) for tokens in (self.least, self.most))
+        return low, gains[:, low:high]
+
+    def _wanted(self, images: int, mean: float) -> int:
+        """Number of splits of the set beyond the least one of each image."""
+        return int(images * (mean - self.least) // 3)
+
+
+def distribution(gains: np.ndarray, rows: int = 1024) -> np.ndarray:
+    """float32 `[rows or less, K]`: quantiles of the gains `[B, K]` of many images, for each split.
+
+    A threshold of this table gives the same mean as one of all images.
+    """
+    ordered = np.sort(gains, axis=0)[::-1]
+    if len(ordered) <= rows:
+        return ordered
+    middles = (2 * np.arange(rows, dtype=np.int64) + 1) * len(ordered) // (2 * rows)
+    picked: np.ndarray = ordered[middles]
+    return picked

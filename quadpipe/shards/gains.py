@@ -1,0 +1,37 @@
+"""The gains of a split: one row per sample, so that images can share a budget before any is read.
+
+Rows are in the order of the index. A dataset whose manifest names no gains was written before this
+file existed: its gains are read from the samples.
+"""
+
+import numpy as np
+
+from quadpipe.errors import ShardError
+from quadpipe.files import ReadableFolder
+from quadpipe.quadtree import gains
+from quadpipe.shards.arrays import read_array
+from quadpipe.shards.format import gains_name, npy_array
+from quadpipe.shards.manifest import SplitInfo
+from quadpipe.shards.tar import read_part
+
+DTYPE = "<f4"
+
+
+def read_gains(folder: ReadableFolder, split: str, info: SplitInfo, splits: int) -> np.ndarray:
+    """float32 `[samples, K]`, K = `splits`: the gains of each sample, which never increase.
+
+    ShardError when the file is not the one that the manifest names, or holds no gains.
+    """
+    name = gains_name(split)
+    rows = read_array(folder, name, DTYPE, (info.samples, splits), info.gains_sha256)
+    if not np.isfinite(rows).all() or (rows[:, 1:] > rows[:, :-1]).any():
+        raise ShardError(f"{folder.where(name)}: not gains; report it to the publisher")
+    return rows
+
+
+def sample_gains(sample: memoryview, splits: int) -> np.ndarray:
+    """float32 `[K]`, from the members of one sample; ShardError when it has no importances."""
+    for name, _, content in read_part(sample):
+        if name.endswith(".importance.npy"):
+            return gains(npy_array(content, DTYPE, (splits,)))
+    raise ShardError("the sample has no importances")
