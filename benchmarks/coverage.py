@@ -283,7 +283,7 @@ def trees(
         for row in range(len(some.images))
         for name, column in zip(columns, drawn, strict=True)
     ]
-    return draw_quadtrees(exhibits, SHOWN_TOKENS, len(columns))
+    return draw_quadtrees(exhibits, SHOWN_TOKENS, columns=len(columns))
 
 
 if __name__ == "__main__":

@@ -1,19 +1,22 @@
 """`quadpipe eval`: accuracy at one or more budgets."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import click
 
-from quadpipe.cli.options import cache_options
+from quadpipe.cli.options import cache_options, limit_options
 from quadpipe.cli.pictures import check_png, write_picture
 from quadpipe.cli.text import budgets_text, count_text, say, table
+from quadpipe.counts import check_given
 from quadpipe.files import Cache
 from quadpipe.loader import Loader
 from quadpipe.loader.schedule import parse_tokens
 from quadpipe.model.evaluate import check_fits, evaluate, find_differences
-from quadpipe.model.run_folder import load_run, pick_device
+from quadpipe.model.run_folder import RunFolder, load_run, pick_device
+from quadpipe.model.run_manifest import RunManifest
 from quadpipe.plot import Curve, draw_curves
 from quadpipe.shards.reader import Dataset
 from quadpipe.shards.skipped import ON_ERROR
@@ -32,6 +35,14 @@ _CURVE_BUDGETS = 8
     help="Tokens per image; may be repeated. By default the trained ones, "
     f"{_CURVE_BUDGETS} at most.",
 )
+@click.option(
+    "--mean-tokens",
+    "means",
+    multiple=True,
+    metavar="N|LOW-HIGH|N,N,..",
+    help="Mean tokens per image, of which each image has as many as it needs; may be repeated.",
+)
+@limit_options
 @click.option(
     "--plot", type=click.Path(path_type=Path), help="Draw top-1 over multiply-adds to this .png."
 )
@@ -54,6 +65,9 @@ def command(
     dataset: str,
     split: str,
     tokens: tuple[str, ...],
+    means: tuple[str, ...],
+    min_tokens: int | None,
+    max_tokens: int | None,
     plot: Path | None,
     batch_size: int,
     workers: int,
@@ -62,7 +76,7 @@ def command(
     as_json: bool,
     cache: Cache | None,
 ) -> None:
-    """Evaluate the model of a RUN on a DATASET, at one or more budgets."""
+    """Evaluate the model of a RUN on a DATASET, at one or more budgets or means of tokens."""
     if plot:
         check_png(plot)
     folder, config = load_run(run)
@@ -78,27 +92,21 @@ def command(
             f"note     {dataset} was made differently from the shards that {run} was trained on: "
             f"{'; '.join(differences)}"
         )
-    geometry = opened.manifest.geometry
-    budgets = sorted({n for given in tokens for n in parse_tokens(given, geometry)})
-    budgets = budgets or _spread(config.budgets, _CURVE_BUDGETS)
-    seen = config.budgets
-    if outside := [n for n in budgets if not seen[0] <= n <= seen[-1]]:
-        say(
-            f"note     {run} was trained at {budgets_text(seen)} tokens; {budgets_text(outside)} "
-            f"tokens are outside"
-        )
     loaders = [
         Loader(
             opened,
             split,
             batch_size=batch_size,
-            tokens=budget,
             shuffle=False,
             workers=workers,
             on_error=on_error,
+            **options,
         )
-        for budget in budgets
+        for options in _options(folder, config, opened, tokens, means, (min_tokens, max_tokens))
     ]
+    counts = [loader.limits.counts if loader.limits else loader.budgets for loader in loaders]
+    if unseen := config.unseen(sorted({n for several in counts for n in several})):
+        say(f"note     {run} has not seen images with {budgets_text(unseen)} tokens")
     scores = [evaluate(model, loader, where) for loader in loaders]
     if plot:
         curve = Curve(
@@ -112,7 +120,7 @@ def command(
         return
     rows = [
         (
-            f"{score.tokens}",
+            f"{score.tokens:.4g}",
             f"{score.samples:,}",
             f"{score.top1:.2%}",
             f"{score.top5:.2%}",
@@ -126,6 +134,35 @@ def command(
     click.echo(table(header, rows))
     if skipped := scores[0].skipped:
         say(f"{skipped:,} damaged samples of {split} were skipped")
+
+
+def _options(
+    run: RunFolder,
+    config: RunManifest,
+    dataset: Dataset,
+    tokens: Sequence[str],
+    means: Sequence[str],
+    given: tuple[int | None, int | None],
+) -> Iterator[dict[str, Any]]:
+    """A loader's options on tokens for each line of the table, by default those of training.
+
+    tokens, means: as users give them. given: the limits of the number of tokens of an image.
+    """
+    geometry = dataset.manifest.geometry
+    budgets = sorted({n for text in tokens for n in parse_tokens(text, geometry)})
+    wanted = sorted({n for text in means for n in parse_tokens(text, geometry, means=True)})
+    if not budgets and not wanted:
+        trained = _spread(config.budgets, _CURVE_BUDGETS)
+        budgets, wanted = ([], trained) if config.is_adaptive else (trained, [])
+    check_given(wanted or None, *given)
+    yield from ({"tokens": budget} for budget in budgets)
+    for mean in wanted:
+        limits = config.limits(*given)
+        yield {
+            "threshold": run.threshold(mean, limits),
+            "min_tokens": limits.least,
+            "max_tokens": limits.most,
+        }
 
 
 def _spread(budgets: Sequence[int], most: int) -> list[int]:

@@ -1,10 +1,12 @@
 """Samples of a dataset as exhibits for `render`."""
 
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
 
+from quadpipe.counts import CountLimits
 from quadpipe.errors import ConfigError, RejectError, SourceError
 from quadpipe.images.crop import Box, decode_and_resample
 from quadpipe.images.decode import EncodedImage
@@ -29,6 +31,18 @@ def exhibits(dataset: Dataset, split: str, count: int, source: Path | None = Non
         )
         for sample in islice(dataset.samples(split), count)
     ]
+
+
+def share_tokens(shown: list[Exhibit], mean: int, limits: CountLimits) -> list[Exhibit]:
+    """The exhibits, each with its number of tokens in a batch of them, from few to many."""
+    limits.check_mean(mean)
+    splits = limits.share(np.stack([exhibit.mosaic.gains for exhibit in shown]), mean)
+    counts = [limits.geometry.roots + 3 * count for count in splits.tolist()]
+    own = [
+        replace(exhibit, tokens=count, title=f"{count} tokens")
+        for exhibit, count in zip(shown, counts, strict=True)
+    ]
+    return sorted(own, key=lambda exhibit: exhibit.tokens or 0)
 
 
 def _original(dataset: Dataset, sample: Sample, source: Path) -> np.ndarray:

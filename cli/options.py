@@ -12,6 +12,7 @@ from typing import Any
 
 import click
 
+from quadpipe.counts import check_given
 from quadpipe.errors import ConfigError
 from quadpipe.fields import Option, declared_options
 from quadpipe.files.cache import Cache
@@ -110,6 +111,31 @@ def cache_options(function: Any) -> Any:
         return function(*arguments, cache=cache, **options)
 
     return with_cache
+
+
+def mean_options(function: Any) -> Any:
+    """Adds --mean-tokens with its limits."""
+
+    @click.option(
+        "--mean-tokens",
+        type=int,
+        help="Instead of --tokens, the mean over images: each has as many as it needs.",
+    )
+    @limit_options
+    @functools.wraps(function)
+    def with_mean(*arguments: Any, **options: Any) -> Any:
+        check_given(*(options[name] for name in ("mean_tokens", "min_tokens", "max_tokens")))
+        return function(*arguments, **options)
+
+    return with_mean
+
+
+def limit_options(function: Any) -> Any:
+    """Adds --min-tokens and --max-tokens."""
+    for name, what in (("--min-tokens", "fewest"), ("--max-tokens", "most")):
+        text = f"With --mean-tokens: the {what} tokens of an image."
+        function = click.option(name, type=int, help=text)(function)
+    return function
 
 
 def _bytes(text: str) -> int:

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import click
 
+from quadpipe.cli.options import mean_options
 from quadpipe.cli.pictures import check_png, write_picture
-from quadpipe.cli.text import say
+from quadpipe.cli.text import budgets_text, say
 from quadpipe.model.predict import Predictor
 from quadpipe.model.run_folder import load_run, pick_device
 from quadpipe.render import draw
@@ -16,6 +17,7 @@ from quadpipe.render import draw
 @click.argument("run", type=click.Path())
 @click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--tokens", type=int, help="Tokens per image; by default as in training.")
+@mean_options
 @click.option(
     "--top", type=click.IntRange(1), default=5, show_default=True, help="Classes per image."
 )
@@ -33,6 +35,9 @@ def command(
     run: str,
     images: tuple[Path, ...],
     tokens: int | None,
+    mean_tokens: int | None,
+    min_tokens: int | None,
+    max_tokens: int | None,
     top: int,
     show: Path | None,
     device: str,
@@ -49,6 +54,9 @@ def command(
         folder,
         pick_device(device),
         tokens,
+        mean_tokens=mean_tokens,
+        min_tokens=min_tokens,
+        max_tokens=max_tokens,
         scorer=scorer,
         backbone=backbone,
         scorer_weights=scorer_weights,
@@ -56,17 +64,23 @@ def command(
     say(f"model    {run}: {folder.describe_checkpoint()}")
     if ignored := config.says_ignored():
         say(f"note     {run} {ignored}")
+    if predictor.unseen:
+        say(f"note     {run} has not seen images with {budgets_text(predictor.unseen)} tokens")
     predictions = [predictor(path, top=top) for path in images]
     if as_json:
         rows = [
-            {"path": str(p.path), "classes": [{"class": c, "probability": s} for c, s in p.classes]}
+            {
+                "path": str(p.path),
+                "tokens": p.tokens,
+                "classes": [{"class": c, "probability": s} for c, s in p.classes],
+            }
             for p in predictions
         ]
         click.echo(json.dumps(rows, indent=2))
     else:
         for prediction in predictions:
-            click.echo(prediction.path)
+            click.echo(f"{prediction.path}: {prediction.tokens} tokens")
             for name, share in prediction.classes:
                 click.echo(f"  {share:6.1%}  {name}")
     if show:
-        write_picture(draw([p.exhibit for p in predictions], [predictor.tokens]), show)
+        write_picture(draw([p.exhibit for p in predictions]), show)

@@ -8,15 +8,18 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from quadpipe.cli.gallery import exhibits
-from quadpipe.cli.options import options_of
+from quadpipe.cli.gallery import exhibits, share_tokens
+from quadpipe.cli.options import mean_options, options_of
 from quadpipe.cli.pictures import check_png, write_picture
+from quadpipe.counts import CountLimits
 from quadpipe.errors import ConfigError, QuadpipeError, SourceError
-from quadpipe.render import Exhibit, draw, draw_scorers
+from quadpipe.render import Exhibit, draw, draw_quadtrees, draw_scorers
 from quadpipe.scorers import Scorer, scorer_type
 from quadpipe.scorers.maps import read_array
 from quadpipe.shards.reader import Dataset
 from quadpipe.tokenizer import Tokenizer, TokenizerConfig
+
+_COLUMNS = 4
 
 
 @click.command("show")
@@ -29,6 +32,7 @@ from quadpipe.tokenizer import Tokenizer, TokenizerConfig
     multiple=True,
     help="Token budget to show; repeat it for several.",
 )
+@mean_options
 @click.option(
     "--samples",
     type=int,
@@ -68,6 +72,9 @@ def command(
     what: str,
     out: Path,
     budgets: tuple[int, ...],
+    mean_tokens: int | None,
+    min_tokens: int | None,
+    max_tokens: int | None,
     samples: int,
     split: str | None,
     source: Path | None,
@@ -82,6 +89,7 @@ def command(
 
     Repeat --tokens to compare budgets side by side, and --scorer to compare scorers, with their
     importance as a heat map. With --in, a dataset's mosaics are shown beside their source images.
+    With --mean-tokens, the samples share the tokens of a batch, and only their quadtrees are drawn.
     """
     check_png(out)
     if "://" in what or Path(what).is_dir():
@@ -90,9 +98,15 @@ def command(
         _refuse_given(context, of_images, "an image file")
         dataset = Dataset(what)
         shown = exhibits(dataset, split or next(iter(dataset.manifest.splits)), samples, source)
-        picture = draw(shown, sorted(budgets or (dataset.manifest.tokenizer.tokens,)))
+        if mean_tokens is not None:
+            _refuse_given(context, ["budgets"], "pictures without --mean-tokens")
+            stored = dataset.manifest.tokenizer.tokens
+            limits = CountLimits.of(dataset.manifest.geometry, stored, min_tokens, max_tokens)
+            picture = draw_quadtrees(share_tokens(shown, mean_tokens, limits), columns=_COLUMNS)
+        else:
+            picture = draw(shown, sorted(budgets or (dataset.manifest.tokenizer.tokens,)))
     else:
-        _refuse_given(context, ["samples", "split", "source"], "a dataset")
+        _refuse_given(context, ["samples", "split", "source", "mean_tokens"], "a dataset")
         budgets = budgets or (TokenizerConfig.tokens,)
         tokenizers = [
             Tokenizer(tokens=max(budgets), scorer=name, **own)

@@ -40,9 +40,10 @@ def summary_text(summary: dict[str, Any]) -> str:
         ("made with", describe(summary["imaging_library"])),
     ]
     lines += [(key, summary[key]) for key in ("license", "source") if summary[key]]
-    return "\n".join(
-        [*(f"{key:<9} {value}" for key, value in lines), "", _splits(summary), "", _scales(summary)]
-    )
+    parts = [_splits(summary), _scales(summary)]
+    if "counts" in summary:
+        parts.append(_counts(summary["counts"]))
+    return "\n\n".join(["\n".join(f"{key:<9} {value}" for key, value in lines), *parts])
 
 
 def _splits(summary: dict[str, Any]) -> str:
@@ -59,6 +60,21 @@ def _splits(summary: dict[str, Any]) -> str:
             bytes_text(split["bytes_per_sample"] or 0),
         )
         for name, split in summary["splits"].items()
+    ]
+    return table(header, rows)
+
+
+def _counts(counts: dict[str, dict[str, float]]) -> str:
+    names = ("mean", "smallest", "10%", "50%", "90%", "largest")
+    header = ("tokens per image", *names, "at the least", "at the most")
+    rows = [
+        (
+            split,
+            *(f"{found[name]:g}" for name in names),
+            f"{found['at_least']:.1%}",
+            f"{found['at_most']:.1%}",
+        )
+        for split, found in counts.items()
     ]
     return table(header, rows)
 

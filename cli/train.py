@@ -22,14 +22,15 @@ class _TerminalProgress(TrainProgress):
     def started(self, trainer: Trainer) -> None:
         config, model = trainer.config, trainer.model.config
         parameters = sum(parameter.numel() for parameter in trainer.model.parameters())
-        budgets = trainer.loader.budgets
+        budgets, limits = trainer.loader.budgets, trainer.loader.limits
         costs = [
             count_text(model.multiply_adds(n))
             for n in dict.fromkeys(budgets[:: len(budgets) - 1 or 1])
         ]
         lines = [
             f"model    {config.model}, {parameters:,} parameters, {model.classes:,} classes, "
-            f"{' to '.join(costs)} multiply-adds per image at {budgets_text(budgets)} tokens",
+            f"{' to '.join(costs)} multiply-adds per image at {budgets_text(budgets)} tokens"
+            + (f" on average, {limits.least} to {limits.most} of an image" if limits else ""),
             f"data     {trainer.samples:,} samples per epoch, {trainer.loader.steps(0):,} steps of "
             f"{config.batch_size}"
             + (f", {views} views in turn" if (views := trainer.loader.split.views) > 1 else ""),

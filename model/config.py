@@ -3,6 +3,8 @@
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+from quadpipe.counts import check_given
+from quadpipe.errors import ConfigError
 from quadpipe.fields import check_fields, option, same_option
 from quadpipe.geometry import Geometry
 from quadpipe.loader.augment import Augmentation
@@ -38,6 +40,19 @@ class TrainConfig:
         None,
         "Tokens per image; by default all that the shards hold. Of a range or a list, each step "
         "draws one, and the model serves all of them.",
+    )
+    mean_tokens: int | str | None = option(
+        None,
+        "Instead of --tokens, the mean over the images of a step: each image has as many as it "
+        "needs. Of a range or a list, each step draws one.",
+    )
+    min_tokens: int | None = option(
+        None, "With --mean-tokens: the least of an image, by default the fewest possible.", low=1
+    )
+    max_tokens: int | None = option(
+        None,
+        "With --mean-tokens: the most of an image, by default all that the shards hold.",
+        low=1,
     )
     tokens_draw: str = option(
         "even",
@@ -119,12 +134,24 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         check_fields(self)
+        check_given(self.mean_tokens, self.min_tokens, self.max_tokens)
+        if self.mean_tokens is None:
+            return
+        if self.tokens is not None:
+            raise ConfigError("give tokens or mean_tokens, not both")
+        if self.compile:
+            raise ConfigError(
+                "with mean_tokens each batch has other shapes, and torch.compile would compile the "
+                "model for each; give compile or mean_tokens, not both"
+            )
 
     def make_augmentation(self) -> Augmentation:
         return Augmentation(**{f.name: getattr(self, f.name) for f in fields(Augmentation)})
 
     def budgets(self, manifest_tokens: int, geometry: Geometry) -> tuple[int, ...]:
-        """The budgets that the run trains, ascending, on shards that hold `manifest_tokens`."""
+        """The budgets or means that the run trains, ascending, on shards with `manifest_tokens`."""
+        if self.mean_tokens is not None:
+            return parse_tokens(self.mean_tokens, geometry, means=True)
         return parse_tokens(self.tokens or manifest_tokens, geometry)
 
     def quadformer(self, manifest: Manifest) -> QuadformerConfig:

@@ -1,6 +1,7 @@
 """A training run on disk.
 
     config.json                     the `RunManifest`
+    gains.npy                       `counts.distribution` of the gains of the split train
     metrics.jsonl                   one line per interval and per evaluation
     last.safetensors                weights, and their moving average under `ema.`
     state-0000000123.safetensors    the `TrainingState` of `last.safetensors`, which names it
@@ -16,19 +17,22 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from quadpipe.counts import QUANTILES, CountLimits
 from quadpipe.errors import ConfigError, OutputError, ShardError, first_line
 from quadpipe.files import LocalFolder
 from quadpipe.model.distributed import rank_variable
 from quadpipe.model.quadformer import Quadformer
 from quadpipe.model.run_manifest import RunManifest
 from quadpipe.model.training_state import TrainingState
-from quadpipe.shards.format import json_bytes
+from quadpipe.shards.format import json_bytes, npy_array, npy_bytes
 from quadpipe.weights import listing, state_dict_problems
 
 CONFIG = "config.json"
+GAINS = "gains.npy"
 LAST, BEST = "last.safetensors", "best.safetensors"
 LOCK = ".quadpipe/lock"
 _EMA = "ema."
@@ -61,16 +65,39 @@ class RunFolder:
         """
         strangers = self.folder.names()
         if not self.folder.exists(LAST):
-            strangers = [n for n in strangers if n != CONFIG and not n.startswith("state-")]
+            strangers = [
+                n for n in strangers if n not in (CONFIG, GAINS) and not n.startswith("state-")
+            ]
         if strangers:
             raise OutputError(
                 f"{self.folder} is not empty ({strangers[0]}); choose another --out, or give "
                 f"--resume to continue the run in it"
             )
 
-    def start(self, config: RunManifest) -> None:
-        """Write the manifest of a new run."""
+    def start(self, config: RunManifest, gains: np.ndarray | None) -> None:
+        """Write the manifest of a new run, and the distribution of its gains, if they are known."""
+        if gains is not None:
+            self.folder.write(GAINS, npy_bytes(gains))
         self.folder.write(CONFIG, json_bytes(config.to_json(), indent=2))
+
+    def threshold(self, mean: float, limits: CountLimits) -> float:
+        """The gain down to which images are split for a mean number of tokens in training.
+
+        ConfigError on a mean that is not within the limits, and if the run does not know its gains.
+        """
+        limits.check_mean(mean)
+        data = self.folder.get(GAINS)
+        if data is None:
+            raise ConfigError(
+                f"{self.folder} has no {GAINS}, which a mean number of tokens needs: its shards "
+                f"had no gains; rerun their quadpipe tokenize command, then train again"
+            )
+        splits = self.config().tokenizer.num_splits
+        try:
+            gains = npy_array(data, "<f4", (QUANTILES, splits))
+        except ShardError as error:
+            raise ShardError(f"{self.folder.where(GAINS)}: {error}; copy the run again") from error
+        return limits.threshold(gains, mean)
 
     def config(self) -> RunManifest:
         """The manifest; ShardError if the folder holds no run, or one that cannot be used."""

@@ -1,10 +1,12 @@
 """The manifest of a training run, as `config.json` holds it."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from itertools import pairwise
 from typing import Any
 
 from quadpipe import __version__
+from quadpipe.counts import CountLimits
 from quadpipe.errors import ConfigError
 from quadpipe.fields import check_fields, known_fields, unknown_fields
 from quadpipe.model.config import TrainConfig
@@ -73,8 +75,31 @@ class RunManifest:
 
     @property
     def budgets(self) -> tuple[int, ...]:
-        """The budgets that the model was trained at, ascending."""
+        """The budgets, or means over images, that the model was trained at, ascending."""
         return self.train.budgets(self.tokenizer.tokens, self.tokenizer.geometry)
+
+    @property
+    def is_adaptive(self) -> bool:
+        """Whether images had numbers of tokens of their own."""
+        return self.train.mean_tokens is not None
+
+    def limits(self, least: int | None = None, most: int | None = None) -> CountLimits:
+        """The least and the most tokens of an image, by default those of training.
+
+        ConfigError if they are not within what the shards held.
+        """
+        stored = self.tokenizer.tokens
+        if self.is_adaptive:
+            trained = self.train.min_tokens, self.train.max_tokens
+        else:
+            trained = self.budgets[0], self.budgets[-1]
+        least, most = (t if n is None else n for n, t in zip((least, most), trained, strict=True))
+        return CountLimits.of(self.tokenizer.geometry, stored, least, most)
+
+    def unseen(self, counts: Sequence[int]) -> list[int]:
+        """Those of some numbers of tokens per image that no image had in training."""
+        seen = self.limits().counts if self.is_adaptive else self.budgets
+        return [count for count in counts if count not in seen]
 
     @property
     def draw_weights(self) -> list[float] | None:

@@ -8,8 +8,10 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
+from quadpipe.counts import distribution
 from quadpipe.errors import ConfigError, ShardError, first_line
 from quadpipe.files import Cache
 from quadpipe.loader import Batch, Loader
@@ -100,6 +102,7 @@ class Trainer:
         if stored:
             where = str(dataset.folder)
             check_same_run(stored, self.manifest, manifest, str(run), where, self.progress.warn)
+        self.gains = self._gains()
         self.loader = self._loader("train", shuffle=True)
         validated = "val" in manifest.splits and manifest.splits["val"].samples > 0
         self.validation = self._loader("val", shuffle=False) if validated else None
@@ -143,7 +146,7 @@ class Trainer:
                         self.run.check_empty()
                     held.enter_context(self.run.lock())
                     if not self._resume:
-                        self.run.start(self.manifest)
+                        self.run.start(self.manifest, self.gains)
             if self._resume:
                 self._load()
             else:
@@ -270,13 +273,30 @@ class Trainer:
             self.metrics.cut(self.step, self.epoch)
         self.world.wait()
 
+    def _gains(self) -> np.ndarray | None:
+        """The distribution of gains in training; None if not needed and not in a file."""
+        has_file = self.dataset.split("train").gains_sha256 is not None
+        if not (has_file or self.manifest.is_adaptive):
+            return None
+        return distribution(self.dataset.gains("train"))
+
+    def _tokens(self, *, training: bool) -> dict[str, Any]:
+        """The loader's options on tokens. The largest budget or mean is validated."""
+        budgets = self.manifest.budgets if training else self.manifest.budgets[-1:]
+        if self.gains is None or not self.manifest.is_adaptive:
+            return {"tokens": budgets}
+        limits = self.manifest.limits()
+        within = {"min_tokens": limits.least, "max_tokens": limits.most}
+        if training:
+            return within | {"mean_tokens": budgets}
+        return within | {"threshold": limits.threshold(self.gains, budgets[0])}
+
     def _loader(self, split: str, *, shuffle: bool) -> Loader:
-        budgets = self.manifest.budgets
         return Loader(
             self.dataset,
             split,
             batch_size=self.config.batch_size,
-            tokens=budgets if shuffle else budgets[-1],
+            **self._tokens(training=shuffle),
             weights=self.manifest.draw_weights if shuffle else None,
             tokens_per_batch=self.config.tokens_per_batch,
             shuffle=shuffle,

@@ -13,6 +13,9 @@ import numpy as np
 from quadpipe.errors import ConfigError
 from quadpipe.geometry import Geometry
 
+QUANTILES = 1024
+"""Rows of a `distribution`."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class CountLimits:
@@ -40,6 +43,11 @@ class CountLimits:
                 f"{geometry.roots} to {stored} that are stored"
             )
         return limits
+
+    @property
+    def counts(self) -> tuple[int, ...]:
+        """All numbers of tokens that an image can have, ascending."""
+        return self.geometry.budgets_between(self.least, self.most)
 
     def check_mean(self, mean: int) -> None:
         """Raise ConfigError unless images can have that many tokens on average."""
@@ -98,14 +106,17 @@ class CountLimits:
         return int(images * (mean - self.least) // 3)
 
 
-def distribution(gains: np.ndarray, rows: int = 1024) -> np.ndarray:
-    """float32 `[rows or less, K]`: quantiles of the gains `[B, K]` of many images, for each split.
+def check_given(mean: object, least: object, most: object) -> None:
+    """Raise ConfigError if limits are given without a mean; None: not given."""
+    if mean is None and (least is not None or most is not None):
+        raise ConfigError("min_tokens and max_tokens are for mean_tokens; give that too")
 
-    A threshold of this table gives the same mean as one of all images.
+
+def distribution(gains: np.ndarray) -> np.ndarray:
+    """float32 `[1024, K]`: quantiles of the gains `[B, K]` of a set of images, for each split.
+
+    A threshold of this table gives nearly the same mean as one of the images.
     """
-    ordered = np.sort(gains, axis=0)[::-1]
-    if len(ordered) <= rows:
-        return ordered
-    middles = (2 * np.arange(rows, dtype=np.int64) + 1) * len(ordered) // (2 * rows)
-    picked: np.ndarray = ordered[middles]
-    return picked
+    middles = (2 * np.arange(QUANTILES, dtype=np.int64) + 1) * len(gains) // (2 * QUANTILES)
+    table: np.ndarray = np.sort(gains, axis=0)[middles]
+    return table

@@ -27,7 +27,7 @@ class Exhibit:
 
     image: the original, uint8 `[H, W, 3]`, where it is at hand. scorer, importance: name of the
     scorer, and its importance of patches in a grid over the image, float `[rows, columns]`, for
-    `draw_scorers`.
+    `draw_scorers`. tokens: the image's own number of tokens, drawn instead of the budgets.
     """
 
     mosaic: Mosaic
@@ -35,9 +35,10 @@ class Exhibit:
     image: np.ndarray | None = None
     scorer: str = ""
     importance: np.ndarray | None = None
+    tokens: int | None = None
 
 
-def draw(exhibits: Sequence[Exhibit], budgets: Sequence[int]) -> Image.Image:
+def draw(exhibits: Sequence[Exhibit], budgets: Sequence[int] = ()) -> Image.Image:
     """A sheet with a block for each exhibit, RGB.
 
     With one budget a block is a row: image, quadtree, mosaic. With several budgets, each is a
@@ -97,15 +98,19 @@ def _as_pixels(values: np.ndarray) -> np.ndarray:
     return np.clip(values + 0.5, 0, 255).astype(np.uint8)
 
 
-def draw_quadtrees(exhibits: Sequence[Exhibit], budget: int, columns: int) -> Image.Image:
+def draw_quadtrees(
+    exhibits: Sequence[Exhibit], budget: int | None = None, *, columns: int
+) -> Image.Image:
     """Quadtrees only, RGB: a panel for each exhibit with its title below, row by row.
 
-    There is at least one exhibit, and all have one geometry. Raises ConfigError as `draw` does.
+    There is at least one exhibit, and all have one geometry. budget: of the exhibits without their
+    own number of tokens, by default the stored one. Raises ConfigError as `draw` does.
     """
-    panels = [
-        _captioned(_quadtree(exhibit, exhibit.mosaic.rebuild(budget), budget), exhibit.title)
-        for exhibit in exhibits
-    ]
+    panels = []
+    for exhibit in exhibits:
+        tokens = exhibit.tokens or budget or exhibit.mosaic.budget
+        tree = _quadtree(exhibit, exhibit.mosaic.rebuild(tokens), tokens)
+        panels.append(_captioned(tree, exhibit.title))
     panels += [Image.new("RGB", panels[0].size, "white")] * (-len(panels) % columns)
     rows = [panels[first : first + columns] for first in range(0, len(panels), columns)]
     return _framed(_stack(rows))
@@ -134,7 +139,7 @@ def _block(exhibit: Exhibit, budgets: Sequence[int]) -> Image.Image:
     mosaic = exhibit.mosaic
     zoom = _zoom(mosaic)
     trees, mosaics = [], []
-    for budget in budgets:
+    for budget in budgets if exhibit.tokens is None else [exhibit.tokens]:
         rebuilt = mosaic.rebuild(budget)
         tree = _quadtree(exhibit, rebuilt, budget)
         pixels = _zoomed(rebuilt, zoom, Image.Resampling.NEAREST)

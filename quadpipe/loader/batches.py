@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from quadpipe.counts import CountLimits
+from quadpipe.counts import CountLimits, check_given
 from quadpipe.errors import ConfigError
 from quadpipe.loader.order import SHARDS_AT_ONCE, EpochOrder
 from quadpipe.loader.samples import Rows, SampleReader, check_verify
@@ -167,8 +167,7 @@ class Loader:
         is_adaptive = bool(given) and tokens is None
         if len(given) > 1:
             raise ConfigError("give one of tokens, mean_tokens and threshold")
-        if not is_adaptive and (min_tokens is not None or max_tokens is not None):
-            raise ConfigError("min_tokens and max_tokens are for mean_tokens; give that too")
+        check_given(is_adaptive or None, min_tokens, max_tokens)
         self.limits = None
         if is_adaptive:
             self.limits = CountLimits.of(geometry, stored, min_tokens, max_tokens)

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from quadpipe.counts import CountLimits
 from quadpipe.errors import MissingError, ShardError, UnreadableError
 from quadpipe.shards.manifest import ShardInfo
 from quadpipe.shards.reader import Dataset, Sample
@@ -51,6 +52,32 @@ def summarize(dataset: Dataset) -> dict[str, Any]:
             for name, info in manifest.splits.items()
         },
     }
+
+
+def summarize_counts(dataset: Dataset, mean: int, limits: CountLimits) -> dict[str, Any]:
+    """Numbers of tokens per image by split, at the threshold that gives the mean in `train`.
+
+    Without that split, in the first one. at_least, at_most: shares of the images at the limits.
+    """
+    limits.check_mean(mean)
+    splits = dataset.manifest.splits
+    first = "train" if "train" in splits else next(iter(splits))
+    threshold = limits.threshold(dataset.gains(first), mean)
+    found = {}
+    for split, info in splits.items():
+        if info.samples:
+            at = limits.at_threshold(dataset.gains(split), threshold)
+            counts = limits.geometry.roots + 3 * at
+            tenths = np.quantile(counts, (0, 0.1, 0.5, 0.9, 1), method="nearest")
+            names = ("smallest", "10%", "50%", "90%", "largest")
+            found[split] = {"mean": round(float(counts.mean()), 2)} | {
+                name: int(count) for name, count in zip(names, tenths, strict=True)
+            }
+            found[split] |= {
+                "at_least": round(float((counts == limits.least).mean()), 4),
+                "at_most": round(float((counts == limits.most).mean()), 4),
+            }
+    return found
 
 
 def _scales(dataset: Dataset, split: str) -> dict[str, Any]:
