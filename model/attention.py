@@ -4,16 +4,14 @@ Letters: B images; T tokens of all images; L rows of one image, its CLS token an
 S = B + T rows of all images; H heads; E width of a head.
 """
 
+from collections.abc import Callable
+from functools import cache
+
 import torch
 import torch.nn.functional as F  # noqa: N812  its usual name
 from torch import Tensor
 
 from quadpipe.errors import ConfigError
-
-try:  # not in all versions of torch that quadpipe works with
-    from torch.nn.attention.varlen import varlen_attn
-except ImportError:
-    varlen_attn = None  # type: ignore[assignment]
 
 _LARGEST_HEAD = 256  # of the flash kernels
 
@@ -78,10 +76,9 @@ def attend(q: Tensor, k: Tensor, v: Tensor, packing: Packing | None = None) -> T
     """
     if packing is None:
         return _attend_equal(q, k, v)
-    if _is_for_varlen(q):
+    if _is_for_flash(q) and (varlen_attn := find_varlen_attn()):
         starts, longest = packing.starts, packing.longest
-        mixed: Tensor = varlen_attn(q, k, v, starts, starts, longest, longest)
-        return mixed
+        return varlen_attn(q, k, v, starts, starts, longest, longest)
     sizes = [images * length for images, length in packing.groups]
     splits = (x.split(sizes) for x in (q, k, v))
     return torch.cat(
@@ -90,6 +87,20 @@ def attend(q: Tensor, k: Tensor, v: Tensor, packing: Packing | None = None) -> T
             for group, parts in zip(packing.groups, zip(*splits, strict=True), strict=True)
         ]
     )
+
+
+@cache
+def find_varlen_attn() -> Callable[..., Tensor] | None:
+    """torch's attention over a sequence with lengths, where this version has it.
+
+    Its import takes seconds, so it waits for a GPU.
+    """
+    try:
+        from torch.nn.attention.varlen import varlen_attn
+    except ImportError:
+        return None
+    found: Callable[..., Tensor] = varlen_attn
+    return found
 
 
 def check_lengths(lengths: Tensor, tokens: Tensor) -> None:
@@ -111,11 +122,10 @@ def _attend_equal(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return F.scaled_dot_product_attention(*heads_first).transpose(1, 2)
 
 
-def _is_for_varlen(q: Tensor) -> bool:
-    """Whether `varlen_attn` takes it: half precision, the head a multiple of 8, Ampere or later."""
+def _is_for_flash(q: Tensor) -> bool:
+    """Whether the flash kernels take it: half precision, heads of 8 to 256, Ampere or later."""
     return (
-        varlen_attn is not None
-        and q.is_cuda
+        q.is_cuda
         and q.dtype in (torch.float16, torch.bfloat16)
         and q.shape[-1] % 8 == 0
         and q.shape[-1] <= _LARGEST_HEAD
