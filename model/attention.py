@@ -57,7 +57,7 @@ class Packing:
 
     def split(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """CLS tokens `[B, ..]` and tokens `[T, ..]` of a sequence, in the order of the batch."""
-        return x[self._cls], x[self._tokens]
+        return x.index_select(0, self._cls), x.index_select(0, self._tokens)
 
     def spread(self, values: Tensor) -> Tensor:
         """`[T, ..]`, for each token the value of its image; values: `[B, ..]`."""

@@ -259,7 +259,7 @@ class Quadformer(nn.Module):
             out["embedded"] = x
         else:
             x = packing.join(cls[0], x)  # [S, D]
-            out["embedded"] = x[packing.rows]
+            out["embedded"] = x.index_select(0, packing.rows)
         for block in self.blocks:
             if self.config.gradient_checkpointing and self.training:
                 x = checkpoint(block, x, packing, use_reentrant=False)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from quadpipe.errors import QuadpipeError
 from quadpipe.loader import Batch
-from quadpipe.model.config import TrainConfig
+from quadpipe.model.config import TrainConfig, check_compile
 from quadpipe.model.distributed import World
 from quadpipe.model.optimize import MovingAverage, make_optimizer, set_learning_rate
 from quadpipe.model.quadformer import Quadformer
@@ -57,6 +57,7 @@ class TrainStep:
         The loss is the mean over the samples that were not skipped; a batch without any leaves the
         weights as they are. Raises NonFiniteLossError in all processes.
         """
+        check_compile(compiled=self.config.compile, adaptive=batch.lengths is not None)
         skipped = self._count_skipped(batch)
         kept = batch.total - skipped
         set_learning_rate(self.optimizer, rate)
