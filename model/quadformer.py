@@ -4,8 +4,8 @@ A pre-norm ViT (Dosovitskiy et al., arXiv 2010.11929) as timm builds it, with on
 for the tokens of all scales, since each has the same number of pixels, and positions from the
 patches' centers (Ronen et al., arXiv 2304.00287).
 
-Letters: B batch; N tokens; P patch size; D width; C classes; S largest scale; G rows and columns of
-scale-0 patches.
+Letters: B batch; N tokens per image; P patch size; D width; C classes. In a batch of images of
+different lengths: T tokens of all images; S = B + T rows, with a CLS token per image.
 """
 
 import math
@@ -20,6 +20,7 @@ from torch.utils.checkpoint import checkpoint
 from quadpipe.errors import ConfigError
 from quadpipe.fields import check_fields, option
 from quadpipe.images import IMAGENET_MEAN, IMAGENET_STD
+from quadpipe.model.attention import Packing, attend, check_lengths
 
 PRESETS: dict[str, dict[str, Any]] = {
     "nano": {"width": 96, "depth": 4, "heads": 3},
@@ -134,9 +135,9 @@ class PatchEmbedding(nn.Module):
         self.register_buffer("std", torch.tensor(config.std) * 255.0, persistent=False)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """`[B, N, P, P, 3]`, uint8 or float in 0..255 -> `[B, N, D]`."""
+        """`[.., P, P, 3]`, uint8 or float in 0..255 -> `[.., D]`."""
         normalized = (tokens.float() - self.mean) / self.std
-        embedded: Tensor = self.proj(normalized.flatten(2))  # from [B, N, P * P * 3]
+        embedded: Tensor = self.proj(normalized.flatten(-3))  # from [.., P * P * 3]
         return embedded
 
 
@@ -147,12 +148,11 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(width, 3 * width)
         self.proj = nn.Linear(width, width)
 
-    def forward(self, x: Tensor) -> Tensor:
-        b, n, d = x.shape
-        qkv = self.qkv(x).view(b, n, 3, self.heads, d // self.heads)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each [B, heads, N, D / heads]
-        mixed = F.scaled_dot_product_attention(q, k, v)
-        projected: Tensor = self.proj(mixed.transpose(1, 2).reshape(b, n, d))
+    def forward(self, x: Tensor, packing: Packing | None = None) -> Tensor:
+        """`[B, 1 + N, D]`, or `[S, D]` with its packing, to the same."""
+        qkv = self.qkv(x).unflatten(-1, (3, self.heads, -1))
+        q, k, v = qkv.unbind(-3)  # each [.., heads, D / heads]
+        projected: Tensor = self.proj(attend(q, k, v, packing).flatten(-2))
         return projected
 
 
@@ -176,16 +176,20 @@ class Block(nn.Module):
         self.norm2 = nn.LayerNorm(config.width, eps=1e-6)
         self.mlp = Mlp(config.width, int(config.width * config.mlp_ratio))
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = x + self._dropped(self.attn(self.norm1(x)))
-        return x + self._dropped(self.mlp(self.norm2(x)))
+    def forward(self, x: Tensor, packing: Packing | None = None) -> Tensor:
+        """`[B, 1 + N, D]`, or `[S, D]` with its packing, to the same."""
+        x = x + self._dropped(self.attn(self.norm1(x), packing), packing)
+        return x + self._dropped(self.mlp(self.norm2(x)), packing)
 
-    def _dropped(self, branch: Tensor) -> Tensor:
+    def _dropped(self, branch: Tensor, packing: Packing | None = None) -> Tensor:
         """Stochastic depth (Huang et al., arXiv 1603.09382): drop the branch of whole samples."""
         if not self.training or not self.drop_path:
             return branch
         keep = 1 - self.drop_path
-        mask = branch.new_empty(branch.shape[0], 1, 1).bernoulli_(keep)
+        if packing is None:
+            mask = branch.new_empty(branch.shape[0], 1, 1).bernoulli_(keep)
+        else:
+            mask = branch.new_empty(packing.images, 1).bernoulli_(keep)[packing.image]
         return branch * (mask / keep)
 
 
@@ -216,13 +220,31 @@ class Quadformer(nn.Module):
             if hasattr(self, name):
                 nn.init.trunc_normal_(getattr(self, name), std=0.02)
 
-    def forward(self, tokens: Tensor, boxes: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(
+        self, tokens: Tensor, boxes: Tensor, lengths: Tensor | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """Logits `[B, C]`, and named intermediates.
 
         tokens: `[B, N, P, P, 3]`, uint8 or float in 0..255, RGB. boxes: integers `[B, N, 3]`, x, y,
         scale. The intermediates are `embedded` `[B, 1 + N, D]`, and after the last norm `tokens`
         `[B, N, D]`, `cls` `[B, D]` and `pooled` `[B, D]`; with `fc_norm` only `pooled` is normed.
+
+        lengths: tokens per image, int64 `[B]` on the CPU, for images of different lengths, one
+        after the other: tokens `[T, P, P, 3]`, boxes `[T, 3]`, and of the intermediates `embedded`
+        `[S, D]`, for each image its CLS token and then its tokens, and `tokens` `[T, D]`. Raises
+        ConfigError if they are not the lengths of the tokens.
         """
+        if lengths is None:
+            return self._classify(tokens, boxes)
+        check_lengths(lengths, tokens)
+        if (lengths != lengths[0]).any():
+            return self._classify(tokens, boxes, Packing(lengths, tokens.device))
+        logits, out = self._classify(*(x.unflatten(0, (len(lengths), -1)) for x in (tokens, boxes)))
+        return logits, out | {name: out[name].flatten(0, 1) for name in ("embedded", "tokens")}
+
+    def _classify(
+        self, tokens: Tensor, boxes: Tensor, packing: Packing | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         out: dict[str, Tensor] = {}
         x = self.patch_embed(tokens)
         x = x + self._positions(boxes).to(x.dtype)
@@ -231,36 +253,48 @@ class Quadformer(nn.Module):
         cls: Tensor = self.cls_token
         if self.config.positions == "learned":
             cls = cls + self.pos_embed[:, :1]
-        x = torch.cat([cls.to(x.dtype).expand(len(x), -1, -1), x], dim=1)  # [B, 1 + N, D]
-        out["embedded"] = x
+        cls = cls.to(x.dtype)
+        if packing is None:
+            x = torch.cat([cls.expand(len(x), -1, -1), x], dim=1)  # [B, 1 + N, D]
+            out["embedded"] = x
+        else:
+            x = packing.join(cls[0], x)  # [S, D]
+            out["embedded"] = x.index_select(0, packing.rows)
         for block in self.blocks:
             if self.config.gradient_checkpointing and self.training:
-                x = checkpoint(block, x, use_reentrant=False)
+                x = checkpoint(block, x, packing, use_reentrant=False)
             else:
-                x = block(x)
+                x = block(x, packing)
         x = self.norm(x)
-        out["cls"], out["tokens"] = x[:, 0], x[:, 1:]
-        out["pooled"] = self.fc_norm(self._pooled(out, boxes))
+        out["cls"], out["tokens"] = (
+            (x[:, 0], x[:, 1:]) if packing is None else packing.split(x)
+        )
+        out["pooled"] = self.fc_norm(self._pooled(out, boxes, packing))
         return self.head(out["pooled"]), out
 
     def _positions(self, boxes: Tensor) -> Tensor:
-        """`[B, N, D]`."""
+        """`[.., D]` of boxes `[.., 3]`."""
         centers = patch_centers(boxes)
         if self.config.positions == "sinusoidal":
             return sinusoidal_2d(centers, self.config.width)
         rows, columns = self.config.grid
         grid = self.pos_embed[:, 1:].reshape(1, rows, columns, -1).permute(0, 3, 1, 2)
+        grid = grid.to(torch.promote_types(grid.dtype, torch.float32))
         extent = centers.new_tensor([columns, rows])
-        where = centers.flatten(0, 1)[None, None] / extent * 2 - 1  # [1, 1, B * N, 2] in -1..1
+        where = centers.flatten(0, -2)[None, None] / extent * 2 - 1  # [1, 1, B * N, 2] in -1..1
         sampled = F.grid_sample(
-            grid.float(), where, mode="bilinear", padding_mode="border", align_corners=False
+            grid, where.to(grid.dtype), mode="bilinear", padding_mode="border", align_corners=False
         )
-        return sampled[0, :, 0].T.reshape(*boxes.shape[:2], -1)
+        return sampled[0, :, 0].T.reshape(*boxes.shape[:-1], -1)
 
-    def _pooled(self, out: dict[str, Tensor], boxes: Tensor) -> Tensor:
+    def _pooled(self, out: dict[str, Tensor], boxes: Tensor, packing: Packing | None) -> Tensor:
+        """Means of the tokens by area, or the CLS tokens: `[B, D]`."""
         if self.config.pool == "cls":
             return out["cls"]
-        areas = torch.exp2(2 * boxes[..., 2:].float())  # [B, N, 1]
+        areas = torch.exp2(2 * boxes[..., 2:].float())  # [B, N, 1] or [T, 1]
+        if packing is not None:
+            weights = areas / packing.spread(packing.sum(areas))
+            return packing.sum(out["tokens"] * weights.to(out["tokens"].dtype))
         weights = areas / areas.sum(dim=1, keepdim=True)
         return (out["tokens"] * weights.to(out["tokens"].dtype)).sum(dim=1)
 

@@ -36,27 +36,28 @@ _log = logging.getLogger(__name__)
 class Batch:
     """One rank's slice of a global batch.
 
-    tokens: uint8 `[b, N, P, P, 3]`. boxes: int16 `[b, N, 3]`: x, y, scale. lengths: None; where
-    images have numbers of tokens of their own, these numbers, int64 `[b]`, always on the CPU:
-    tokens are then `[T, P, P, 3]` and boxes `[T, 3]`, image after image, without padding. label:
-    int64 `[b]`, -1 without labels. weight: float32 `[b]`: 1, or 0 for a skipped sample and for the
-    placeholder of an empty slice. keys: of the samples. total: samples of the global batch, over
-    all ranks. first: number of them before this slice. skipped: number of damaged samples of this
-    slice; their rows are a valid, blank input (tokens 0, boxes of a valid tree, label 0, or -1
-    without labels, key empty), which must not count in loss and accuracy. The mean over a global
-    batch is the sum of weight times loss over all ranks, divided by the sum of the weights over all
-    ranks, which is `total` where nothing was skipped.
+    tokens: uint8 `[b, N, P, P, 3]`. boxes: int16 `[b, N, 3]`: x, y, scale. label: int64 `[b]`, -1
+    without labels. weight: float32 `[b]`: 1, or 0 for a skipped sample and for the placeholder of
+    an empty slice. keys: of the samples. total: samples of the global batch, over all ranks. first:
+    number of them before this slice. skipped: number of damaged samples of this slice; their rows
+    are a valid, blank input (tokens 0, boxes of a valid tree, label 0, or -1 without labels, key
+    empty), which must not count in loss and accuracy. The mean over a global batch is the sum of
+    weight times loss over all ranks, divided by the sum of the weights over all ranks, which is
+    `total` where nothing was skipped.
+
+    lengths: None where every image has N tokens. Else tokens per image, int64 `[b]`, always on the
+    CPU, and with T their sum, image after image: tokens uint8 `[T, P, P, 3]`, boxes int16 `[T, 3]`.
     """
 
     tokens: Tensor
     boxes: Tensor
-    lengths: Tensor | None = None
     label: Tensor
     weight: Tensor
     keys: list[str]
     total: int
     first: int
     skipped: int
+    lengths: Tensor | None = None
 
 
 class Loader:
