@@ -1,16 +1,24 @@
-"""What a scorer brings in accuracy: tokenize, train, evaluate, at equal tokens.
+"""What a scorer and a number of tokens bring in accuracy: tokenize, train, evaluate.
 
     python benchmarks/accuracy.py OUT --scenes small --scorers uniform pixel-blur --tokens 37
+    python benchmarks/accuracy.py OUT --scenes mixed --scorers saliency --tokens 37 19-64 ~19-64
     python benchmarks/accuracy.py OUT --images FOLDER --scorers uniform feature,backbone=NAME
     python benchmarks/accuracy_report.py OUT/results.jsonl --page docs/accuracy.md
 
-Trains a Quadformer for every scorer, budget and seed, with quadpipe's own job and trainer, and adds
-a line to OUT/results.jsonl for each. A rerun skips what is in there, so the command can be killed
-at any time. The same command may run several times at once: each takes what no other has taken.
+Trains a Quadformer for every scorer, number of tokens and seed, with quadpipe's own job and
+trainer, and adds its lines to OUT/results.jsonl. A rerun skips what is in there, so the command can
+be killed at any time. The same command may run several times at once: each takes what no other has
+taken.
 
---scenes: `small` or `large`, made by benchmarks/scenes.py (small objects on photographs, or
-objects that fill the image, of classes whose held-out cut-outs are the validation split).
---images: an image folder with labels and with splits train and val.
+--tokens: 37 trains at 37 tokens per image. 19-64 draws a budget of that range at each step. ~37 and
+~19-64 are means over the images of a step, each with a number of its own, from 16 to all that are
+stored, or within limits, as in ~37:19-64. A model for one number is evaluated at it, one for a
+range at up to five in it. Where images have numbers of their own in training, or there is a range,
+both are evaluated: the same number for all images ("equal"), and a threshold on gains that gives
+this mean in training ("own").
+
+--scenes: `small`, `large` or `mixed`, made by benchmarks/scenes.py. --images: an image folder with
+labels and with splits train and val.
 
 A scorer may have options, as in pixel-blur,scale_weight=0.5. Scorer `uniform` is the plain ViT: for
 37 tokens the whole image is resized to 96 pixels, which is 6 x 6 patches, the nearest square.
@@ -39,11 +47,17 @@ from scenes import SETTINGS, SIDE, add_arguments, load, unfinished
 
 import quadpipe
 from quadpipe.errors import QuadpipeError
+from quadpipe.loader import Loader
 from quadpipe.model import train
+from quadpipe.model.config import TOKENS_DRAW
+from quadpipe.model.evaluate import evaluate
+from quadpipe.model.run_folder import LAST, RunFolder
 
 PATCH = 16
 MASK_CELLS = SIDE // PATCH
 BATCH = 32
+BUDGETS = (19, 28, 37, 49, 64)  # at which a model for a range is evaluated
+EQUAL, OWN = "equal", "own"
 
 
 def main() -> None:
@@ -54,7 +68,9 @@ def main() -> None:
     source.add_argument("--images", type=Path, help="an image folder with splits train and val")
     parser.add_argument("--maps", type=Path, help="with --images: maps for scorer precomputed")
     parser.add_argument("--scorers", nargs="+", required=True, metavar="NAME[,OPTION=VALUE]")
-    parser.add_argument("--tokens", nargs="+", type=int, default=[37])
+    parser.add_argument("--tokens", nargs="+", default=["37"], metavar="N|LOW-HIGH|~N|~LOW-HIGH")
+    parser.add_argument("--stored", type=int, help="tokens in the shards; by default the largest")
+    parser.add_argument("--tokens-draw", default="even", choices=TOKENS_DRAW)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--model", default="nano")
     parser.add_argument("--epochs", type=int, default=3)
@@ -70,7 +86,7 @@ def main() -> None:
         setting=options.scenes or options.images.name,
         images=options.images or options.out / "scenes" / options.scenes,
         maps=options.maps if options.images else options.out / "scenes" / f"{options.scenes}-maps",
-        tokens=tuple(options.tokens),
+        stored=options.stored or max(Training.parse(text).largest for text in options.tokens),
     )
     if options.scenes:
         make_scenes(grid, options)
@@ -83,6 +99,7 @@ def main() -> None:
                     tokens=tokens,
                     seed=seed,
                     model=options.model,
+                    draw=options.tokens_draw,
                     epochs=options.epochs,
                 )
                 measure(cell, grid)
@@ -90,13 +107,13 @@ def main() -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Grid:
-    """Where the images of a setting are and its results go. tokens: the budgets to be trained."""
+    """Where the images of a setting are and its results go. stored: tokens in the shards."""
 
     out: Path
     setting: str
     images: Path
     maps: Path | None
-    tokens: tuple[int, ...]
+    stored: int
 
     @property
     def results(self) -> Path:
@@ -104,15 +121,54 @@ class Grid:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Training:
+    """The numbers of tokens that --tokens names. limits: options for the trainer."""
+
+    low: int
+    high: int
+    own: bool
+    limits: dict[str, int]
+
+    @classmethod
+    def parse(cls, text: str) -> "Training":
+        numbers, _, limits = text.removeprefix("~").partition(":")
+        low, _, high = numbers.partition("-")
+        named = zip(("min_tokens", "max_tokens"), limits.split("-"), strict=False)
+        return cls(
+            low=int(low),
+            high=int(high or low),
+            own=text.startswith("~"),
+            limits={name: int(limit) for name, limit in named if limit},
+        )
+
+    @property
+    def largest(self) -> int:
+        return max([self.high, *self.limits.values()])
+
+    def options(self) -> dict[str, Any]:
+        """For the trainer."""
+        tokens = f"{self.low}-{self.high}" if self.high > self.low else self.low
+        return {"mean_tokens" if self.own else "tokens": tokens} | self.limits
+
+    def evaluated(self) -> list[tuple[str, int]]:
+        """How the model is evaluated: counts, and their number or mean."""
+        if self.high == self.low:
+            return [(counts, self.low) for counts in (EQUAL, OWN)[: 2 if self.own else 1]]
+        budgets = [n for n in BUDGETS if self.low <= n <= self.high]
+        return [(counts, n) for counts in (EQUAL, OWN) for n in budgets]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Cell:
-    """One model to train. tokens: the budget asked for; a plain grid has the nearest square."""
+    """One model to train. tokens: as in --tokens; a plain grid has the nearest square."""
 
     setting: str
     scorer: str
-    tokens: int
+    tokens: str
     seed: int
     model: str
     epochs: int
+    draw: str = "even"
 
     @property
     def is_uniform(self) -> bool:
@@ -120,7 +176,7 @@ class Cell:
 
     @property
     def name(self) -> str:
-        return "-".join(str(value) for value in asdict(self).values()).replace("/", "-")
+        return "-".join(str(v) for v in asdict(self).values() if v != "even").replace("/", "-")
 
 
 def make_scenes(grid: Grid, options: argparse.Namespace) -> None:
@@ -159,50 +215,76 @@ def measure(cell: Cell, grid: Grid) -> None:
         run = grid.out / "cells" / cell.name
         shutil.rmtree(run, ignore_errors=True)  # of a process that was killed
         started = time.perf_counter()
-        train(
+        training = Training.parse(cell.tokens)
+        trained = train(
             dataset,
             run,
             model=cell.model,
-            tokens=grid_side(cell.tokens) ** 2 if cell.is_uniform else cell.tokens,
+            **({"tokens": grid_side(training.low) ** 2} if cell.is_uniform else training.options()),
+            tokens_draw=cell.draw,
             epochs=cell.epochs,
             batch_size=BATCH,
             seed=cell.seed,
             workers=0,
             device="cpu",
         )
+        seconds = round(time.perf_counter() - started, 1)
         rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
         scores = [row for row in rows if row["event"] == "eval"]
-        last = scores[-1]
         manifest = quadpipe.Dataset(dataset).manifest
-        line = asdict(cell) | {
-            "steps": last["step"],
+        common = asdict(cell) | {
+            "steps": scores[-1]["step"],
             "batch": BATCH,
             "train_samples": manifest.splits["train"].samples,
-            "val_samples": last["samples"],
             "classes": len(manifest.classes or ()),
-            "real_tokens": last["tokens"],
-            "multiply_adds": last["multiply_adds"],
-            "top1": last["top1"],
-            "loss": last["loss"],
             "top1_by_step": [[row["step"], row["top1"]] for row in scores],
             "tokenize_seconds": round(tokenizing, 1),
-            "train_seconds": round(time.perf_counter() - started, 1),
+            "train_seconds": seconds,
             "shards_sha256": manifest.splits["train"].shard_list_sha256,
             "machine": machine(),
         }
-        append(grid.results, line)
+        lines = [common | score for score in evaluated(trained, dataset, cell)]
+        append(grid.results, lines)
         shutil.rmtree(run)
-        print(f"{cell.name}: {last['top1']:.1%} in {line['train_seconds']:.0f} s", flush=True)
+        for line in lines:
+            print(
+                f"{cell.name}: {line['top1']:.1%} at {line['real_tokens']:.4g} ({line['counts']}), "
+                f"{seconds:.0f} s",
+                flush=True,
+            )
+
+
+def evaluated(run: RunFolder, dataset: Path, cell: Cell) -> Iterator[dict[str, Any]]:
+    """The last weights of a run at each number of tokens."""
+    device = torch.device("cpu")
+    model, limits = run.model(device, LAST), run.config().limits()
+    for counts, tokens in Training.parse(cell.tokens).evaluated():
+        if counts == OWN:
+            options = {"threshold": run.threshold(tokens, limits)}
+            options |= {"min_tokens": limits.least, "max_tokens": limits.most}
+        else:
+            options = {"tokens": grid_side(tokens) ** 2 if cell.is_uniform else tokens}
+        loader = Loader(dataset, "val", batch_size=256, shuffle=False, **options)
+        score = evaluate(model, loader, device)
+        yield {
+            "counts": counts,
+            "at": tokens,
+            "real_tokens": round(score.tokens, 2),
+            "val_samples": score.samples,
+            "multiply_adds": score.multiply_adds,
+            "top1": score.top1,
+            "loss": score.loss,
+        }
 
 
 def tokenized(cell: Cell, grid: Grid) -> Path:
     """The shards of a cell; those of other budgets and seeds are the same."""
     options = scorer_options(cell.scorer)
-    side = grid_side(cell.tokens)
+    side = grid_side(Training.parse(cell.tokens).low)
     if cell.is_uniform:
         options |= {"tokens": side**2, "image_size": side * PATCH, "max_patch_size": PATCH}
     else:
-        options["tokens"] = max(grid.tokens)
+        options["tokens"] = grid.stored
     if options["scorer"] == "precomputed":
         options["maps"] = grid.maps
     if grid.images.is_relative_to(grid.out):
@@ -220,16 +302,19 @@ def grid_side(tokens: int) -> int:
 
 
 def finished(results: Path) -> set[Cell]:
-    names = Cell.__dataclass_fields__
     lines = results.read_text().splitlines() if results.exists() else []
-    return {Cell(**{name: row[name] for name in names}) for row in map(json.loads, lines)}
+    rows = [{"draw": "even"} | json.loads(line) for line in lines]
+    names = Cell.__dataclass_fields__
+    return {
+        Cell(**{name: row[name] for name in names} | {"tokens": str(row["tokens"])}) for row in rows
+    }
 
 
-def append(results: Path, line: dict[str, Any]) -> None:
+def append(results: Path, lines: list[dict[str, Any]]) -> None:
     """In one write, so that processes do not mix their lines and none is written by half."""
     file = os.open(results, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
     try:
-        os.write(file, f"{json.dumps(line)}\n".encode())
+        os.write(file, "".join(f"{json.dumps(line)}\n" for line in lines).encode())
     finally:
         os.close(file)
 

@@ -33,7 +33,10 @@ from quadpipe.model.quadformer import PRESETS, Quadformer, QuadformerConfig
 
 IMAGES, LEAST, MOST = 32, 19, 100
 BATCHES = 8
-AGAINST_FIXED, PADDED = 1.15, 1.5  # the most of ours against fixed, the least of padded against ours
+AGAINST_FIXED, PADDED = (
+    1.15,
+    1.5,
+)  # the most of ours against fixed, the least of padded against ours
 
 
 class Images(NamedTuple):

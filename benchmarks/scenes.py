@@ -19,6 +19,7 @@ to 20 degrees, and changed in brightness and saturation by up to a quarter.
 | hard | the same, its colors moved 60 % to its surroundings, blurred, JPEG | held out | held out |
 | small, train / val | the same | one of each of ten classes, in both | tuning / held out |
 | large, train / val | 60 to 95 % of the image | tuning / held out | tuning / held out |
+| mixed, train / val | 10 to 95 %; one scene in eleven has no object | as small | as small |
 """
 
 import argparse
@@ -37,11 +38,13 @@ import numpy as np
 from PIL import Image, ImageFilter
 
 SIDE = 256
-SMALL, LARGE = (0.10, 0.35), (0.60, 0.95)  # the object's longer side, as a share of the image's
+# The object's longer side, as a share of the image's.
+SMALL, LARGE, MIXED = (0.10, 0.35), (0.60, 0.95), (0.10, 0.95)
 TURN = 20  # degrees
 CHANGE = 0.25  # of brightness and of saturation
 PARTS = (0.5, 1.0)  # side of the background, as a share of the photograph's shorter side
-SMALL_CLASSES = 10  # of setting small: one cut-out of each
+SMALL_CLASSES = 10  # of settings small and mixed: one cut-out of each
+NOTHING = "nothing"  # class of the scenes without an object
 CAMOUFLAGE = 0.6  # of hard scenes: how far the object's colors move to its surroundings
 OPAQUE = 32  # smallest alpha that counts as the object when it is cropped
 CUT_OUT_SIDE, PHOTOGRAPH_SIDE = 320, 700  # in the cache: a longest and a shortest side, at most
@@ -127,7 +130,7 @@ WHEELS: dict[str, tuple[str, ...]] = {
     "scikit-learn": tuple(f"sklearn/datasets/images/{n}.jpg" for n in ("china", "flower")),
 }
 COVERAGE_SETS = ("tuning", "test", "hard")
-SETTINGS = {"small": SMALL, "large": LARGE}
+SETTINGS = {"small": SMALL, "large": LARGE, "mixed": MIXED}
 
 
 def main() -> None:
@@ -220,26 +223,39 @@ class Material:
 
     def classes(self, setting: str) -> list[str]:
         """Names of the classes of one of SETTINGS, by label."""
-        return list(self.cut_outs)[: SMALL_CLASSES if setting == "small" else None]
+        if setting == "large":
+            return list(self.cut_outs)
+        return [*list(self.cut_outs)[:SMALL_CLASSES], *([NOTHING] if setting == "mixed" else [])]
 
     def labelled_scenes(
         self, setting: str, split: str, count: int, *, seed: int
     ) -> Iterator[tuple[int, Scene]]:
         """Labels and scenes of one of SETTINGS, split train or val."""
         held_out, kind = split == "val", 2 + list(SETTINGS).index(setting)
+        classes = self.classes(setting)
         for number in range(count):
-            label = number % len(self.classes(setting))
+            label = number % len(classes)
             chance = np.random.default_rng([seed, kind, int(held_out), number])
+            if classes[label] == NOTHING:
+                yield label, self._empty_scene(chance, held_out=held_out)
+                continue
             yield (
                 label,
                 self._scene(
                     label,
                     SETTINGS[setting],
                     chance,
-                    objects_held_out=None if setting == "small" else held_out,
+                    objects_held_out=held_out if setting == "large" else None,
                     held_out=held_out,
                 ),
             )
+
+    def _empty_scene(self, chance: np.random.Generator, *, held_out: bool) -> Scene:
+        numbers = self._photographs(held_out=held_out)
+        number = numbers[chance.integers(len(numbers))]
+        image = random_part(self.photographs[number], chance)
+        mask = np.zeros((SIDE, SIDE), bool)
+        return Scene(image=image, background=image, mask=mask, photograph=number)
 
     def _scene(
         self,

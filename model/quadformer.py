@@ -266,9 +266,7 @@ class Quadformer(nn.Module):
             else:
                 x = block(x, packing)
         x = self.norm(x)
-        out["cls"], out["tokens"] = (
-            (x[:, 0], x[:, 1:]) if packing is None else packing.split(x)
-        )
+        out["cls"], out["tokens"] = (x[:, 0], x[:, 1:]) if packing is None else packing.split(x)
         out["pooled"] = self.fc_norm(self._pooled(out, boxes, packing))
         return self.head(out["pooled"]), out
 

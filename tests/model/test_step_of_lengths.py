@@ -51,8 +51,7 @@ def losses_one_by_one(model: Any, batch: Batch, smoothing: float = 0.0) -> Tenso
 @pytest.mark.parametrize("parts", [1, 3])
 def test_a_step_takes_the_mean_gradient_of_its_images(shards, tmp_path, parts, skipped):
     config = TrainConfig(
-        **SMALL
-        | {"flip": 0.0, "clip_grad": 0.0, "grad_accum_steps": parts, "on_error": "skip"}
+        **SMALL | {"flip": 0.0, "clip_grad": 0.0, "grad_accum_steps": parts, "on_error": "skip"}
     )
     trainer = Trainer(quadpipe.Dataset(shards), RunFolder(tmp_path / "run"), config, CPU, World())
     batch = shortened(next(iter(trainer.loader.epoch(0))), skipped=skipped)
