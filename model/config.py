@@ -3,7 +3,6 @@
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from quadpipe.errors import ConfigError
 from quadpipe.fields import check_fields, option, same_option
 from quadpipe.geometry import Geometry
 from quadpipe.loader.augment import Augmentation
@@ -143,13 +142,3 @@ class TrainConfig:
     def as_json(self) -> dict[str, Any]:
         """The fields as JSON; `TrainConfig(**config.as_json())` is equal."""
         return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
-
-
-def check_compile(*, compiled: bool, adaptive: bool) -> None:
-    """Raise ConfigError for torch.compile with images of different lengths."""
-    if compiled and adaptive:
-        raise ConfigError(
-            "--compile does not work with a number of tokens per image: each batch has other "
-            "groups of equal images, and torch.compile would compile the model for each; omit "
-            "--compile"
-        )

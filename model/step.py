@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from quadpipe.errors import QuadpipeError
 from quadpipe.loader import Batch
-from quadpipe.model.config import TrainConfig, check_compile
+from quadpipe.model.config import TrainConfig
 from quadpipe.model.distributed import World
 from quadpipe.model.optimize import MovingAverage, make_optimizer, set_learning_rate
 from quadpipe.model.quadformer import Quadformer
@@ -57,7 +57,6 @@ class TrainStep:
         The loss is the mean over the samples that were not skipped; a batch without any leaves the
         weights as they are. Raises NonFiniteLossError in all processes.
         """
-        check_compile(compiled=self.config.compile, adaptive=batch.lengths is not None)
         skipped = self._count_skipped(batch)
         kept = batch.total - skipped
         set_learning_rate(self.optimizer, rate)
@@ -152,11 +151,12 @@ def _split_inputs(
 ) -> list[tuple[Tensor | None, ...]]:
     """Inputs of the model for the parts of a batch, each as many images, one more in the first."""
     if lengths is None:
-        splits = (values.tensor_split(parts) for values in (tokens, boxes))
-        return list(zip(*splits, strict=True))
+        equal = (values.tensor_split(parts) for values in (tokens, boxes))
+        return list(zip(*equal, strict=True))
     part_lengths = lengths.tensor_split(parts)
     sizes = [int(part.sum()) for part in part_lengths]
-    return list(zip(tokens.split(sizes), boxes.split(sizes), part_lengths, strict=True))
+    splits = (values.split_with_sizes(sizes) for values in (tokens, boxes))
+    return list(zip(*splits, part_lengths, strict=True))
 
 
 def _wrap(model: nn.Module, config: TrainConfig, world: World) -> nn.Module:
