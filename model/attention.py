@@ -4,8 +4,10 @@ Letters: B images; T tokens of all images; L rows of one image, its CLS token an
 S = B + T rows of all images; H heads; E width of a head.
 """
 
+from collections import Counter
 from collections.abc import Callable
 from functools import cache
+from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812  its usual name
@@ -22,10 +24,10 @@ class Packing:
     The images are in ascending order of length, so that those of one length are a view
     `[images, L]` of the sequence. Made once per batch; nothing waits for the device.
 
-    images: B. groups: (images, L) of the images of each length, in order. starts: int32 `[B + 1]`, the first
-    row of each image in order, and S. longest: the largest L. rows: int64 `[S]`, the row in the
-    sequence of each row of the batch, where the images are in the order given. image: int64 `[S]`,
-    the number in the batch of each row's image.
+    images: B. groups: (images, L) of the images of each length, in order. longest: the largest L.
+    starts: int32 `[B + 1]`, the first row of each image in order, and S. rows: int64 `[S]`, where
+    the rows of the batch, with the images in the order given, are in the sequence. image: int64
+    `[S]`, the number in the batch of each row's image.
     """
 
     def __init__(self, lengths: Tensor, device: torch.device) -> None:
@@ -33,10 +35,8 @@ class Packing:
         lengths = lengths + 1
         order = lengths.argsort(stable=True)
         ordered = lengths[order]
-        counts = ordered.unique_consecutive(return_counts=True)
-        self.groups: list[tuple[int, int]] = [
-            (images, length) for length, images in zip(*(c.tolist() for c in counts), strict=True)
-        ]
+        counts: Counter[int] = Counter(ordered.tolist())
+        self.groups = [(images, length) for length, images in counts.items()]
         self.longest = self.groups[-1][1]
         starts = F.pad(ordered.cumsum(0), (1, 0))
         first = torch.empty_like(order).index_copy_(0, order, starts[:-1])  # of each given image
@@ -78,9 +78,10 @@ def attend(q: Tensor, k: Tensor, v: Tensor, packing: Packing | None = None) -> T
         return _attend_equal(q, k, v)
     if _is_for_flash(q) and (varlen_attn := find_varlen_attn()):
         starts, longest = packing.starts, packing.longest
-        return varlen_attn(q, k, v, starts, starts, longest, longest)
+        mixed: Tensor = varlen_attn(q, k, v, starts, starts, longest, longest)
+        return mixed
     sizes = [images * length for images, length in packing.groups]
-    splits = (x.split(sizes) for x in (q, k, v))
+    splits = (x.split_with_sizes(sizes) for x in (q, k, v))
     return torch.cat(
         [
             _attend_equal(*(part.view(*group, *q.shape[1:]) for part in parts)).flatten(0, 1)
@@ -90,7 +91,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, packing: Packing | None = None) -> T
 
 
 @cache
-def find_varlen_attn() -> Callable[..., Tensor] | None:
+def find_varlen_attn() -> Callable[..., Any] | None:
     """torch's attention over a sequence with lengths, where this version has it.
 
     Its import takes seconds, so it waits for a GPU.
@@ -99,8 +100,7 @@ def find_varlen_attn() -> Callable[..., Tensor] | None:
         from torch.nn.attention.varlen import varlen_attn
     except ImportError:
         return None
-    found: Callable[..., Tensor] = varlen_attn
-    return found
+    return varlen_attn
 
 
 def check_lengths(lengths: Tensor, tokens: Tensor) -> None:
@@ -118,8 +118,8 @@ def check_lengths(lengths: Tensor, tokens: Tensor) -> None:
 
 
 def _attend_equal(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    heads_first = (x.transpose(1, 2) for x in (q, k, v))
-    return F.scaled_dot_product_attention(*heads_first).transpose(1, 2)
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
 
 
 def _is_for_flash(q: Tensor) -> bool:

@@ -150,7 +150,7 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, packing: Packing | None = None) -> Tensor:
         """`[B, 1 + N, D]`, or `[S, D]` with its packing, to the same."""
-        qkv = self.qkv(x).unflatten(-1, (3, self.heads, -1))
+        qkv = self.qkv(x).view(*x.shape[:-1], 3, self.heads, x.shape[-1] // self.heads)
         q, k, v = qkv.unbind(-3)  # each [.., heads, D / heads]
         projected: Tensor = self.proj(attend(q, k, v, packing).flatten(-2))
         return projected
@@ -239,7 +239,8 @@ class Quadformer(nn.Module):
         check_lengths(lengths, tokens)
         if (lengths != lengths[0]).any():
             return self._classify(tokens, boxes, Packing(lengths, tokens.device))
-        logits, out = self._classify(*(x.unflatten(0, (len(lengths), -1)) for x in (tokens, boxes)))
+        tokens, boxes = (x.reshape(len(lengths), -1, *x.shape[1:]) for x in (tokens, boxes))
+        logits, out = self._classify(tokens, boxes)
         return logits, out | {name: out[name].flatten(0, 1) for name in ("embedded", "tokens")}
 
     def _classify(

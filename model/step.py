@@ -151,11 +151,12 @@ def _split_inputs(
 ) -> list[tuple[Tensor | None, ...]]:
     """Inputs of the model for the parts of a batch, each as many images, one more in the first."""
     if lengths is None:
-        splits = (values.tensor_split(parts) for values in (tokens, boxes))
-        return list(zip(*splits, strict=True))
+        equal = (values.tensor_split(parts) for values in (tokens, boxes))
+        return list(zip(*equal, strict=True))
     part_lengths = lengths.tensor_split(parts)
     sizes = [int(part.sum()) for part in part_lengths]
-    return list(zip(tokens.split(sizes), boxes.split(sizes), part_lengths, strict=True))
+    splits = (values.split_with_sizes(sizes) for values in (tokens, boxes))
+    return list(zip(*splits, part_lengths, strict=True))
 
 
 def _wrap(model: nn.Module, config: TrainConfig, world: World) -> nn.Module:

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -45,10 +46,14 @@ class RecordedProgress(TrainProgress):
         self.scores.append(score)
 
 
-def command(shards: Path, run: Path, *options: str) -> list[str]:
+def command(
+    shards: Path, run: Path, *options: str, changed: Mapping[str, Any] = SMALL
+) -> list[str]:
+    """`quadpipe train` with the options of SMALL, and with those `changed`; None omits one."""
     given = [
         word
-        for name, value in SMALL.items()
+        for name, value in (SMALL | dict(changed)).items()
+        if value is not None
         for word in (f"--{name.replace('_', '-')}", str(value))
     ]
     return [sys.executable, "-m", "quadpipe.cli", "train", str(shards), "--out", str(run), *given,
@@ -56,12 +61,16 @@ def command(shards: Path, run: Path, *options: str) -> list[str]:
 
 
 def torchrun(
-    shards: Path, run: Path, *options: str, **environment: str
+    shards: Path,
+    run: Path,
+    *options: str,
+    changed: Mapping[str, Any] = SMALL,
+    **environment: str,
 ) -> subprocess.CompletedProcess[str]:
     """Training in two processes."""
     given = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     return subprocess.run(
-        [*given, *command(shards, run, *options)[1:]],
+        [*given, *command(shards, run, *options, changed=changed)[1:]],
         capture_output=True, text=True, timeout=240,
         env=os.environ | {"OMP_NUM_THREADS": "1"} | environment,
     )  # fmt: skip

@@ -71,13 +71,15 @@ class Augmentation:
             factors = torch.rand(3, total, generator=generator)[:, mine] * (high - low) + low
             factors = _per_token(factors, lengths).to(tokens.device)
             tokens = jitter_colors(tokens, boxes, *factors, lengths=lengths)
-        if self.token_dropout and lengths is None:
+        if not self.token_dropout:
+            return tokens, boxes, lengths
+        if lengths is None:
             keep = self._kept(tokens.shape[1])
             draws = torch.rand(total, tokens.shape[1], generator=generator)[mine]
             kept = draws.argsort(dim=1)[:, :keep].sort(dim=1).values.to(tokens.device)
             rows = torch.arange(len(tokens), device=tokens.device)[:, None]
             tokens, boxes = tokens[rows, kept], boxes[rows, kept]
-        elif self.token_dropout:
+        else:
             # One seed per image: an image's draws do not depend on the lengths of the others.
             seeds = torch.randint(2**63 - 1, (total,), generator=generator)[mine]
             lengths, kept = self._draw_kept(lengths, seeds)
@@ -99,7 +101,10 @@ class Augmentation:
 
 
 def flip(tokens: Tensor, boxes: Tensor, chosen: Tensor, columns: int) -> tuple[Tensor, Tensor]:
-    """Mirror the images where the bool `[b, 1]` or `[T]` is true, exactly: pixels and left edges."""
+    """Mirror the chosen images exactly, pixels and left edges.
+
+    chosen: bool `[b, 1]`, or with lengths `[T]`.
+    """
     mirrored = boxes.clone()
     mirrored[..., 0] = columns - boxes[..., 0] - (1 << boxes[..., 2].int()).to(boxes.dtype)
     return (

@@ -1,3 +1,5 @@
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -104,7 +106,7 @@ def packed(mosaics) -> Leaves:
 
 
 def augmented(
-    augment: Augmentation, images: Leaves, lengths: torch.Tensor | None, **slices: int
+    augment: Augmentation, images: Leaves, lengths: torch.Tensor | None, **slices: Any
 ) -> tuple[torch.Tensor, ...]:
     generator = torch.Generator().manual_seed(1)
     tokens, boxes, kept = augment(*images, 16, generator, lengths=lengths, **slices)

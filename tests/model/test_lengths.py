@@ -115,6 +115,17 @@ def test_drop_path_drops_the_branches_of_whole_images():
     assert set(expected.tolist()) == {0.0, 2.0}
 
 
+@pytest.mark.parametrize("options", OPTIONS[2:4])
+def test_half_precision_equals_that_of_the_images_one_by_one(options):
+    model = make_model(torch.float32, **options)
+    tokens, boxes = make_images(LENGTHS)
+    with torch.autocast("cpu", torch.bfloat16):
+        logits, _ = model(tokens, boxes, LENGTHS)
+        single, _ = model(tokens[None, :7], boxes[None, :7])
+    assert torch.allclose(logits[:1], single, rtol=0.05, atol=0.05)
+    assert all(torch.isfinite(gradient).all() for gradient in gradients(model, logits))
+
+
 def test_intermediates_are_in_the_order_of_the_batch():
     model = make_model(pool="area")
     _, out = model(*make_images(LENGTHS), LENGTHS)

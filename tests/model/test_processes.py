@@ -83,12 +83,19 @@ def test_a_process_without_a_gpu_of_its_own_is_refused(monkeypatch, rank, messag
     assert pick_device("auto") == torch.device("cuda", 1)
 
 
-def test_two_processes_give_the_losses_of_one(shards, undisturbed, tmp_path):
-    done = torchrun(shards, tmp_path / "two", "--epochs", "2", "--token-dropout", "0.2")
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"epochs": 2, "token_dropout": 0.2},
+        {"epochs": 2, "tokens": None, "mean_tokens": "16-28", "color_jitter": 0.2},
+    ],
+)
+def test_two_processes_give_the_losses_of_one(shards, tmp_path, options):
+    done = torchrun(shards, tmp_path / "two", changed=options)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("done; quadpipe eval") == 1
     assert "FutureWarning" not in done.stderr
-    train(shards, tmp_path / "one", **SMALL | {"epochs": 2, "token_dropout": 0.2})
+    train(shards, tmp_path / "one", **SMALL | options)
     one, two = losses(tmp_path / "one"), losses(tmp_path / "two")
     assert len(one) == 16
     assert [step for step, _ in one] == [step for step, _ in two]
