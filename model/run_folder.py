@@ -80,7 +80,7 @@ class RunFolder:
             self.folder.write(GAINS, npy_bytes(gains))
         self.folder.write(CONFIG, json_bytes(config.to_json(), indent=2))
 
-    def threshold(self, mean: float, limits: CountLimits) -> float:
+    def threshold(self, mean: int, limits: CountLimits) -> float:
         """The gain down to which images are split for a mean number of tokens in training.
 
         ConfigError on a mean that is not within the limits, and if the run does not know its gains.

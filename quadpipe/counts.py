@@ -73,7 +73,7 @@ class CountLimits:
         equal = np.argwhere(threshold == free.T)[:left, 1]
         return counts + np.bincount(equal, minlength=len(gains))
 
-    def threshold(self, gains: np.ndarray, mean: float) -> float:
+    def threshold(self, gains: np.ndarray, mean: int) -> float:
         """The gain down to which images are split so that the set has `mean` tokens per image.
 
         With many equal gains the mean is the nearest that a threshold can give.
@@ -101,9 +101,9 @@ class CountLimits:
         low, high = (self.geometry.num_splits(tokens) for tokens in (self.least, self.most))
         return low, gains[:, low:high]
 
-    def _wanted(self, images: int, mean: float) -> int:
+    def _wanted(self, images: int, mean: int) -> int:
         """Number of splits of the set beyond the least one of each image."""
-        return int(images * (mean - self.least) // 3)
+        return images * (mean - self.least) // 3
 
 
 def check_given(mean: object, least: object, most: object) -> None:

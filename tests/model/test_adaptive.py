@@ -9,7 +9,6 @@ import torch
 from PIL import Image
 from runs import SMALL, losses, stop_after
 
-import quadpipe
 from forging import edit_manifest
 from quadpipe.errors import ConfigError
 from quadpipe.loader import Loader
@@ -74,7 +73,8 @@ def test_eval_scores_the_means_of_training_or_others(shards, adaptive, capsys):
     assert trained[0]["tokens"] < trained[-1]["tokens"] < 40
     both = scores_of("--tokens", 16, "--mean-tokens", "13,28")
     assert both[0]["tokens"] == 16
-    assert [both[1], both[2]] == pytest.approx([trained[0], trained[-1]], rel=1e6)
+    for score, other in ((both[1], trained[0]), (both[2], trained[-1])):
+        assert [score["tokens"], score["loss"]] == [other["tokens"], other["loss"]]
     (narrow,) = scores_of("--mean-tokens", 16, "--min-tokens", 16, "--max-tokens", 16)
     assert narrow["tokens"] == 16
     assert narrow["loss"] == pytest.approx(both[0]["loss"], rel=1e-5)
@@ -165,9 +165,8 @@ def test_info_prints_how_many_tokens_images_get(shards, capsys):
     words = ["info", str(shards), "--mean-tokens", "16", "--max-tokens", "28", "--json"]
     commands.main(words, standalone_mode=False)
     counts = json.loads(capsys.readouterr().out)["counts"]
-    gains = quadpipe.Dataset(shards).gains("train")
-    assert counts["train"]["mean"] == pytest.approx(16, abs=3 / len(gains))
+    assert counts["train"]["mean"] == pytest.approx(16, abs=0.1)
     assert 4 <= counts["train"]["smallest"] <= counts["train"]["50%"] <= 28
     assert counts["val"]["largest"] <= 28
     commands.main(words[:-1], standalone_mode=False)
-    assert "tokens per image  mean  smallest  10%  50%  90%  largest" in capsys.readouterr().out
+    assert "tokens per image" in capsys.readouterr().out

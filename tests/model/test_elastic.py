@@ -12,6 +12,7 @@ import quadpipe
 from quadpipe.errors import ConfigError
 from quadpipe.model import train
 from quadpipe.model.config import TrainConfig
+from quadpipe.model.predict import Predictor
 from quadpipe.model.run_folder import RunFolder
 from quadpipe.model.run_manifest import RunManifest
 from quadpipe.model.signals import InterruptedTrainingError
@@ -72,14 +73,26 @@ def test_the_curve_is_eight_budgets_from_the_smallest_to_the_largest(shards, ela
 
 def test_eval_warns_of_budgets_that_training_did_not_see(shards, undisturbed, stderr_of):
     errors = stderr_of("eval", undisturbed, shards, "--tokens", "16,40", "--tokens", 7)
-    assert f"{undisturbed} was trained at 16 tokens; 7 and 40 tokens are outside" in errors
+    assert f"{undisturbed} has not seen images with 7 and 40 tokens" in errors
 
 
-def test_predict_uses_the_largest_trained_budget(shards, elastic, tmp_path):
-    from quadpipe.model.predict import Predictor
+def test_predict_uses_the_largest_trained_budget(elastic, photographs, tmp_path):
+    image = tmp_path / "x.png"
+    Image.fromarray(photographs[0][:96, :96]).save(image)
+    predictor = Predictor(RunFolder(elastic), torch.device("cpu"))
+    assert predictor(image).tokens == 40
+    predictor = Predictor(RunFolder(elastic), torch.device("cpu"), tokens=16)
+    assert predictor(image).tokens == 16
+    assert predictor.unseen == []
 
-    assert Predictor(RunFolder(elastic), torch.device("cpu")).tokens == 40
-    assert Predictor(RunFolder(elastic), torch.device("cpu"), tokens=16).tokens == 16
+
+def test_predict_warns_of_budgets_that_training_did_not_see(
+    undisturbed, photographs, tmp_path, stderr_of
+):
+    image = tmp_path / "x.png"
+    Image.fromarray(photographs[0][:96, :96]).save(image)
+    errors = stderr_of("predict", undisturbed, image, "--tokens", 40)
+    assert f"note     {undisturbed} has not seen images with 40 tokens" in errors
 
 
 def test_budgets_can_be_drawn_evenly_over_multiply_adds(shards):
