@@ -260,7 +260,7 @@ def evaluated(run: RunFolder, dataset: Path, cell: Cell) -> Iterator[dict[str, A
     model, limits = run.model(device, LAST), run.config().limits()
     for counts, tokens in Training.parse(cell.tokens).evaluated():
         if counts == OWN:
-            options = {"threshold": run.threshold(tokens, limits)}
+            options: dict[str, Any] = {"threshold": run.threshold(tokens, limits)}
             options |= {"min_tokens": limits.least, "max_tokens": limits.most}
         else:
             options = {"tokens": grid_side(tokens) ** 2 if cell.is_uniform else tokens}
