@@ -30,6 +30,12 @@ SMALL: dict[str, Any] = {
 }
 
 
+# Several means and a limit on the tokens of a batch: all draws of the loader at once.
+ADAPTIVE = SMALL | {
+    "tokens": None, "mean_tokens": "13-28", "min_tokens": 7, "tokens_per_batch": 160, "epochs": 2,
+}  # fmt: skip
+
+
 def losses(run: Path) -> list[tuple[int, float]]:
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     return [(row["step"], row["loss"]) for row in rows if row["event"] == "train"]

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from job_runs import tokenize_small
 from PIL import Image
-from runs import SMALL
+from runs import ADAPTIVE, SMALL
 
 from quadpipe.cli import commands
 from quadpipe.model import train
@@ -44,6 +44,13 @@ def stderr_of(capsys) -> Callable[..., str]:
 def undisturbed(shards, tmp_path_factory) -> Path:
     run = tmp_path_factory.mktemp("undisturbed") / "run"
     train(shards, run, **SMALL)
+    return run
+
+
+@pytest.fixture(scope="session")
+def adaptive(shards, tmp_path_factory) -> Path:
+    run = tmp_path_factory.mktemp("adaptive") / "run"
+    train(shards, run, **ADAPTIVE)
     return run
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from runs import SMALL, losses, stop_after
+from runs import ADAPTIVE, SMALL, losses, stop_after
 
 from forging import edit_manifest
 from quadpipe.errors import ConfigError
@@ -17,18 +17,6 @@ from quadpipe.model.config import TrainConfig
 from quadpipe.model.predict import Predictor
 from quadpipe.model.run_folder import RunFolder
 from quadpipe.model.signals import InterruptedTrainingError
-
-# Several means and a limit on the tokens of a batch: both draws of the loader at once.
-ADAPTIVE = SMALL | {
-    "tokens": None, "mean_tokens": "13-28", "min_tokens": 7, "tokens_per_batch": 160, "epochs": 2,
-}  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def adaptive(shards, tmp_path_factory) -> Path:
-    run = tmp_path_factory.mktemp("adaptive") / "run"
-    train(shards, run, **ADAPTIVE)
-    return run
 
 
 def test_an_adaptive_run_resumes_exactly(shards, adaptive, tmp_path, monkeypatch):

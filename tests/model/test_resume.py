@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from runs import (
+    ADAPTIVE,
     SMALL,
     RecordedProgress,
     command,
@@ -44,15 +45,23 @@ from quadpipe.model.train import Trainer
 )
 @pytest.mark.parametrize("workers", ["0", pytest.param("2", marks=pytest.mark.soak)])
 @pytest.mark.parametrize(
-    "number",
-    [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.soak), signal.SIGKILL],
+    ("number", "kind"),
+    [
+        (signal.SIGTERM, "undisturbed"),
+        pytest.param(signal.SIGINT, "adaptive", marks=pytest.mark.soak),
+        (signal.SIGKILL, "adaptive"),
+    ],
 )
-def test_a_stopped_run_continues_to_the_same_losses(shards, undisturbed, tmp_path, number, workers):
-    run = tmp_path / "run"
+def test_a_stopped_run_continues_to_the_same_losses(
+    shards, request, tmp_path, number, kind, workers
+):
+    whole = request.getfixturevalue(kind)
+    run, changed = tmp_path / "run", ADAPTIVE if kind == "adaptive" else SMALL
     slow = ("--checkpoint-interval", "3", "--workers", workers)
     with subprocess.Popen(
-        command(shards, run, *slow), stderr=subprocess.PIPE, text=True, start_new_session=True
-    ) as process:
+        command(shards, run, *slow, changed=changed),
+        stderr=subprocess.PIPE, text=True, start_new_session=True,
+    ) as process:  # fmt: skip
         deadline = time.monotonic() + 60
         while not ((run / "metrics.jsonl").exists() and len(losses_so_far(run)) >= 6):
             assert process.poll() is None
@@ -66,11 +75,12 @@ def test_a_stopped_run_continues_to_the_same_losses(shards, undisturbed, tmp_pat
     if number != signal.SIGKILL:
         assert process.returncode == 130
         assert "and saved; continue with --resume" in errors
-    assert len(losses_so_far(run)) < 24
-    done = subprocess.run(command(shards, run, "--resume"), capture_output=True, text=True)
+    assert len(losses_so_far(run)) < len(losses(whole))
+    resumed = command(shards, run, "--resume", changed=changed)
+    done = subprocess.run(resumed, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "resumed  at step" in done.stdout
-    assert losses(run) == losses(undisturbed)
+    assert losses(run) == losses(whole)
 
 
 def test_resuming_restores_moving_averages_and_intervals(shards, tmp_path, monkeypatch):
