@@ -95,6 +95,7 @@ class SampleReader:
         self._index = dataset.index(split)
         self.shards = [shard for shard in dataset.shards(split) if shard.view == view]
         self._places = [dataset.place(split, shard) for shard in self.shards]
+        self._starts = np.array([place.start for place in self._places], np.int64)
         self._first = np.cumsum([0, *(shard.samples for shard in self.shards)])
         self._verifies = verify != "never" and self._index is not None
         # Per sample, whether its checksum has been verified.
@@ -122,8 +123,7 @@ class SampleReader:
 
     def gains(self, shards: np.ndarray, numbers: np.ndarray) -> np.ndarray:
         """float32 `[b, K]`, of samples given by shard and number in the shard, int64 `[b]`."""
-        starts = np.array([place.start for place in self._places], np.int64)
-        rows: np.ndarray = self._dataset.gains(self._split)[starts[shards] + numbers]
+        rows: np.ndarray = self._dataset.gains(self._split)[self._starts[shards] + numbers]
         return rows
 
     def gather(self, shards: np.ndarray, numbers: np.ndarray, rows: Rows) -> None:
