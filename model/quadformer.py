@@ -10,7 +10,8 @@ scale-0 patches.
 
 import math
 from dataclasses import MISSING, asdict, dataclass
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F  # noqa: N812  its usual name
@@ -28,17 +29,27 @@ PRESETS: dict[str, dict[str, Any]] = {
     "base": {"width": 768, "depth": 12, "heads": 12},
     "large": {"width": 1024, "depth": 24, "heads": 16},
 }
-POSITIONS = ("sinusoidal", "learned")
-POOLS = ("cls", "area")
+POSITIONS = ("sinusoidal", "learned", "none")
+POOLS = ("cls", "area", "attention")
+ROPES = ("none", "eva02", "dinov3")
+QKV_BIASES = ("qkv", "qv", "none")
+ACTIVATIONS = {
+    "gelu": F.gelu,
+    "gelu_tanh": partial(F.gelu, approximate="tanh"),
+    "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),
+}
 _PERIOD = 10_000.0
+_EVA02_GRID = 16
+_LAYER_SCALE = 1e-5
 
 
 @dataclass(frozen=True, kw_only=True)
 class QuadformerConfig:
     """Configuration of a model; raises ConfigError if it cannot be built.
 
-    grid: rows and columns of scale-0 patches; needed for learned positions. The names are timm's
-    where timm has them.
+    grid: rows and columns of scale-0 patches; needed for learned positions and RoPE. The names are
+    timm's where timm has them. The options from `class_token` on are what distinguishes the
+    families of pretrained ViTs; by default the model is a plain ViT.
     """
 
     grid: tuple[int, int]
@@ -55,7 +66,8 @@ class QuadformerConfig:
     scale_embedding: bool = option(False, "Learn an embedding of the patch scale.")
     pool: str = option(
         "cls",
-        "Pooling before the classifier: the CLS token, or the mean of the tokens by area.",
+        "Pooling before the classifier: the CLS token, the mean of the tokens by area, or "
+        "attention of a learned query.",
         choices=POOLS,
     )
     fc_norm: bool = option(
@@ -73,6 +85,23 @@ class QuadformerConfig:
     std: tuple[float, float, float] = option(
         IMAGENET_STD, "Standard deviation of the pixels per channel, in 0..1.", above=0
     )
+    class_token: bool = option(True, "Put a CLS token before the tokens.")
+    reg_tokens: int = option(0, "Register tokens, after the CLS token.", low=0, high=1_024)
+    no_embed_class: bool = option(
+        False, "Learned positions for the patches only, none for CLS and registers."
+    )
+    pre_norm: bool = option(
+        False, "Normalize before the first block; the patch embedding then has no bias."
+    )
+    qkv_bias: str = option("qkv", "Biases of queries, keys and values.", choices=QKV_BIASES)
+    rope: str = option(
+        "none", "Rotary positions, in the units of this family of models.", choices=ROPES
+    )
+    layer_scale: bool = option(False, "Scale the branches of each block by learned factors.")
+    activation: str = option("gelu", "Activation of the MLPs.", choices=tuple(ACTIVATIONS))
+    swiglu: bool = option(False, "SwiGLU as MLP, in place of the activation.")
+    mlp_norm: bool = option(False, "Normalize inside the MLP, before its second layer.")
+    norm_eps: float = option(1e-6, "Epsilon of the norms.", above=0, high=1)
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -80,6 +109,14 @@ class QuadformerConfig:
             raise ConfigError(
                 f"width {self.width} is not a multiple of 4 and of {self.heads} heads"
             )
+        if self.rope != "none" and self.width // self.heads % 4:
+            raise ConfigError(
+                f"rope {self.rope} needs heads of a multiple of 4, not {self.width // self.heads}"
+            )
+        if self.positions == "none" and self.rope == "none":
+            raise ConfigError("positions none is for models with RoPE; choose other positions")
+        if self.pool == "cls" and not self.class_token:
+            raise ConfigError("pool cls is for models with a CLS token; choose pool area")
         if min(self.grid) < 1 or self.grid[0] * self.grid[1] > 2**20:
             raise ConfigError(f"grid {self.grid} has a side below 1, or more than 2^20 patches")
         if self.fc_norm and self.pool != "area":
@@ -89,13 +126,30 @@ class QuadformerConfig:
         """The fields as JSON; `QuadformerConfig(**config.as_json())` is equal."""
         return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
 
+    def architecture(self) -> dict[str, Any]:
+        """The fields that neither the dataset nor the options of training decide."""
+        others = ("classes", "patch_size", "grid", "max_scale", "drop_path")
+        others += ("gradient_checkpointing",)
+        return {k: v for k, v in vars(self).items() if k not in others}
+
+    @property
+    def hidden(self) -> int:
+        """Width of the MLP."""
+        return int(self.width * self.mlp_ratio)
+
+    @property
+    def prefix(self) -> int:
+        """Number of the CLS and register tokens."""
+        return self.class_token + self.reg_tokens
+
     def multiply_adds(self, tokens: int) -> int:
-        """Multiply-adds per image at a budget: matrix products only, CLS token included."""
-        n, d = tokens + 1, self.width
-        projections = n * d * (4 * d + 2 * int(d * self.mlp_ratio))
-        attention = 2 * n * n * d
+        """Multiply-adds per image at a budget: matrix products only, prefix tokens included."""
+        n, d = tokens + self.prefix, self.width
+        mlp = d * self.hidden * (3 if self.swiglu else 2)
+        blocks = self.depth * (n * (4 * d * d + mlp) + 2 * n * n * d)
         embedding = tokens * self.patch_size**2 * 3 * d
-        return embedding + self.depth * (projections + attention) + d * self.classes
+        pooling = 2 * d * d + n * 2 * d * d + 2 * n * d + mlp if self.pool == "attention" else 0
+        return embedding + blocks + pooling + d * self.classes
 
 
 def patch_centers(boxes: Tensor) -> Tensor:
@@ -121,6 +175,29 @@ def sinusoidal_2d(centers: Tensor, width: int) -> Tensor:
     return torch.cat([sinusoidal(centers[..., axis], width // 2) for axis in (0, 1)], dim=-1)
 
 
+def rope_frequencies(kind: str, head_width: int) -> Tensor:
+    """Frequencies of RoPE per axis, float32 `[head_width / 4]`, falling geometrically from 1."""
+    steps = torch.arange(head_width // 4, dtype=torch.float32) / (head_width // 4)
+    frequencies: Tensor = (100.0 if kind == "dinov3" else _PERIOD) ** -steps
+    return frequencies
+
+
+def rope_angles(boxes: Tensor, config: QuadformerConfig, frequencies: Tensor) -> Tensor:
+    """Angles `[.., E / 2]` of boxes `[.., 3]` for heads of E components: y, then x.
+
+    At the patches' centers, in the units that the family was trained with: EVA02 (Fang et al.,
+    arXiv 2303.11331) counts the patches of a grid of 16 x 16 from 0; DINOv3 (Simeoni et al.,
+    arXiv 2508.10104) has -1..1 from edge to edge, in turns.
+    """
+    centers = patch_centers(boxes)
+    extent = centers.new_tensor([config.grid[1], config.grid[0]])
+    if config.rope == "eva02":
+        where = (centers - 0.5) / extent * _EVA02_GRID
+    else:
+        where = (centers / extent * 2 - 1) * (2 * math.pi)
+    return (where.flip(-1)[..., None] * frequencies).flatten(-2)
+
+
 class PatchEmbedding(nn.Module):
     """One linear map for the pixels of tokens of all scales."""
 
@@ -129,7 +206,7 @@ class PatchEmbedding(nn.Module):
 
     def __init__(self, config: QuadformerConfig) -> None:
         super().__init__()
-        self.proj = nn.Linear(config.patch_size**2 * 3, config.width)
+        self.proj = nn.Linear(config.patch_size**2 * 3, config.width, bias=not config.pre_norm)
         self.register_buffer("mean", torch.tensor(config.mean) * 255.0, persistent=False)
         self.register_buffer("std", torch.tensor(config.std) * 255.0, persistent=False)
 
@@ -140,45 +217,96 @@ class PatchEmbedding(nn.Module):
         return embedded
 
 
+class Rotation(NamedTuple):
+    """Rotary positions: each pair of a head's components is turned by an angle of its row.
+
+    cos, sin: of the angles, float32 `[.., 1, E / 2]` for heads of E components. axis: of the two
+    components of a pair, in `[.., 2, E / 2]` (-2) or `[.., E / 2, 2]` (-1).
+    """
+
+    cos: Tensor
+    sin: Tensor
+    axis: int
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """`[.., H, E]` to the same."""
+        half = self.cos.shape[-1]
+        one, two = x.unflatten(-1, (2, half) if self.axis == -2 else (half, 2)).unbind(self.axis)
+        turned = (one * self.cos - two * self.sin, two * self.cos + one * self.sin)
+        return torch.stack(turned, dim=self.axis).flatten(-2).to(x.dtype)
+
+
 class Attention(nn.Module):
-    def __init__(self, width: int, heads: int) -> None:
+    def __init__(self, config: QuadformerConfig) -> None:
         super().__init__()
-        self.heads = heads
-        self.qkv = nn.Linear(width, 3 * width)
+        width = config.width
+        self.heads = config.heads
+        self.qkv = nn.Linear(width, 3 * width, bias=config.qkv_bias == "qkv")
+        if config.qkv_bias == "qv":
+            self.q_bias = nn.Parameter(torch.zeros(width))
+            self.v_bias = nn.Parameter(torch.zeros(width))
         self.proj = nn.Linear(width, width)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, rotation: Rotation | None = None) -> Tensor:
         b, n, d = x.shape
-        qkv = self.qkv(x).view(b, n, 3, self.heads, d // self.heads)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each [B, heads, N, D / heads]
-        mixed = F.scaled_dot_product_attention(q, k, v)
+        qkv = self._qkv(x).view(b, n, 3, self.heads, d // self.heads)
+        q, k, v = qkv.unbind(2)  # each [B, N, heads, D / heads]
+        if rotation is not None:
+            q, k = rotation(q), rotation(k)
+        mixed = F.scaled_dot_product_attention(*(part.transpose(1, 2) for part in (q, k, v)))
         projected: Tensor = self.proj(mixed.transpose(1, 2).reshape(b, n, d))
         return projected
 
+    def _qkv(self, x: Tensor) -> Tensor:
+        if not hasattr(self, "q_bias"):
+            mapped: Tensor = self.qkv(x)
+            return mapped
+        bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
+        return F.linear(x, self.qkv.weight, bias)
+
 
 class Mlp(nn.Module):
-    def __init__(self, width: int, hidden: int) -> None:
+    def __init__(self, config: QuadformerConfig) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(width, hidden)
-        self.fc2 = nn.Linear(hidden, width)
+        self.swiglu, self.activation = config.swiglu, ACTIVATIONS[config.activation]
+        self.fc1 = nn.Linear(config.width, config.hidden * (2 if config.swiglu else 1))
+        self.norm = _norm(config, config.hidden) if config.mlp_norm else nn.Identity()
+        self.fc2 = nn.Linear(config.hidden, config.width)
 
     def forward(self, x: Tensor) -> Tensor:
-        mapped: Tensor = self.fc2(F.gelu(self.fc1(x)))
+        x = self.fc1(x)
+        if self.swiglu:
+            gate, x = x.chunk(2, dim=-1)
+            x = F.silu(gate) * x
+        else:
+            x = self.activation(x)
+        mapped: Tensor = self.fc2(self.norm(x))
         return mapped
+
+
+class LayerScale(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(torch.full((width,), _LAYER_SCALE))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.gamma
 
 
 class Block(nn.Module):
     def __init__(self, config: QuadformerConfig, drop_path: float) -> None:
         super().__init__()
         self.drop_path = drop_path
-        self.norm1 = nn.LayerNorm(config.width, eps=1e-6)
-        self.attn = Attention(config.width, config.heads)
-        self.norm2 = nn.LayerNorm(config.width, eps=1e-6)
-        self.mlp = Mlp(config.width, int(config.width * config.mlp_ratio))
+        self.norm1 = _norm(config)
+        self.attn = Attention(config)
+        self.ls1 = LayerScale(config.width) if config.layer_scale else nn.Identity()
+        self.norm2 = _norm(config)
+        self.mlp = Mlp(config)
+        self.ls2 = LayerScale(config.width) if config.layer_scale else nn.Identity()
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = x + self._dropped(self.attn(self.norm1(x)))
-        return x + self._dropped(self.mlp(self.norm2(x)))
+    def forward(self, x: Tensor, rotation: Rotation | None = None) -> Tensor:
+        x = x + self._dropped(self.ls1(self.attn(self.norm1(x), rotation)))
+        return x + self._dropped(self.ls2(self.mlp(self.norm2(x))))
 
     def _dropped(self, branch: Tensor) -> Tensor:
         """Stochastic depth (Huang et al., arXiv 1603.09382): drop the branch of whole samples."""
@@ -187,6 +315,29 @@ class Block(nn.Module):
         keep = 1 - self.drop_path
         mask = branch.new_empty(branch.shape[0], 1, 1).bernoulli_(keep)
         return branch * (mask / keep)
+
+
+class AttentionPool(nn.Module):
+    """Attention of one learned query to all tokens, then an MLP (Zhai et al., arXiv 2106.04560)."""
+
+    def __init__(self, config: QuadformerConfig) -> None:
+        super().__init__()
+        width = config.width
+        self.heads = config.heads
+        self.latent = nn.Parameter(torch.zeros(1, 1, width))
+        self.q = nn.Linear(width, width)
+        self.kv = nn.Linear(width, 2 * width)
+        self.proj = nn.Linear(width, width)
+        self.norm = _norm(config)
+        self.mlp = Mlp(config)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[B, N, D]` -> `[B, D]`."""
+        q = self.q(self.latent).expand(len(x), -1, -1).unflatten(-1, (self.heads, -1))
+        k, v = self.kv(x).unflatten(-1, (2, self.heads, -1)).unbind(-3)
+        mixed = F.scaled_dot_product_attention(*(part.transpose(1, 2) for part in (q, k, v)))
+        pooled: Tensor = self.proj(mixed.transpose(1, 2).flatten(2)[:, 0])
+        return pooled + self.mlp(self.norm(pooled))
 
 
 class Quadformer(nn.Module):
@@ -199,49 +350,85 @@ class Quadformer(nn.Module):
         super().__init__()
         self.config = config
         d = config.width
-        self.cls_token = nn.Parameter(torch.zeros(1, 1, d))
+        if config.class_token:
+            self.cls_token = nn.Parameter(torch.zeros(1, 1, d))
+        if config.reg_tokens:
+            self.reg_token = nn.Parameter(torch.zeros(1, config.reg_tokens, d))
         self.patch_embed = PatchEmbedding(config)
         if config.positions == "learned":
             rows, columns = config.grid
-            self.pos_embed = nn.Parameter(torch.zeros(1, 1 + rows * columns, d))
+            own = 0 if config.no_embed_class else config.prefix
+            self.pos_embed = nn.Parameter(torch.zeros(1, own + rows * columns, d))
+        if config.rope != "none":
+            frequencies = rope_frequencies(config.rope, d // config.heads)
+            self.register_buffer("rope_frequencies", frequencies, persistent=False)
+        self.norm_pre = _norm(config) if config.pre_norm else nn.Identity()
         if config.scale_embedding:
             self.scale_embed = nn.Parameter(torch.zeros(config.max_scale + 1, d))
         drops = torch.linspace(0, config.drop_path, config.depth, device="cpu").tolist()
         self.blocks = nn.ModuleList(Block(config, drop) for drop in drops)
-        self.norm = nn.Identity() if config.fc_norm else nn.LayerNorm(d, eps=1e-6)
-        self.fc_norm = nn.LayerNorm(d, eps=1e-6) if config.fc_norm else nn.Identity()
+        self.norm = nn.Identity() if config.fc_norm else _norm(config)
+        if config.pool == "attention":
+            self.attn_pool = AttentionPool(config)
+        self.fc_norm = _norm(config) if config.fc_norm else nn.Identity()
         self.head = nn.Linear(d, config.classes)
         self.apply(_initialize)
-        for name in ("cls_token", "pos_embed"):
-            if hasattr(self, name):
-                nn.init.trunc_normal_(getattr(self, name), std=0.02)
+        for name, parameter in self.named_parameters():
+            if name in ("cls_token", "reg_token", "pos_embed", "attn_pool.latent"):
+                nn.init.trunc_normal_(parameter, std=0.02)
 
     def forward(self, tokens: Tensor, boxes: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Logits `[B, C]`, and named intermediates.
 
         tokens: `[B, N, P, P, 3]`, uint8 or float in 0..255, RGB. boxes: integers `[B, N, 3]`, x, y,
-        scale. The intermediates are `embedded` `[B, 1 + N, D]`, and after the last norm `tokens`
-        `[B, N, D]`, `cls` `[B, D]` and `pooled` `[B, D]`; with `fc_norm` only `pooled` is normed.
+        scale. The intermediates are `embedded` `[B, R + N, D]` with R prefix tokens (CLS and
+        registers), and after the last norm `tokens` `[B, N, D]`, `prefix` `[B, R, D]`, `cls`
+        `[B, D]` if there is one, and `pooled` `[B, D]`; with `fc_norm` only `pooled` is normed.
         """
         out: dict[str, Tensor] = {}
         x = self.patch_embed(tokens)
-        x = x + self._positions(boxes).to(x.dtype)
+        if self.config.positions != "none":
+            x = x + self._positions(boxes).to(x.dtype)
         if self.config.scale_embedding:
             x = x + self.scale_embed[boxes[..., 2].long()].to(x.dtype)
-        cls: Tensor = self.cls_token
-        if self.config.positions == "learned":
-            cls = cls + self.pos_embed[:, :1]
-        x = torch.cat([cls.to(x.dtype).expand(len(x), -1, -1), x], dim=1)  # [B, 1 + N, D]
+        x = self._join(self._prefix(x.dtype), x)  # [B, R + N, D]
         out["embedded"] = x
+        x, rotation = self.norm_pre(x), self._rotation(boxes)
         for block in self.blocks:
             if self.config.gradient_checkpointing and self.training:
-                x = checkpoint(block, x, use_reentrant=False)
+                x = checkpoint(block, x, rotation, use_reentrant=False)
             else:
-                x = block(x)
+                x = block(x, rotation)
         x = self.norm(x)
-        out["cls"], out["tokens"] = x[:, 0], x[:, 1:]
-        out["pooled"] = self.fc_norm(self._pooled(out, boxes))
+        out["prefix"], out["tokens"] = x[:, : self.config.prefix], x[:, self.config.prefix :]
+        if self.config.class_token:
+            out["cls"] = x[:, 0]
+        pooled = self.attn_pool(x) if self.config.pool == "attention" else self._pooled(out, boxes)
+        out["pooled"] = self.fc_norm(pooled)
         return self.head(out["pooled"]), out
+
+    def _prefix(self, dtype: torch.dtype) -> Tensor:
+        """CLS and registers with their positions, `[1, R, D]`."""
+        tokens = [getattr(self, n) for n in ("cls_token", "reg_token") if hasattr(self, n)]
+        if not tokens:
+            return self.patch_embed.proj.weight.new_empty(1, 0, self.config.width, dtype=dtype)
+        prefix = torch.cat(tokens, dim=1)
+        if self.config.positions == "learned" and not self.config.no_embed_class:
+            prefix = prefix + self.pos_embed[:, : self.config.prefix]
+        return prefix.to(dtype)
+
+    def _join(self, prefix: Tensor, x: Tensor) -> Tensor:
+        """Rows `[1, R, ..]` that all images share before those of the tokens, `[B, N, ..]`."""
+        return torch.cat([prefix.expand(len(x), *prefix.shape[1:]), x], dim=1)
+
+    def _rotation(self, boxes: Tensor) -> Rotation | None:
+        """RoPE of all rows; prefix tokens are not turned."""
+        if self.config.rope == "none":
+            return None
+        angles = rope_angles(boxes, self.config, self.rope_frequencies)
+        angles = self._join(angles.new_zeros(1, self.config.prefix, angles.shape[-1]), angles)
+        angles = angles[..., None, :]  # the same for all heads
+        return Rotation(angles.cos(), angles.sin(), -2 if self.config.rope == "dinov3" else -1)
 
     def _positions(self, boxes: Tensor) -> Tensor:
         """`[B, N, D]`."""
@@ -249,7 +436,8 @@ class Quadformer(nn.Module):
         if self.config.positions == "sinusoidal":
             return sinusoidal_2d(centers, self.config.width)
         rows, columns = self.config.grid
-        grid = self.pos_embed[:, 1:].reshape(1, rows, columns, -1).permute(0, 3, 1, 2)
+        cells = self.pos_embed[:, -rows * columns :]
+        grid = cells.reshape(1, rows, columns, -1).permute(0, 3, 1, 2)
         extent = centers.new_tensor([columns, rows])
         where = centers.flatten(0, 1)[None, None] / extent * 2 - 1  # [1, 1, B * N, 2] in -1..1
         sampled = F.grid_sample(
@@ -268,4 +456,9 @@ class Quadformer(nn.Module):
 def _initialize(module: nn.Module) -> None:
     if isinstance(module, nn.Linear):
         nn.init.trunc_normal_(module.weight, std=0.02)
-        nn.init.zeros_(module.bias)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+
+def _norm(config: QuadformerConfig, width: int | None = None) -> nn.LayerNorm:
+    return nn.LayerNorm(width or config.width, eps=config.norm_eps)

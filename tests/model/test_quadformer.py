@@ -67,6 +67,7 @@ def test_logits_and_named_steps_have_their_shapes(leaves):
     shapes = {name: tuple(value.shape) for name, value in out.items()}
     assert shapes == {
         "embedded": (4, 65, 48),
+        "prefix": (4, 1, 48),
         "tokens": (4, 64, 48),
         "cls": (4, 48),
         "pooled": (4, 48),
@@ -283,7 +284,7 @@ def test_sinusoidal_models_take_the_rest_of_the_weights(timm_state, tmp_path):
         (lambda s: s.update({"extra.weight": torch.zeros(1)}), "unexpected extra.weight"),
         (
             lambda s: s.update({"norm.bias": torch.zeros(5)}),
-            r"norm.bias \[5\], expected \[48\]; give weights of a plain timm ViT of width 48",
+            r"norm.bias \[5\], expected \[48\]; give weights of a timm ViT of width 48",
         ),
     ],
 )
