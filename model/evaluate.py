@@ -115,7 +115,7 @@ def find_differences(config: RunManifest, manifest: Manifest) -> list[str]:
     The stored budget and the seed are ignored: they do not change the tokens of an image.
     """
     found = config.differences(
-        RunManifest.of(config.train, manifest),
+        RunManifest.of(config.train, manifest, config.model.architecture()),
         *DATASET_PARTS,
     )
     return [text for name, text in found.items() if name not in _NOT_SEEN]

@@ -3,6 +3,7 @@
 The golden files were made with timm: tiny models with random weights, and the settings of a model.
 """
 
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -10,14 +11,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from runs import SMALL
 from safetensors.torch import save_file
 
+from quadpipe.errors import ConfigError
+from quadpipe.model import train
 from quadpipe.model.pretrained import load_pretrained, read_weights
 from quadpipe.model.quadformer import Quadformer, QuadformerConfig
+from quadpipe.model.run_folder import RunFolder
 
 GOLDEN = {path.stem: path for path in sorted(Path(__file__).parents[1].glob("golden/timm/*.npz"))}
 SIDE, PATCH = 64, 8
 GRID = (SIDE // PATCH, SIDE // PATCH)
+ONE_STEP = {k: v for k, v in SMALL.items() if k != "model"} | {"epochs": 1, "batch_size": 64}
 
 
 @cache
@@ -85,3 +91,42 @@ def test_features_and_logits_are_timms(family, tmp_path):
     assert loaded.unused == []
     found = differences(family, model)
     assert max(found) < 1e-5
+
+
+def test_training_starts_from_the_model_of_the_weights(shards, tmp_path):
+    path = saved("dinov2_reg", tmp_path)
+    train(shards, tmp_path / "run", **ONE_STEP, init=path, heads=2)
+    run = RunFolder(tmp_path / "run")
+    stored = run.config()
+    assert (stored.model.width, stored.model.depth, stored.model.reg_tokens) == (32, 2, 4)
+    assert (stored.train.positions, stored.train.heads, stored.train.model) == ("learned", 2, None)
+    assert "reg_token" in run.model(torch.device("cpu")).state_dict()
+    resumed = train(shards, run.folder.root, **ONE_STEP, resume=True)
+    assert resumed.config() == stored
+    again = tmp_path / "again"
+    train(shards, again, **ONE_STEP, init=run.folder.root, scale_embedding=True)
+    assert RunFolder(again).config().model == replace(stored.model, scale_embedding=True)
+
+
+@pytest.mark.parametrize(
+    ("family", "options", "message"),
+    [
+        ("augreg", {}, "does not tell its heads, mean, std; give timm's name .* --init-name vit_"),
+        ("clip", {"heads": 2}, "does not tell its activation, mean, std; .* --activation, --mean"),
+        ("siglip2", {"heads": 2, "mean": (0.5,) * 3}, "does not tell its activation, std;"),
+        ("dinov3", {"heads": 2}, "does not tell its mean, std"),
+        ("mae", {"init_name": "resnet50"}, "--init-name resnet50 is not known; give timm's whole"),
+        ("deit3", {"heads": 2, "model": "nano"}, "model nano has width 96, the weights have 32;"),
+    ],
+)
+def test_what_weights_do_not_tell_is_asked_for(shards, tmp_path, family, options, message):
+    with pytest.raises(ConfigError, match=message):
+        train(shards, tmp_path / "run", **ONE_STEP | options, init=saved(family, tmp_path))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_name_is_for_the_weights_of_init(shards, tmp_path, undisturbed):
+    with pytest.raises(ConfigError, match="--init-name is the name of the weights of --init"):
+        train(shards, tmp_path / "run", **ONE_STEP, init_name="vit_base_patch16_224.mae")
+    with pytest.raises(ConfigError, match="is a run, which has its settings; omit --init-name"):
+        train(shards, tmp_path / "run", **ONE_STEP, init=undisturbed, init_name="x.mae")
