@@ -99,18 +99,17 @@ def from_timm(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def to_timm(weights: Mapping[str, Tensor], config: QuadformerConfig) -> dict[str, Tensor]:
     """The inverse of `from_timm` for the weights of a model; patch embeddings are convolutions.
 
-    As timm has it, models with RoPE have other names for layer scales, and parts in place of joined
-    matrices where an MLP has a norm; DINOv3 has parts of every SwiGLU.
+    As timm has it, models with RoPE have other names for layer scales, and some have parts in place
+    of joined matrices.
     """
     found = {name: tensor.contiguous() for name, tensor in weights.items()}
     linear, side = found["patch_embed.proj.weight"], config.patch_size
     kernel = linear.unflatten(1, (side, side, 3)).permute(0, 3, 1, 2)
     found["patch_embed.proj.weight"] = kernel.contiguous()
-    parted = config.rope == "eva02" and config.mlp_norm
-    split = config.swiglu and (config.mlp_norm or config.rope == "dinov3")
+    parted, split = splits_qkv(config), splits_swiglu(config)
     for block in (f"blocks.{number}" for number in range(config.depth)):
         for theirs, ours in _RENAMED.items():
-            if f"{block}.{ours}" in found and (parted if "proj" in theirs else _is_eva(config)):
+            if f"{block}.{ours}" in found and (parted if "proj" in theirs else is_eva(config)):
                 found[f"{block}.{theirs}"] = found.pop(f"{block}.{ours}")
         for ours, parts in _JOINED.items():
             if parted if ours.startswith("attn") else split:
@@ -120,9 +119,19 @@ def to_timm(weights: Mapping[str, Tensor], config: QuadformerConfig) -> dict[str
     return found
 
 
-def _is_eva(config: QuadformerConfig) -> bool:
+def is_eva(config: QuadformerConfig) -> bool:
     """Whether timm's class is Eva, not VisionTransformer."""
     return config.rope != "none"
+
+
+def splits_qkv(config: QuadformerConfig) -> bool:
+    """Whether timm has queries, keys and values apart: in EVA02 with a norm inside the MLPs."""
+    return config.rope == "eva02" and config.mlp_norm
+
+
+def splits_swiglu(config: QuadformerConfig) -> bool:
+    """Whether timm has the two halves of SwiGLU apart: with a norm inside, and in DINOv3."""
+    return config.swiglu and (config.mlp_norm or config.rope == "dinov3")
 
 
 def settings_by_name(name: str) -> dict[str, Any]:
