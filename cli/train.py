@@ -109,9 +109,9 @@ def command(
     torchrun --nproc-per-node K -m quadpipe.cli train DATASET --out RUN
     """
     progress, code = _TerminalProgress(), 0
-    start = {"resume": resume, "init": init, "init_name": init_name}
+    options |= {"resume": resume, "init": init, "init_name": init_name}
     try:
-        train(dataset, out, **start, cache=cache, progress=progress, **options)
+        train(dataset, out, cache=cache, progress=progress, **options)
     except QuadpipeError as error:
         if "WORLD_SIZE" not in os.environ:
             raise

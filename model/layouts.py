@@ -104,7 +104,7 @@ def to_timm(weights: Mapping[str, Tensor], config: QuadformerConfig) -> dict[str
     """
     found = {name: tensor.contiguous() for name, tensor in weights.items()}
     linear, side = found["patch_embed.proj.weight"], config.patch_size
-    kernel = linear.unflatten(1, (side, side, 3)).permute(0, 3, 1, 2)
+    kernel = linear.view(-1, side, side, 3).permute(0, 3, 1, 2)
     found["patch_embed.proj.weight"] = kernel.contiguous()
     parted, split = splits_qkv(config), splits_swiglu(config)
     for block in (f"blocks.{number}" for number in range(config.depth)):

@@ -53,7 +53,7 @@ class Weights:
                 f"{self.path} is not a ViT as timm has them: {error}; give weights of {FAMILIES}"
             ) from error
         found |= settings_by_name(name) if name is not None else {}
-        if asked := [option for option in _ASKED if option not in found | given]:
+        if asked := [option for option in _ASKED if option not in {*found, *given}]:
             raise ConfigError(
                 f"{self.path} does not tell its {', '.join(asked)}; give timm's name of the model, "
                 f"such as --init-name vit_small_patch14_reg4_dinov2.lvd142m, or "
@@ -157,7 +157,7 @@ def _embed_patches(
     if kernel is None:
         return
     if side is not None:
-        kernel = kernel.unflatten(1, (side, side, 3)).permute(0, 3, 1, 2)
+        kernel = kernel.view(-1, side, side, 3).permute(0, 3, 1, 2)
     if kernel.dim() != 4 or kernel.shape[1] != 3 or kernel.shape[2] != kernel.shape[3]:
         return
     size = kernel.shape[-1]
@@ -179,8 +179,8 @@ def resample_kernel(kernel: Tensor, side: int) -> Tensor:
     pixels = torch.eye(size * size, dtype=torch.float64).view(size * size, 1, size, size)
     resize = F.interpolate(pixels.float(), (side, side), mode="bicubic", antialias=True).double()
     inverse = torch.linalg.pinv(resize.flatten(1))  # [side^2, P^2]
-    resampled = kernel.double().flatten(2) @ inverse.T
-    return resampled.unflatten(2, (side, side)).to(kernel.dtype)
+    resampled: Tensor = kernel.double().flatten(2) @ inverse.T
+    return resampled.to(kernel.dtype).view(*kernel.shape[:2], side, side)
 
 
 def _place_positions(

@@ -9,6 +9,7 @@ scale-0 patches.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import MISSING, asdict, dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -33,7 +34,7 @@ POSITIONS = ("sinusoidal", "learned", "none")
 POOLS = ("cls", "area", "attention")
 ROPES = ("none", "eva02", "dinov3")
 QKV_BIASES = ("qkv", "qv", "none")
-ACTIVATIONS = {
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
     "gelu_tanh": partial(F.gelu, approximate="tanh"),
     "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),
@@ -41,6 +42,14 @@ ACTIVATIONS = {
 _PERIOD = 10_000.0
 _EVA02_GRID = 16
 _LAYER_SCALE = 1e-5
+_NOT_OF_THE_ARCHITECTURE = (
+    "classes",
+    "patch_size",
+    "grid",
+    "max_scale",
+    "drop_path",
+    "gradient_checkpointing",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,9 +137,7 @@ class QuadformerConfig:
 
     def architecture(self) -> dict[str, Any]:
         """The fields that neither the dataset nor the options of training decide."""
-        others = ("classes", "patch_size", "grid", "max_scale", "drop_path")
-        others += ("gradient_checkpointing",)
-        return {k: v for k, v in vars(self).items() if k not in others}
+        return {k: v for k, v in vars(self).items() if k not in _NOT_OF_THE_ARCHITECTURE}
 
     @property
     def hidden(self) -> int:
@@ -231,7 +238,8 @@ class Rotation(NamedTuple):
     def __call__(self, x: Tensor) -> Tensor:
         """`[.., H, E]` to the same."""
         half = self.cos.shape[-1]
-        one, two = x.unflatten(-1, (2, half) if self.axis == -2 else (half, 2)).unbind(self.axis)
+        pairs = (2, half) if self.axis == -2 else (half, 2)
+        one, two = x.reshape(*x.shape[:-1], *pairs).unbind(self.axis)
         turned = (one * self.cos - two * self.sin, two * self.cos + one * self.sin)
         return torch.stack(turned, dim=self.axis).flatten(-2).to(x.dtype)
 
@@ -253,7 +261,8 @@ class Attention(nn.Module):
         q, k, v = qkv.unbind(2)  # each [B, N, heads, D / heads]
         if rotation is not None:
             q, k = rotation(q), rotation(k)
-        mixed = F.scaled_dot_product_attention(*(part.transpose(1, 2) for part in (q, k, v)))
+        q, k, v = (part.transpose(1, 2) for part in (q, k, v))
+        mixed = F.scaled_dot_product_attention(q, k, v)
         projected: Tensor = self.proj(mixed.transpose(1, 2).reshape(b, n, d))
         return projected
 
@@ -335,9 +344,11 @@ class AttentionPool(nn.Module):
         """`[B, N, D]` -> `[B, D]`."""
         q = self.q(self.latent).expand(len(x), -1, -1).unflatten(-1, (self.heads, -1))
         k, v = self.kv(x).unflatten(-1, (2, self.heads, -1)).unbind(-3)
-        mixed = F.scaled_dot_product_attention(*(part.transpose(1, 2) for part in (q, k, v)))
-        pooled: Tensor = self.proj(mixed.transpose(1, 2).flatten(2)[:, 0])
-        return pooled + self.mlp(self.norm(pooled))
+        q, k, v = (part.transpose(1, 2) for part in (q, k, v))
+        mixed = F.scaled_dot_product_attention(q, k, v)  # [B, heads, 1, D / heads]
+        pooled: Tensor = self.proj(mixed.flatten(1))
+        mapped: Tensor = self.mlp(self.norm(pooled))
+        return pooled + mapped
 
 
 class Quadformer(nn.Module):
@@ -345,6 +356,8 @@ class Quadformer(nn.Module):
 
     On the leaves of `uniform` shards it is a plain ViT. The names of its parameters are timm's.
     """
+
+    rope_frequencies: Tensor
 
     def __init__(self, config: QuadformerConfig) -> None:
         super().__init__()
