@@ -21,6 +21,7 @@ SCRIPTS = {
     "memory": [],
     "loader": [],
     "training": [],
+    "lengths": [],
     "scorers": [],
     "scale": [],
 }

@@ -1,4 +1,4 @@
-"""Evaluation: accuracy of a model at a budget."""
+"""Evaluation: accuracy of a model at a number of tokens."""
 
 import time
 from dataclasses import asdict, dataclass
@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812  its usual name
 
 from quadpipe.errors import ConfigError, ShardError
-from quadpipe.loader import Loader
+from quadpipe.loader import Batch, Loader
 from quadpipe.model.distributed import World
 from quadpipe.model.quadformer import Quadformer, QuadformerConfig
 from quadpipe.model.run_manifest import DATASET_PARTS, RunManifest
@@ -19,11 +19,15 @@ _NOT_SEEN = ("tokenizer.tokens", "tokenizer.seed")
 
 @dataclass(frozen=True, kw_only=True)
 class EvalResult:
-    """Result on one split at one budget. samples: scored samples. skipped: damaged samples, not
-    scored. top1, top5: shares of the scored samples. loss: their mean cross entropy."""
+    """Result on one split. samples: scored samples. skipped: damaged samples, not scored.
+
+    tokens: tokens per image, the mean over the scored samples; an integer where it is whole.
+    multiply_adds: per image, their mean, rounded. top1, top5: shares of the scored samples. loss:
+    their mean cross entropy.
+    """
 
     split: str
-    tokens: int
+    tokens: int | float
     samples: int
     skipped: int
     top1: float
@@ -40,29 +44,34 @@ class EvalResult:
 def evaluate(
     model: Quadformer, loader: Loader, device: torch.device, world: World | None = None
 ) -> EvalResult:
-    """Score the loader's split, at its one budget.
+    """Score the loader's split, with the tokens that it gives.
 
     With a world, each process scores its slice of every batch. Raises ShardError if all samples
     were skipped.
     """
     world = world or World()
-    (tokens,) = loader.budgets
     started = time.perf_counter()
-    top1 = top5 = loss = seen = skipped = 0.0
+    top1 = top5 = loss = seen = skipped = tokens = multiply_adds = 0.0
     was_training = model.training
     model.eval()
     for batch in world.in_step(loader.epoch(0)):
         label = batch.label.to(device, non_blocking=True)
         seen += float(batch.weight.sum())
         skipped += batch.skipped
+        for length, scored in zip(_lengths(batch), batch.weight.tolist(), strict=True):
+            tokens += scored * length
+            multiply_adds += scored * model.config.multiply_adds(length)
         weight = batch.weight.to(device, non_blocking=True)
-        logits, _ = model(batch.tokens.to(device, non_blocking=True), batch.boxes.to(device))
+        inputs = batch.tokens.to(device, non_blocking=True), batch.boxes.to(device)
+        logits, _ = model(*inputs, batch.lengths)
         best = logits.topk(min(5, logits.shape[1])).indices == label[:, None]
         top1 += float((best[:, 0] * weight).sum())
         top5 += float((best.any(dim=1) * weight).sum())
         loss += float((F.cross_entropy(logits.float(), label, reduction="none") * weight).sum())
     model.train(was_training)
-    top1, top5, loss, seen, skipped = world.total(top1, top5, loss, seen, skipped)
+    top1, top5, loss, seen, skipped, tokens, multiply_adds = world.total(
+        top1, top5, loss, seen, skipped, tokens, multiply_adds
+    )
     if not seen:
         raise ShardError(
             f"all {int(skipped)} samples of {loader.name} in {loader.dataset.folder} are damaged, "
@@ -71,15 +80,23 @@ def evaluate(
     seconds = time.perf_counter() - started
     return EvalResult(
         split=loader.name,
-        tokens=tokens,
+        tokens=int(mean) if (mean := tokens / seen).is_integer() else mean,
         samples=int(seen),
         skipped=int(skipped),
         top1=top1 / seen,
         top5=top5 / seen,
         loss=loss / seen,
-        multiply_adds=model.config.multiply_adds(tokens),
+        multiply_adds=round(multiply_adds / seen),
         images_per_second=seen / seconds,
     )
+
+
+def _lengths(batch: Batch) -> list[int]:
+    """Tokens of each image."""
+    if batch.lengths is None:
+        return [batch.tokens.shape[1]] * len(batch.label)
+    lengths: list[int] = batch.lengths.tolist()
+    return lengths
 
 
 def check_fits(

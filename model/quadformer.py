@@ -4,8 +4,9 @@ A pre-norm ViT (Dosovitskiy et al., arXiv 2010.11929) as timm builds it, with on
 for the tokens of all scales, since each has the same number of pixels, and positions from the
 patches' centers (Ronen et al., arXiv 2304.00287).
 
-Letters: B batch; N tokens; P patch size; D width; C classes; S largest scale; G rows and columns of
-scale-0 patches.
+Letters: B batch; N tokens per image; R prefix tokens per image, CLS and registers; P patch size; D
+width; E width of a head; C classes. In a batch of images of different lengths: T tokens of all
+images; S = B * R + T rows.
 """
 
 import math
@@ -22,6 +23,7 @@ from torch.utils.checkpoint import checkpoint
 from quadpipe.errors import ConfigError
 from quadpipe.fields import check_fields, option
 from quadpipe.images import IMAGENET_MEAN, IMAGENET_STD
+from quadpipe.model.attention import Packing, attend, attend_with, check_lengths
 
 PRESETS: dict[str, dict[str, Any]] = {
     "nano": {"width": 96, "depth": 4, "heads": 3},
@@ -218,9 +220,9 @@ class PatchEmbedding(nn.Module):
         self.register_buffer("std", torch.tensor(config.std) * 255.0, persistent=False)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """`[B, N, P, P, 3]`, uint8 or float in 0..255 -> `[B, N, D]`."""
+        """`[.., P, P, 3]`, uint8 or float in 0..255 -> `[.., D]`."""
         normalized = (tokens.float() - self.mean) / self.std
-        embedded: Tensor = self.proj(normalized.flatten(2))  # from [B, N, P * P * 3]
+        embedded: Tensor = self.proj(normalized.flatten(-3))  # from [.., P * P * 3]
         return embedded
 
 
@@ -255,15 +257,15 @@ class Attention(nn.Module):
             self.v_bias = nn.Parameter(torch.zeros(width))
         self.proj = nn.Linear(width, width)
 
-    def forward(self, x: Tensor, rotation: Rotation | None = None) -> Tensor:
-        b, n, d = x.shape
-        qkv = self._qkv(x).view(b, n, 3, self.heads, d // self.heads)
-        q, k, v = qkv.unbind(2)  # each [B, N, heads, D / heads]
+    def forward(
+        self, x: Tensor, rotation: Rotation | None = None, packing: Packing | None = None
+    ) -> Tensor:
+        """`[B, R + N, D]`, or `[S, D]` with its packing, to the same."""
+        qkv = self._qkv(x).view(*x.shape[:-1], 3, self.heads, x.shape[-1] // self.heads)
+        q, k, v = qkv.unbind(-3)  # each [.., heads, D / heads]
         if rotation is not None:
             q, k = rotation(q), rotation(k)
-        q, k, v = (part.transpose(1, 2) for part in (q, k, v))
-        mixed = F.scaled_dot_product_attention(q, k, v)
-        projected: Tensor = self.proj(mixed.transpose(1, 2).reshape(b, n, d))
+        projected: Tensor = self.proj(attend(q, k, v, packing).flatten(-2))
         return projected
 
     def _qkv(self, x: Tensor) -> Tensor:
@@ -313,16 +315,22 @@ class Block(nn.Module):
         self.mlp = Mlp(config)
         self.ls2 = LayerScale(config.width) if config.layer_scale else nn.Identity()
 
-    def forward(self, x: Tensor, rotation: Rotation | None = None) -> Tensor:
-        x = x + self._dropped(self.ls1(self.attn(self.norm1(x), rotation)))
-        return x + self._dropped(self.ls2(self.mlp(self.norm2(x))))
+    def forward(
+        self, x: Tensor, rotation: Rotation | None = None, packing: Packing | None = None
+    ) -> Tensor:
+        """`[B, R + N, D]`, or `[S, D]` with its packing, to the same."""
+        x = x + self._dropped(self.ls1(self.attn(self.norm1(x), rotation, packing)), packing)
+        return x + self._dropped(self.ls2(self.mlp(self.norm2(x))), packing)
 
-    def _dropped(self, branch: Tensor) -> Tensor:
+    def _dropped(self, branch: Tensor, packing: Packing | None = None) -> Tensor:
         """Stochastic depth (Huang et al., arXiv 1603.09382): drop the branch of whole samples."""
         if not self.training or not self.drop_path:
             return branch
         keep = 1 - self.drop_path
-        mask = branch.new_empty(branch.shape[0], 1, 1).bernoulli_(keep)
+        if packing is None:
+            mask = branch.new_empty(branch.shape[0], 1, 1).bernoulli_(keep)
+        else:
+            mask = branch.new_empty(packing.images, 1).bernoulli_(keep)[packing.image]
         return branch * (mask / keep)
 
 
@@ -340,13 +348,12 @@ class AttentionPool(nn.Module):
         self.norm = _norm(config)
         self.mlp = Mlp(config)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """`[B, N, D]` -> `[B, D]`."""
-        q = self.q(self.latent).expand(len(x), -1, -1).unflatten(-1, (self.heads, -1))
-        k, v = self.kv(x).unflatten(-1, (2, self.heads, -1)).unbind(-3)
-        q, k, v = (part.transpose(1, 2) for part in (q, k, v))
-        mixed = F.scaled_dot_product_attention(q, k, v)  # [B, heads, 1, D / heads]
-        pooled: Tensor = self.proj(mixed.flatten(1))
+    def forward(self, x: Tensor, packing: Packing | None = None) -> Tensor:
+        """`[B, R + N, D]`, or `[S, D]` with its packing -> `[B, D]`."""
+        size = (self.heads, x.shape[-1] // self.heads)
+        k, v = self.kv(x).view(*x.shape[:-1], 2, *size).unbind(-3)
+        mixed = attend_with(self.q(self.latent).view(1, *size), k, v, packing)
+        pooled: Tensor = self.proj(mixed.flatten(1))  # from [B, 1, heads, D / heads]
         mapped: Tensor = self.mlp(self.norm(pooled))
         return pooled + mapped
 
@@ -390,34 +397,56 @@ class Quadformer(nn.Module):
             if name in ("cls_token", "reg_token", "pos_embed", "attn_pool.latent"):
                 nn.init.trunc_normal_(parameter, std=0.02)
 
-    def forward(self, tokens: Tensor, boxes: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(
+        self, tokens: Tensor, boxes: Tensor, lengths: Tensor | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """Logits `[B, C]`, and named intermediates.
 
         tokens: `[B, N, P, P, 3]`, uint8 or float in 0..255, RGB. boxes: integers `[B, N, 3]`, x, y,
-        scale. The intermediates are `embedded` `[B, R + N, D]` with R prefix tokens (CLS and
-        registers), and after the last norm `tokens` `[B, N, D]`, `prefix` `[B, R, D]`, `cls`
-        `[B, D]` if there is one, and `pooled` `[B, D]`; with `fc_norm` only `pooled` is normed.
+        scale. The intermediates are `embedded` `[B, R + N, D]`, and after the last norm `tokens`
+        `[B, N, D]`, `prefix` `[B, R, D]`, `cls` `[B, D]` if there is one, and `pooled` `[B, D]`;
+        with `fc_norm` only `pooled` is normed.
+
+        lengths: tokens per image, int64 `[B]` on the CPU, for images of different lengths, one
+        after the other: tokens `[T, P, P, 3]`, boxes `[T, 3]`, and of the intermediates `embedded`
+        `[S, D]`, for each image its prefix tokens and then its tokens, and `tokens` `[T, D]`.
+        Raises ConfigError if they are not the lengths of the tokens.
         """
+        if lengths is None:
+            return self._classify(tokens, boxes)
+        check_lengths(lengths, tokens)
+        if (lengths != lengths[0]).any():
+            packing = Packing(lengths, tokens.device, self.config.prefix)
+            return self._classify(tokens, boxes, packing)
+        tokens, boxes = (x.reshape(len(lengths), -1, *x.shape[1:]) for x in (tokens, boxes))
+        logits, out = self._classify(tokens, boxes)
+        return logits, out | {name: out[name].flatten(0, 1) for name in ("embedded", "tokens")}
+
+    def _classify(
+        self, tokens: Tensor, boxes: Tensor, packing: Packing | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         out: dict[str, Tensor] = {}
         x = self.patch_embed(tokens)
         if self.config.positions != "none":
             x = x + self._positions(boxes).to(x.dtype)
         if self.config.scale_embedding:
             x = x + self.scale_embed[boxes[..., 2].long()].to(x.dtype)
-        x = self._join(self._prefix(x.dtype), x)  # [B, R + N, D]
-        out["embedded"] = x
-        x, rotation = self.norm_pre(x), self._rotation(boxes)
+        x = _join(self._prefix(x.dtype), x, packing)  # [B, R + N, D] or [S, D]
+        out["embedded"] = x if packing is None else x.index_select(0, packing.rows)
+        x, rotation = self.norm_pre(x), self._rotation(boxes, packing)
         for block in self.blocks:
             if self.config.gradient_checkpointing and self.training:
-                x = checkpoint(block, x, rotation, use_reentrant=False)
+                x = checkpoint(block, x, rotation, packing, use_reentrant=False)
             else:
-                x = block(x, rotation)
-        x = self.norm(x)
-        out["prefix"], out["tokens"] = x[:, : self.config.prefix], x[:, self.config.prefix :]
+                x = block(x, rotation, packing)
+        x, r = self.norm(x), self.config.prefix
+        out["prefix"], out["tokens"] = (x[:, :r], x[:, r:]) if packing is None else packing.split(x)
         if self.config.class_token:
-            out["cls"] = x[:, 0]
-        pooled = self.attn_pool(x) if self.config.pool == "attention" else self._pooled(out, boxes)
-        out["pooled"] = self.fc_norm(pooled)
+            out["cls"] = out["prefix"][:, 0]
+        if self.config.pool == "attention":
+            out["pooled"] = self.fc_norm(self.attn_pool(x, packing))
+        else:
+            out["pooled"] = self.fc_norm(self._pooled(out, boxes, packing))
         return self.head(out["pooled"]), out
 
     def _prefix(self, dtype: torch.dtype) -> Tensor:
@@ -430,38 +459,40 @@ class Quadformer(nn.Module):
             prefix = prefix + self.pos_embed[:, : self.config.prefix]
         return prefix.to(dtype)
 
-    def _join(self, prefix: Tensor, x: Tensor) -> Tensor:
-        """Rows `[1, R, ..]` that all images share before those of the tokens, `[B, N, ..]`."""
-        return torch.cat([prefix.expand(len(x), *prefix.shape[1:]), x], dim=1)
-
-    def _rotation(self, boxes: Tensor) -> Rotation | None:
+    def _rotation(self, boxes: Tensor, packing: Packing | None) -> Rotation | None:
         """RoPE of all rows; prefix tokens are not turned."""
         if self.config.rope == "none":
             return None
         angles = rope_angles(boxes, self.config, self.rope_frequencies)
-        angles = self._join(angles.new_zeros(1, self.config.prefix, angles.shape[-1]), angles)
+        unturned = angles.new_zeros(1, self.config.prefix, angles.shape[-1])
+        angles = _join(unturned, angles, packing)
         angles = angles[..., None, :]  # the same for all heads
         return Rotation(angles.cos(), angles.sin(), -2 if self.config.rope == "dinov3" else -1)
 
     def _positions(self, boxes: Tensor) -> Tensor:
-        """`[B, N, D]`."""
+        """`[.., D]` of boxes `[.., 3]`."""
         centers = patch_centers(boxes)
         if self.config.positions == "sinusoidal":
             return sinusoidal_2d(centers, self.config.width)
         rows, columns = self.config.grid
         cells = self.pos_embed[:, -rows * columns :]
         grid = cells.reshape(1, rows, columns, -1).permute(0, 3, 1, 2)
+        grid = grid.to(torch.promote_types(grid.dtype, torch.float32))
         extent = centers.new_tensor([columns, rows])
-        where = centers.flatten(0, 1)[None, None] / extent * 2 - 1  # [1, 1, B * N, 2] in -1..1
+        where = centers.flatten(0, -2)[None, None] / extent * 2 - 1  # [1, 1, B * N, 2] in -1..1
         sampled = F.grid_sample(
-            grid.float(), where, mode="bilinear", padding_mode="border", align_corners=False
+            grid, where.to(grid.dtype), mode="bilinear", padding_mode="border", align_corners=False
         )
-        return sampled[0, :, 0].T.reshape(*boxes.shape[:2], -1)
+        return sampled[0, :, 0].T.reshape(*boxes.shape[:-1], -1)
 
-    def _pooled(self, out: dict[str, Tensor], boxes: Tensor) -> Tensor:
+    def _pooled(self, out: dict[str, Tensor], boxes: Tensor, packing: Packing | None) -> Tensor:
+        """Means of the tokens by area, or the CLS tokens: `[B, D]`."""
         if self.config.pool == "cls":
             return out["cls"]
-        areas = torch.exp2(2 * boxes[..., 2:].float())  # [B, N, 1]
+        areas = torch.exp2(2 * boxes[..., 2:].float())  # [B, N, 1] or [T, 1]
+        if packing is not None:
+            weights = areas / packing.spread(packing.sum(areas))
+            return packing.sum(out["tokens"] * weights.to(out["tokens"].dtype))
         weights = areas / areas.sum(dim=1, keepdim=True)
         return (out["tokens"] * weights.to(out["tokens"].dtype)).sum(dim=1)
 
@@ -471,6 +502,13 @@ def _initialize(module: nn.Module) -> None:
         nn.init.trunc_normal_(module.weight, std=0.02)
         if module.bias is not None:
             nn.init.zeros_(module.bias)
+
+
+def _join(prefix: Tensor, tokens: Tensor, packing: Packing | None) -> Tensor:
+    """The rows of a batch: those that all images share `[1, R, ..]` before those of the tokens."""
+    if packing is not None:
+        return packing.join(prefix[0], tokens)
+    return torch.cat([prefix.expand(len(tokens), *prefix.shape[1:]), tokens], dim=1)
 
 
 def _norm(config: QuadformerConfig, width: int | None = None) -> nn.LayerNorm:

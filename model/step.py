@@ -85,11 +85,12 @@ class TrainStep:
         self, batch: Batch, step: int, kept: int
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Losses of this process's samples, their sum, and the number of correct answers."""
-        tokens, boxes = self._augment(
+        tokens, boxes, lengths = self._augment(
             batch.tokens.to(self.device, non_blocking=True),
             batch.boxes.to(self.device, non_blocking=True),
             self._columns,
             self._seed(step),
+            lengths=batch.lengths,
             total=batch.total,
             first=batch.first,
         )
@@ -98,11 +99,13 @@ class TrainStep:
         parts = min(self.config.grad_accum_steps, len(labels))
         loss = correct = torch.zeros((), device=self.device)
         losses = []
-        splits = (values.tensor_split(parts) for values in (tokens, boxes, labels, weights))
-        for number, (token, box, label, weight) in enumerate(zip(*splits, strict=True), start=1):
+        inputs = _split_inputs(tokens, boxes, lengths, parts)
+        targets = (values.tensor_split(parts) for values in (labels, weights))
+        splits = zip(inputs, *targets, strict=True)
+        for number, (given, label, weight) in enumerate(splits, start=1):
             with self._exchanging(last=number == parts):
                 with self._autocast():
-                    logits, _ = self._forward(token, box)
+                    logits, _ = self._forward(*given)
                 each = weight * F.cross_entropy(
                     logits.float(),
                     label,
@@ -141,6 +144,19 @@ class TrainStep:
             and torch.cuda.is_bf16_supported()
         )
         return torch.autocast(self.device.type, torch.bfloat16) if bf16 else nullcontext()
+
+
+def _split_inputs(
+    tokens: Tensor, boxes: Tensor, lengths: Tensor | None, parts: int
+) -> list[tuple[Tensor | None, ...]]:
+    """Inputs of the model for the parts of a batch, each as many images, one more in the first."""
+    if lengths is None:
+        equal = (values.tensor_split(parts) for values in (tokens, boxes))
+        return list(zip(*equal, strict=True))
+    part_lengths = lengths.tensor_split(parts)
+    sizes = [int(part.sum()) for part in part_lengths]
+    splits = (values.split_with_sizes(sizes) for values in (tokens, boxes))
+    return list(zip(*splits, part_lengths, strict=True))
 
 
 def _wrap(model: nn.Module, config: TrainConfig, world: World) -> nn.Module:

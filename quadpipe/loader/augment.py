@@ -3,7 +3,8 @@
 Augmentations that need the pixels between tokens (crops, rotations, blur) are not possible here:
 tokenize with several `--views` instead.
 
-Letters: b batch; N tokens; P patch size.
+Letters: b batch; N tokens per image; P patch size; T tokens of a batch whose images have different
+lengths. `[b | T, ..]` is `[b, N, ..]`, or with lengths `[T, ..]`, image after image.
 """
 
 from dataclasses import dataclass
@@ -46,64 +47,113 @@ class Augmentation:
         columns: int,
         generator: torch.Generator,
         *,
+        lengths: Tensor | None = None,
         total: int | None = None,
         first: int = 0,
-    ) -> tuple[Tensor, Tensor]:
-        """Augmented (tokens, boxes) of `[b, N, P, P, 3]` uint8 and `[b, N, 3]` integers.
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Augmented (tokens, boxes, lengths) of uint8 `[b | T, P, P, 3]` and integers `[b | T, 3]`.
 
-        columns: width of the image in units of P. generator: of the CPU, so that the draws are
-        the same on every device; numbers are drawn for `total` images, and `tokens` are those
-        from `first` on, so a batch is augmented in the same way in any number of slices. Tokens
-        become float32 in 0..255 when colors change.
+        lengths: tokens per image, int64 `[b]` on the CPU, or None. columns: width of the image in
+        units of P. generator: of the CPU, so that the draws are the same on every device; numbers
+        are drawn for `total` images, and `tokens` are those from `first` on, so a batch is
+        augmented in the same way in any number of slices. Tokens become float32 in 0..255 when
+        colors change.
         """
-        total = len(tokens) if total is None else total
-        mine = slice(first, first + len(tokens))
+        images = len(tokens) if lengths is None else len(lengths)
+        total = images if total is None else total
+        mine = slice(first, first + images)
         if self.flip:
             chosen = torch.rand(total, generator=generator)[mine] < self.flip
-            tokens, boxes = flip(tokens, boxes, chosen.to(tokens.device), columns)
+            chosen = _per_token(chosen, lengths).to(tokens.device)
+            tokens, boxes = flip(tokens, boxes, chosen, columns)
         if self.color_jitter:
             low, high = 1 - self.color_jitter, 1 + self.color_jitter
             factors = torch.rand(3, total, generator=generator)[:, mine] * (high - low) + low
-            tokens = jitter_colors(tokens, boxes, *factors.to(tokens.device))
-        if self.token_dropout:
-            keep = max(1, round(tokens.shape[1] * (1 - self.token_dropout)))
+            factors = _per_token(factors, lengths).to(tokens.device)
+            tokens = jitter_colors(tokens, boxes, *factors, lengths=lengths)
+        if not self.token_dropout:
+            return tokens, boxes, lengths
+        if lengths is None:
+            keep = self._kept(tokens.shape[1])
             draws = torch.rand(total, tokens.shape[1], generator=generator)[mine]
             kept = draws.argsort(dim=1)[:, :keep].sort(dim=1).values.to(tokens.device)
             rows = torch.arange(len(tokens), device=tokens.device)[:, None]
             tokens, boxes = tokens[rows, kept], boxes[rows, kept]
-        return tokens, boxes
+        else:
+            # One seed per image: an image's draws do not depend on the lengths of the others.
+            seeds = torch.randint(2**63 - 1, (total,), generator=generator)[mine]
+            lengths, kept = self._draw_kept(lengths, seeds)
+            tokens, boxes = (x[kept.to(x.device)] for x in (tokens, boxes))
+        return tokens, boxes, lengths
+
+    def _kept(self, tokens: int) -> int:
+        """The tokens that an image keeps."""
+        return max(1, round(tokens * (1 - self.token_dropout)))
+
+    def _draw_kept(self, lengths: Tensor, seeds: Tensor) -> tuple[Tensor, Tensor]:
+        """The lengths after token dropout, and the positions of the kept tokens, both int64."""
+        kept, begin, generator = [], 0, torch.Generator()
+        for length, seed in zip(lengths.tolist(), seeds.tolist(), strict=True):
+            drawn = torch.randperm(length, generator=generator.manual_seed(seed))
+            kept.append(drawn[: self._kept(length)].sort().values + begin)
+            begin += length
+        return torch.tensor([len(positions) for positions in kept]), torch.cat(kept)
 
 
 def flip(tokens: Tensor, boxes: Tensor, chosen: Tensor, columns: int) -> tuple[Tensor, Tensor]:
-    """Mirror the images where the bool `[b]` is true, exactly: pixels and left edges."""
+    """Mirror the chosen images exactly, pixels and left edges.
+
+    chosen: bool `[b, 1]`, or with lengths `[T]`.
+    """
     mirrored = boxes.clone()
     mirrored[..., 0] = columns - boxes[..., 0] - (1 << boxes[..., 2].int()).to(boxes.dtype)
     return (
-        torch.where(chosen[:, None, None, None, None], tokens.flip(3), tokens),
-        torch.where(chosen[:, None, None], mirrored, boxes),
+        torch.where(chosen[..., None, None, None], tokens.flip(-2), tokens),
+        torch.where(chosen[..., None], mirrored, boxes),
     )
 
 
 def jitter_colors(
-    tokens: Tensor, boxes: Tensor, brightness: Tensor, contrast: Tensor, saturation: Tensor
+    tokens: Tensor,
+    boxes: Tensor,
+    brightness: Tensor,
+    contrast: Tensor,
+    saturation: Tensor,
+    *,
+    lengths: Tensor | None = None,
 ) -> Tensor:
-    """Scale brightness, then contrast, then saturation by a factor for each image `[b]`.
+    """Scale brightness, then contrast, then saturation by the factors of the images.
 
-    As torchvision's ColorJitter in that order, clamped to 0..255 after each, float32. Contrast
-    is relative to the mean luma of the image, in which tokens are weighted by their area.
+    The factors are `[b, 1]`, or with lengths `[T]`, equal for the tokens of an image. As
+    torchvision's ColorJitter in that order, clamped to 0..255 after each, float32. Contrast is
+    relative to the mean luma of the image, in which tokens are weighted by their area.
     """
 
-    def per_image(factor: Tensor) -> Tensor:
-        return factor.view(-1, 1, 1, 1, 1)
+    def per_pixel(values: Tensor) -> Tensor:
+        return values[..., None, None, None]
 
     luma = tokens.new_tensor(_LUMA, dtype=torch.float32)
-    pixels = (tokens.float() * per_image(brightness)).clamp(0, 255)
+    pixels = (tokens.float() * per_pixel(brightness)).clamp(0, 255)
     areas = torch.exp2(2 * boxes[..., 2].float())
-    token_means = (pixels @ luma).mean(dim=(2, 3))  # [b, N]
-    mean = (token_means * areas).sum(dim=1) / areas.sum(dim=1)
-    pixels = _blend(pixels, per_image(mean), per_image(contrast))
-    return _blend(pixels, (pixels @ luma)[..., None], per_image(saturation))
+    token_means = (pixels @ luma).mean(dim=(-2, -1))  # [b | T]
+    mean = _sum_per_image(token_means * areas, lengths) / _sum_per_image(areas, lengths)
+    pixels = _blend(pixels, per_pixel(mean), per_pixel(contrast))
+    return _blend(pixels, (pixels @ luma)[..., None], per_pixel(saturation))
 
 
 def _blend(pixels: Tensor, towards: Tensor, factor: Tensor) -> Tensor:
     return (pixels * factor + towards * (1 - factor)).clamp(0, 255)
+
+
+def _per_token(values: Tensor, lengths: Tensor | None) -> Tensor:
+    """Values of images `[.., b]` as their tokens take them: `[.., b, 1]` or `[.., T]`."""
+    return values[..., None] if lengths is None else values.repeat_interleave(lengths, dim=-1)
+
+
+def _sum_per_image(values: Tensor, lengths: Tensor | None) -> Tensor:
+    """Sums `[b, 1]` or `[T]` over the tokens of each image, of values `[b | T]`."""
+    if lengths is None:
+        return values.sum(dim=1, keepdim=True)
+    lengths = lengths.to(values.device, non_blocking=True)
+    sums = torch.segment_reduce(values, "sum", lengths=lengths, unsafe=True)
+    return sums.repeat_interleave(lengths, output_size=len(values))

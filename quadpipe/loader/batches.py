@@ -42,6 +42,9 @@ class Batch:
     empty), which must not count in loss and accuracy. The mean over a global batch is the sum of
     weight times loss over all ranks, divided by the sum of the weights over all ranks, which is
     `total` where nothing was skipped.
+
+    lengths: None where every image has N tokens. Else tokens per image, int64 `[b]`, always on the
+    CPU, and with T their sum, image after image: tokens uint8 `[T, P, P, 3]`, boxes int16 `[T, 3]`.
     """
 
     tokens: Tensor
@@ -52,6 +55,7 @@ class Batch:
     total: int
     first: int
     skipped: int
+    lengths: Tensor | None = None
 
 
 class Loader:

@@ -1,3 +1,5 @@
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -31,7 +33,7 @@ def by_box(tokens: torch.Tensor, boxes: torch.Tensor) -> dict[tuple, np.ndarray]
 
 def test_flipping_tokens_equals_flipping_the_image(batch: Leaves, mosaics):
     chosen = torch.tensor([True, False, True, False])
-    tokens, boxes = flip(*batch, chosen, 16)
+    tokens, boxes = flip(*batch, chosen[:, None], 16)
     for row, mosaic in enumerate(mosaics):
         expected = (mosaic.flip() if chosen[row] else mosaic).leaves()
         found = by_box(tokens[row], boxes[row])
@@ -43,7 +45,7 @@ def test_flipping_tokens_equals_flipping_the_image(batch: Leaves, mosaics):
 def test_colors_change_as_in_the_whole_image(batch: Leaves):
     tokens, boxes = batch
     factors = np.array([[1.3, 0.7, 1.0, 1.1], [0.6, 1.4, 1.2, 1.0], [1.5, 0.5, 0.0, 1.0]])
-    found = jitter_colors(tokens, boxes, *torch.tensor(factors, dtype=torch.float32))
+    found = jitter_colors(tokens, boxes, *torch.tensor(factors, dtype=torch.float32)[..., None])
     for row in range(4):
         brightness, contrast, saturation = factors[:, row]
         pixels = np.clip(tokens[row].numpy().astype(float) * brightness, 0, 255)
@@ -57,14 +59,14 @@ def test_colors_change_as_in_the_whole_image(batch: Leaves):
 
 
 def test_color_factors_of_one_change_nothing(batch: Leaves):
-    ones = torch.ones(4)
+    ones = torch.ones(4, 1)
     found = jitter_colors(*batch, ones, ones, ones)
     assert torch.allclose(found, batch[0].float(), atol=1e-3)
 
 
 def test_token_dropout_removes_tokens_with_their_boxes(batch: Leaves):
     tokens, boxes = batch
-    kept, where = Augmentation(flip=0, token_dropout=0.3)(
+    kept, where, _ = Augmentation(flip=0, token_dropout=0.3)(
         tokens, boxes, 16, torch.Generator().manual_seed(0)
     )
     assert kept.shape[1] == where.shape[1] == 70
@@ -77,9 +79,10 @@ def test_token_dropout_removes_tokens_with_their_boxes(batch: Leaves):
 
 
 def test_a_batch_without_augmentation_is_unchanged(batch: Leaves):
-    tokens, boxes = Augmentation(flip=0)(*batch, 16, torch.Generator())
+    tokens, boxes, lengths = Augmentation(flip=0)(*batch, 16, torch.Generator())
     assert tokens is batch[0]
     assert boxes is batch[1]
+    assert lengths is None
 
 
 def test_random_numbers_come_from_the_generator(batch: Leaves):
@@ -87,6 +90,75 @@ def test_random_numbers_come_from_the_generator(batch: Leaves):
     runs = [augment(*batch, 16, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2)]
     assert torch.equal(runs[0][0], runs[1][0])
     assert not torch.equal(runs[0][0], runs[2][0])
+
+
+# Images of different lengths.
+
+LENGTHS = torch.tensor([100, 40, 64, 19])
+
+
+@pytest.fixture
+def packed(mosaics) -> Leaves:
+    leaves = [m.leaves(tokens=n) for m, n in zip(mosaics, LENGTHS.tolist(), strict=True)]
+    tokens = torch.from_numpy(np.concatenate([leaf.tokens for leaf in leaves]))
+    boxes = np.concatenate([leaf.boxes for leaf in leaves]).astype(np.int16)
+    return tokens, torch.from_numpy(boxes)
+
+
+def augmented(
+    augment: Augmentation, images: Leaves, lengths: torch.Tensor | None, **slices: Any
+) -> tuple[torch.Tensor, ...]:
+    generator = torch.Generator().manual_seed(1)
+    tokens, boxes, kept = augment(*images, 16, generator, lengths=lengths, **slices)
+    return (tokens, boxes) if kept is None else (tokens, boxes, kept)
+
+
+def image(images: Leaves, number: int) -> Leaves:
+    tokens, boxes = (values.split(LENGTHS.tolist())[number] for values in images)
+    return tokens, boxes
+
+
+@pytest.mark.parametrize("jitter", [0.0, 0.4])
+def test_images_of_several_lengths_are_augmented_as_those_of_one(packed: Leaves, jitter):
+    augment = Augmentation(color_jitter=jitter)
+    tokens, boxes, lengths = augmented(augment, packed, LENGTHS)
+    assert lengths is LENGTHS
+    flipped = 0
+    for number in range(4):
+        one, where = image(packed, number)
+        alone = augmented(augment, (one[None], where[None]), None, total=4, first=number)
+        found = image((tokens, boxes), number)
+        assert torch.allclose(found[0].float(), alone[0][0].float(), atol=1e-3)
+        assert torch.equal(found[1], alone[1][0])
+        flipped += not torch.equal(found[1], where)
+    assert 0 < flipped < 4
+
+
+@pytest.mark.parametrize("options", [{}, {"color_jitter": 0.4}, {"token_dropout": 0.3}])
+def test_slices_of_images_of_several_lengths_are_augmented_as_the_whole(packed: Leaves, options):
+    augment = Augmentation(**options)
+    tokens, boxes, lengths = augmented(augment, packed, LENGTHS)
+    parts = []
+    for first, last in ((0, 1), (1, 3), (3, 4)):
+        rows = slice(int(LENGTHS[:first].sum()), int(LENGTHS[:last].sum()))
+        own = (packed[0][rows], packed[1][rows])
+        parts.append(augmented(augment, own, LENGTHS[first:last], total=4, first=first))
+    for whole, of_parts in zip((tokens, boxes, lengths), zip(*parts, strict=True), strict=True):
+        assert torch.equal(whole, torch.cat(of_parts))
+
+
+def test_token_dropout_takes_its_share_of_each_image(packed: Leaves):
+    augment = Augmentation(flip=0, token_dropout=0.3)
+    tokens, boxes, lengths = augmented(augment, packed, LENGTHS)
+    assert lengths.tolist() == [70, 28, 45, 13]
+    pairs = zip(tokens.split(lengths.tolist()), boxes.split(lengths.tolist()), strict=True)
+    for number, (token, box) in enumerate(pairs):
+        before, after = by_box(*image(packed, number)), by_box(token, box)
+        assert len(after) == lengths[number]
+        assert all(np.array_equal(before[box], token) for box, token in after.items())
+        assert list(after) == [box for box in before if box in after]
+    (alone,) = Augmentation(token_dropout=0.99)._draw_kept(torch.tensor([3]), torch.tensor([1]))[0]
+    assert alone == 1
 
 
 @pytest.mark.parametrize(
