@@ -114,9 +114,10 @@ def check_fits(
             f"the model was made for {config.patch_size} to "
             f"{config.patch_size << config.max_scale}; tokenize with those"
         )
-    if config.positions == "learned" and geometry.grid(0) != config.grid:
+    is_of_grid = config.positions == "learned" or config.rope != "none"
+    if is_of_grid and geometry.grid(0) != config.grid:
         raise ConfigError(
-            f"{where} has {geometry.grid(0)} patches, the model's learned positions are for "
+            f"{where} has {geometry.grid(0)} patches, the model's positions are for "
             f"{config.grid}; tokenize with that image size"
         )
     if manifest.classes != classes:

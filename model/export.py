@@ -14,7 +14,8 @@ from torch import Tensor
 
 from quadpipe.errors import ConfigError, OutputError
 from quadpipe.model.layouts import is_eva, splits_qkv, splits_swiglu, to_timm
-from quadpipe.model.quadformer import QuadformerConfig, patch_centers, sinusoidal_2d
+from quadpipe.model.positions import patch_centers, sinusoidal_2d
+from quadpipe.model.quadformer import QuadformerConfig
 from quadpipe.model.run_folder import RunFolder
 
 _SUFFIX = ".safetensors"

@@ -12,11 +12,14 @@ from torch.nn import functional as F  # noqa: N812  its usual name
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from quadpipe import Dataset
 from quadpipe.errors import ConfigError
 from quadpipe.model import train
+from quadpipe.model.evaluate import check_fits
 from quadpipe.model.layouts import recognize, settings_by_name
+from quadpipe.model.positions import patch_centers, rope_angles
 from quadpipe.model.pretrained import load_pretrained, resample_kernel
-from quadpipe.model.quadformer import Quadformer, QuadformerConfig, patch_centers, rope_angles
+from quadpipe.model.quadformer import Quadformer, QuadformerConfig
 from quadpipe.model.run_folder import RunFolder
 
 ONE_STEP = {k: v for k, v in SMALL.items() if k != "model"} | {"epochs": 1, "batch_size": 64}
@@ -142,7 +145,7 @@ def test_rope_of_a_large_patch_is_that_of_its_center(rope):
     )
     turns = Quadformer(chosen).rope_frequencies
     boxes = torch.tensor([[[2, 0, 0], [3, 1, 0], [2, 0, 1], [0, 0, 2]]])
-    angles = rope_angles(boxes, chosen, turns)[0]
+    angles = rope_angles(boxes, rope, chosen.grid, turns)[0]
     assert torch.allclose(angles[2], (angles[0] + angles[1]) / 2, atol=1e-5)
     assert patch_centers(boxes)[0, 3].tolist() == [2, 2]
     middle = {"eva02": (1.5 / 4 * 16, 1.5 / 8 * 16), "dinov3": (0.0, -torch.pi)}[rope]
@@ -164,6 +167,16 @@ def test_mixed_scales_have_finite_logits_and_no_order(family, tmp_path):
     assert out["tokens"].shape == (2, 14, 32)
     back = list(range(13, -1, -1))
     assert torch.allclose(model(tokens[:, back], boxes[:, back])[0], logits, atol=1e-5)
+
+
+def test_rope_is_for_the_grid_of_the_run(made_otherwise):
+    chosen = QuadformerConfig(
+        classes=2, patch_size=8, grid=(4, 8), max_scale=2, width=32, depth=1, heads=2, rope="dinov3"
+    )
+    manifest = Dataset(made_otherwise()).manifest
+    check_fits(replace(chosen, grid=(8, 8)), manifest, ["flower", "temple"], "shards")
+    with pytest.raises(ConfigError, match=r"has \(8, 8\) patches, .* positions are for \(4, 8\)"):
+        check_fits(chosen, manifest, ["flower", "temple"], "shards")
 
 
 # Recognition.

@@ -13,15 +13,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import quadpipe
 from quadpipe.errors import ConfigError, ShardError
+from quadpipe.model.positions import patch_centers, sinusoidal, sinusoidal_2d
 from quadpipe.model.pretrained import load_pretrained
-from quadpipe.model.quadformer import (
-    PRESETS,
-    Quadformer,
-    QuadformerConfig,
-    patch_centers,
-    sinusoidal,
-    sinusoidal_2d,
-)
+from quadpipe.model.quadformer import PRESETS, Quadformer, QuadformerConfig
 from reference import vit
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "model.npz"
