@@ -71,11 +71,8 @@ def _without_own_parts(
     if config.scale_embedding:
         scale = weights.pop("scale_embed")[0]
         name = "patch_embed.proj.bias" if config.positions == "none" else "pos_embed"
-        weights[name] = weights[name].clone()
-        if config.positions == "none":
-            weights[name] += scale
-        else:
-            weights[name][:, -cells:] += scale
+        places = weights[name] if config.positions == "none" else weights[name][:, -cells:]
+        places += scale
         changed["scale_embed"] = f"of scale 0 is added to {name}"
     return weights
 

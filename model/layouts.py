@@ -229,15 +229,11 @@ def _ratio(hidden: int, width: int) -> float:
 
 
 def _no_embed_class(weights: Mapping[str, Tensor], prefix: int) -> bool:
-    """Whether the positions are of the patches only: their number is a square, one less is not."""
+    """Whether the positions are of the patches only: then their number is a square."""
     if not prefix or "pos_embed" not in weights:
         return False
     count = _shape(weights, "pos_embed", 3)[1]
-    return not _is_square(count - prefix) and _is_square(count)
-
-
-def _is_square(count: int) -> bool:
-    return count > 0 and math.isqrt(count) ** 2 == count
+    return math.isqrt(count) ** 2 == count
 
 
 def _qkv_bias(weights: Mapping[str, Tensor]) -> str:

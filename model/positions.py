@@ -51,13 +51,13 @@ def rope_angles(boxes: Tensor, kind: str, grid: tuple[int, int], frequencies: Te
     arXiv 2303.11331) counts the patches of a grid of 16 x 16 from 0; DINOv3 (Simeoni et al.,
     arXiv 2508.10104) has -1..1 from edge to edge, in turns.
     """
-    centers = patch_centers(boxes)
-    extent = centers.new_tensor([grid[1], grid[0]])
+    x, y = patch_centers(boxes).unbind(-1)
+    axes = ((y, grid[0]), (x, grid[1]))
     if kind == "eva02":
-        where = (centers - 0.5) / extent * _EVA02_GRID
+        where = [(center - 0.5) / side * _EVA02_GRID for center, side in axes]
     else:
-        where = (centers / extent * 2 - 1) * (2 * math.pi)
-    return (where.flip(-1)[..., None] * frequencies).flatten(-2)
+        where = [(center / side * 2 - 1) * math.tau for center, side in axes]
+    return torch.cat([axis[..., None] * frequencies for axis in where], dim=-1)
 
 
 class Rotation(NamedTuple):

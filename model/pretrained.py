@@ -54,10 +54,13 @@ class Weights:
             ) from error
         found |= settings_by_name(name) if name is not None else {}
         if asked := [option for option in _ASKED if option not in {*found, *given}]:
+            by_name = (
+                "timm's name of the model, such as --init-name "
+                "vit_small_patch14_reg4_dinov2.lvd142m, or "
+            )
             raise ConfigError(
-                f"{self.path} does not tell its {', '.join(asked)}; give timm's name of the model, "
-                f"such as --init-name vit_small_patch14_reg4_dinov2.lvd142m, or "
-                f"{', '.join('--' + option for option in asked)}"
+                f"{self.path} does not tell its {', '.join(asked)}; give "
+                f"{'' if name else by_name}{', '.join('--' + option for option in asked)}"
             )
         return found
 

@@ -62,6 +62,7 @@ def test_training_starts_from_the_model_of_the_weights(shards, tmp_path):
         ("clip", {"heads": 2}, "does not tell its activation, mean, std; .* --activation, --mean"),
         ("siglip2", {"heads": 2, "mean": (0.5,) * 3}, "does not tell its activation, std;"),
         ("dinov3", {"heads": 2}, "does not tell its mean, std"),
+        ("mae", {"init_name": "vit_base_patch16_224.mae"}, "tell its heads; give --heads"),
         ("mae", {"init_name": "resnet50"}, "--init-name resnet50 is not known; give timm's whole"),
         ("deit3", {"heads": 2, "model": "nano"}, "model nano has width 96, the weights have 32;"),
     ],
