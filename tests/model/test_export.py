@@ -18,6 +18,7 @@ from quadpipe.model.layouts import from_timm, to_timm
 from quadpipe.model.pretrained import load_pretrained
 from quadpipe.model.quadformer import Quadformer, QuadformerConfig
 from quadpipe.model.run_folder import RunFolder
+from quadpipe.shards.format import json_bytes
 from reference import vit
 
 CLASSES = ["a", "b", "c", "d", "e"]
@@ -32,7 +33,7 @@ def run_of(undisturbed, tmp_path):
     def make(model: Quadformer) -> RunFolder:
         run = RunFolder(tmp_path / "run")
         manifest = replace(RunFolder(undisturbed).config(), model=model.config, classes=CLASSES)
-        run.start(manifest)
+        run.folder.write("config.json", json_bytes(manifest.to_json()))
         run.save("last.safetensors", model.state_dict(), None, step=0, epoch=0)
         return run
 
