@@ -22,6 +22,7 @@ _COMMANDS = {
     "train": "Train a Quadformer on shards.",
     "eval": "Evaluate a trained model at several budgets.",
     "predict": "Classify images with a trained model.",
+    "export": "Write a trained model for timm.",
     "scorers": "List the saliency scorers.",
     "show": "Draw an image or a dataset as mosaics.",
 }

@@ -27,8 +27,9 @@ class _TerminalProgress(TrainProgress):
             count_text(model.multiply_adds(n))
             for n in dict.fromkeys(budgets[:: len(budgets) - 1 or 1])
         ]
+        size = config.model or f"{model.width} x {model.depth}"
         lines = [
-            f"model    {config.model}, {parameters:,} parameters, {model.classes:,} classes, "
+            f"model    {size}, {parameters:,} parameters, {model.classes:,} classes, "
             f"{' to '.join(costs)} multiply-adds per image at {budgets_text(budgets)} tokens"
             + (f" on average, {limits.least} to {limits.most} of an image" if limits else ""),
             f"data     {trainer.samples:,} samples per epoch, {trainer.loader.steps(0):,} steps of "
@@ -38,6 +39,12 @@ class _TerminalProgress(TrainProgress):
             f"{'process' if trainer.world.size == 1 else 'processes'}",
         ]
         if trainer.loaded:
+            pixels = (",".join(f"{value:g}" for value in v) for v in (model.mean, model.std))
+            lines.append(
+                f"init     width {model.width}, depth {model.depth}, {model.heads} heads, "
+                f"{'swiglu' if model.swiglu else model.activation}, mean {next(pixels)}, "
+                f"std {next(pixels)}"
+            )
             lines += [f"init     {name} {how}" for name, how in trainer.loaded.changed.items()]
             lines += [f"init     {name} is new" for name in trainer.loaded.fresh]
         if trainer.step:
@@ -79,11 +86,22 @@ def _skipped(samples: int) -> str:
 @click.argument("dataset", type=click.Path())
 @click.option("--out", required=True, type=click.Path(), help="Folder of the run.")
 @click.option("--resume", is_flag=True, help="Continue the run in --out.")
-@click.option("--init", type=click.Path(), help="Initial weights: a timm ViT or a run.")
+@click.option(
+    "--init",
+    type=click.Path(),
+    help="Initial weights, of a timm ViT or a run; the model is theirs.",
+)
+@click.option("--init-name", metavar="NAME", help="timm's name of the model in --init.")
 @cache_options
 @options_of(TrainConfig)
 def command(
-    dataset: str, out: str, resume: bool, init: str | None, cache: Cache | None, **options: Any
+    dataset: str,
+    out: str,
+    resume: bool,
+    init: str | None,
+    init_name: str | None,
+    cache: Cache | None,
+    **options: Any,
 ) -> None:
     """Train a Quadformer on a DATASET: a folder or any fsspec URL.
 
@@ -92,8 +110,9 @@ def command(
     torchrun --nproc-per-node K -m quadpipe.cli train DATASET --out RUN
     """
     progress, code = _TerminalProgress(), 0
+    options |= {"resume": resume, "init": init, "init_name": init_name}
     try:
-        train(dataset, out, resume=resume, init=init, cache=cache, progress=progress, **options)
+        train(dataset, out, cache=cache, progress=progress, **options)
     except QuadpipeError as error:
         if "WORLD_SIZE" not in os.environ:
             raise

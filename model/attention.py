@@ -1,7 +1,8 @@
 """Attention within each image, for images of one or of several lengths. No length is padded.
 
-Letters: B images; T tokens of all images; L rows of one image, its CLS token and its tokens;
-S = B + T rows of all images; H heads; E width of a head.
+Letters: B images; T tokens of all images; R prefix tokens (CLS and registers) of each; L rows of
+one image, its prefix tokens and its tokens; S = B * R + T rows of all images; H heads; E width of a
+head; Q queries.
 """
 
 from collections import Counter
@@ -30,9 +31,9 @@ class Packing:
     `[S]`, the number in the batch of each row's image.
     """
 
-    def __init__(self, lengths: Tensor, device: torch.device) -> None:
-        """lengths: int64 `[B]` on the CPU, tokens per image, all above 0."""
-        lengths = lengths + 1
+    def __init__(self, lengths: Tensor, device: torch.device, prefix: int = 1) -> None:
+        """lengths: int64 `[B]` on the CPU, tokens per image, all above 0. prefix: R."""
+        lengths = lengths + prefix
         order = lengths.argsort(stable=True)
         ordered = lengths[order]
         counts: Counter[int] = Counter(ordered.tolist())
@@ -43,21 +44,39 @@ class Packing:
         begin = lengths.cumsum(0) - lengths
         rows = torch.arange(int(starts[-1])) + (first - begin).repeat_interleave(lengths)
         is_token = torch.ones(len(rows), dtype=torch.bool)
-        is_token[begin] = False
+        numbers = torch.arange(prefix)
+        is_token[begin[:, None] + numbers] = False
         self.rows = _move(rows, device)
         self.image = _move(order.repeat_interleave(ordered), device)
         self.starts = _move(starts.int(), device)
         self.images = len(lengths)
-        self._lengths = _move(lengths - 1, device)
-        self._cls, self._tokens = _move(first, device), _move(rows[is_token], device)
+        self._order = _move(order, device)
+        self._lengths = _move(lengths - prefix, device)
+        self._prefix = _move((first[:, None] + numbers).flatten(), device)
+        self._tokens = _move(rows[is_token], device)
 
-    def join(self, cls: Tensor, tokens: Tensor) -> Tensor:
-        """The sequence `[S, ..]` of a CLS token `[1, ..]` for every image and tokens `[T, ..]`."""
-        return cls.expand(len(self.rows), *cls.shape[1:]).index_copy(0, self._tokens, tokens)
+    def join(self, prefix: Tensor, tokens: Tensor) -> Tensor:
+        """The sequence `[S, ..]` of tokens `[T, ..]`, each image's after the prefix `[R, ..]`."""
+        repeated = prefix.expand(self.images, *prefix.shape).flatten(0, 1)
+        sequence = tokens.new_empty(len(self.rows), *tokens.shape[1:])
+        sequence.index_copy_(0, self._tokens, tokens)
+        return sequence.index_copy_(0, self._prefix, repeated)
 
     def split(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """CLS tokens `[B, ..]` and tokens `[T, ..]` of a sequence, in the order of the batch."""
-        return x.index_select(0, self._cls), x.index_select(0, self._tokens)
+        """Prefix tokens `[B, R, ..]` and tokens `[T, ..]` of a sequence, in the batch's order."""
+        shared = len(self._prefix) // self.images
+        prefix = x.index_select(0, self._prefix).view(self.images, shared, *x.shape[1:])
+        return prefix, x.index_select(0, self._tokens)
+
+    def by_length(self, x: Tensor) -> list[Tensor]:
+        """Views `[images, L, ..]` of a sequence `[S, ..]`, one for each length, ascending."""
+        sizes = [images * length for images, length in self.groups]
+        parts = zip(x.split_with_sizes(sizes), self.groups, strict=True)
+        return [part.view(*group, *x.shape[1:]) for part, group in parts]
+
+    def restore(self, values: Tensor) -> Tensor:
+        """`[B, ..]` in the order of the batch, of values in the order of `by_length`."""
+        return values.new_empty(values.shape).index_copy_(0, self._order, values)
 
     def spread(self, values: Tensor) -> Tensor:
         """`[T, ..]`, for each token the value of its image; values: `[B, ..]`."""
@@ -80,14 +99,20 @@ def attend(q: Tensor, k: Tensor, v: Tensor, packing: Packing | None = None) -> T
         starts, longest = packing.starts, packing.longest
         mixed: Tensor = varlen_attn(q, k, v, starts, starts, longest, longest)
         return mixed
-    sizes = [images * length for images, length in packing.groups]
-    splits = (x.split_with_sizes(sizes) for x in (q, k, v))
-    return torch.cat(
-        [
-            _attend_equal(*(part.view(*group, *q.shape[1:]) for part in parts)).flatten(0, 1)
-            for group, parts in zip(packing.groups, zip(*splits, strict=True), strict=True)
-        ]
-    )
+    groups = zip(*(packing.by_length(x) for x in (q, k, v)), strict=True)
+    return torch.cat([_attend_equal(*parts).flatten(0, 1) for parts in groups])
+
+
+def attend_with(q: Tensor, k: Tensor, v: Tensor, packing: Packing | None = None) -> Tensor:
+    """Attention of the same queries `[Q, H, E]` to all rows of each image: `[B, Q, H, E]`.
+
+    k, v: `[B, L, H, E]`, or `[S, H, E]` with a packing.
+    """
+    if packing is None:
+        return _attend_equal(q.expand(len(k), *q.shape), k, v)
+    groups = zip(packing.by_length(k), packing.by_length(v), strict=True)
+    mixed = [_attend_equal(q.expand(len(keys), *q.shape), keys, values) for keys, values in groups]
+    return packing.restore(torch.cat(mixed))
 
 
 @cache

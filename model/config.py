@@ -1,11 +1,12 @@
 """Configuration of training: the options of `quadpipe train`."""
 
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 from quadpipe.counts import check_given
 from quadpipe.errors import ConfigError
-from quadpipe.fields import check_fields, option, same_option
+from quadpipe.fields import check_fields, declared_options, option, same_option
 from quadpipe.geometry import Geometry
 from quadpipe.loader.augment import Augmentation
 from quadpipe.loader.samples import VERIFY
@@ -19,23 +20,41 @@ _LARGEST_RATE = 1e6
 AMP = ("auto", "bf16", "off")
 TOKENS_DRAW = ("even", "multiply-adds")
 DEVICES = ("auto", "cpu", "cuda")
+_DEFAULT_MODEL = "tiny"
 _OF_THE_MODEL = (
     "positions",
     "scale_embedding",
     "pool",
     "fc_norm",
-    "drop_path",
-    "gradient_checkpointing",
+    "heads",
+    "activation",
     "mean",
     "std",
 )
+
+
+def _of_the_model(name: str) -> Any:
+    """An option of the model; None, if not given, is as in --init or the model's default."""
+    declared = declared_options(QuadformerConfig)[name]
+    (default,) = (f.default for f in fields(QuadformerConfig) if f.name == name)
+    usual = ",".join(map(str, default)) if isinstance(default, tuple) else default
+    text = f"{declared.help} By default {usual}, or as in --init."
+    if isinstance(default, bool):
+        text = declared.help
+    elif name == "heads":
+        text = f"{declared.help} By default those of --model, or of --init."
+    return field(default=None, metadata={"option": replace(declared, help=text)})
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """Options of a run; raises ConfigError if they are invalid."""
 
-    model: str = option("tiny", "Size of the model.", choices=tuple(PRESETS))
+    model: str | None = option(
+        None,
+        f"Size of the model. By default {_DEFAULT_MODEL}, or that of --init.",
+        choices=tuple(PRESETS),
+    )
     tokens: int | str | None = option(
         None,
         "Tokens per image; by default all that the shards hold. Of a range or a list, each step "
@@ -66,10 +85,12 @@ class TrainConfig:
         "image, at most --batch-size images.",
         low=1,
     )
-    positions: str = same_option(QuadformerConfig, "positions")
-    scale_embedding: bool = same_option(QuadformerConfig, "scale_embedding")
-    pool: str = same_option(QuadformerConfig, "pool")
-    fc_norm: bool = same_option(QuadformerConfig, "fc_norm")
+    positions: str | None = _of_the_model("positions")
+    scale_embedding: bool | None = _of_the_model("scale_embedding")
+    pool: str | None = _of_the_model("pool")
+    fc_norm: bool | None = _of_the_model("fc_norm")
+    heads: int | None = _of_the_model("heads")
+    activation: str | None = _of_the_model("activation")
     epochs: int = option(100, "Passes over the training split.", low=1)
     batch_size: int = option(256, "Images per step, over all processes.", low=1)
     grad_accum_steps: int = option(
@@ -103,8 +124,8 @@ class TrainConfig:
     flip: float = same_option(Augmentation, "flip")
     color_jitter: float = same_option(Augmentation, "color_jitter")
     token_dropout: float = same_option(Augmentation, "token_dropout")
-    mean: tuple[float, float, float] = same_option(QuadformerConfig, "mean")
-    std: tuple[float, float, float] = same_option(QuadformerConfig, "std")
+    mean: tuple[float, float, float] | None = _of_the_model("mean")
+    std: tuple[float, float, float] | None = _of_the_model("std")
     amp: str = option("auto", "bf16 autocast; auto uses it on GPUs that support it.", choices=AMP)
     compile: bool = option(False, "Compile the model with torch.compile.")
     gradient_checkpointing: bool = same_option(QuadformerConfig, "gradient_checkpointing")
@@ -154,17 +175,47 @@ class TrainConfig:
             return parse_tokens(self.mean_tokens, geometry, means=True)
         return parse_tokens(self.tokens or manifest_tokens, geometry)
 
-    def quadformer(self, manifest: Manifest) -> QuadformerConfig:
-        """Configuration of the model for a dataset with labels."""
+    def of_the_model(self) -> dict[str, Any]:
+        """The options of the model that are given, by the names of QuadformerConfig."""
+        given = {name: getattr(self, name) for name in _OF_THE_MODEL}
+        return {name: value for name, value in given.items() if value is not None}
+
+    def quadformer(
+        self, manifest: Manifest, architecture: Mapping[str, Any] | None = None
+    ) -> QuadformerConfig:
+        """Configuration of the model for a dataset with labels.
+
+        architecture: of the initial weights or of a resumed run, in place of `model`; ConfigError
+        if `model` is of another size.
+        """
         geometry = manifest.geometry
+        sizes = PRESETS[self.model or _DEFAULT_MODEL]
+        if architecture and self.model:
+            for name in ("width", "depth"):
+                if architecture[name] != sizes[name]:
+                    raise ConfigError(
+                        f"model {self.model} has {name} {sizes[name]}, the weights have "
+                        f"{architecture[name]}; omit --model, the weights decide it"
+                    )
         return QuadformerConfig(
-            classes=len(manifest.classes or ()),
-            patch_size=geometry.patch_size,
-            grid=geometry.grid(0),
-            max_scale=geometry.max_scale,
-            **{name: getattr(self, name) for name in _OF_THE_MODEL},
-            **PRESETS[self.model],
+            **dict(architecture or sizes)
+            | self.of_the_model()
+            | {
+                "classes": len(manifest.classes or ()),
+                "patch_size": geometry.patch_size,
+                "grid": geometry.grid(0),
+                "max_scale": geometry.max_scale,
+                "drop_path": self.drop_path,
+                "gradient_checkpointing": self.gradient_checkpointing,
+            }
         )
+
+    def settled(self, model: QuadformerConfig) -> "TrainConfig":
+        """With the options of the model that were not given as they are in `model`."""
+        sizes = ((name, preset["width"], preset["depth"]) for name, preset in PRESETS.items())
+        same = (name for name, *size in sizes if size == [model.width, model.depth])
+        settled = {name: getattr(model, name) for name in _OF_THE_MODEL}
+        return replace(self, **settled | self.of_the_model(), model=self.model or next(same, None))
 
     def as_json(self) -> dict[str, Any]:
         """The fields as JSON; `TrainConfig(**config.as_json())` is equal."""

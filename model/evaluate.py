@@ -114,9 +114,10 @@ def check_fits(
             f"the model was made for {config.patch_size} to "
             f"{config.patch_size << config.max_scale}; tokenize with those"
         )
-    if config.positions == "learned" and geometry.grid(0) != config.grid:
+    is_of_grid = config.positions == "learned" or config.rope != "none"
+    if is_of_grid and geometry.grid(0) != config.grid:
         raise ConfigError(
-            f"{where} has {geometry.grid(0)} patches, the model's learned positions are for "
+            f"{where} has {geometry.grid(0)} patches, the model's positions are for "
             f"{config.grid}; tokenize with that image size"
         )
     if manifest.classes != classes:
@@ -132,7 +133,7 @@ def find_differences(config: RunManifest, manifest: Manifest) -> list[str]:
     The stored budget and the seed are ignored: they do not change the tokens of an image.
     """
     found = config.differences(
-        RunManifest.of(config.train, manifest),
+        RunManifest.of(config.train, manifest, config.model.architecture()),
         *DATASET_PARTS,
     )
     return [text for name, text in found.items() if name not in _NOT_SEEN]

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from quadpipe.model.config import TrainConfig
 from quadpipe.model.quadformer import Quadformer
 
-_NO_DECAY = ("cls_token", "pos_embed", "scale_embed")
+_NO_DECAY = ("cls_token", "reg_token", "pos_embed", "scale_embed", "attn_pool.latent")
 
 
 def make_optimizer(model: Quadformer, config: TrainConfig) -> torch.optim.AdamW:
@@ -29,10 +29,11 @@ def make_optimizer(model: Quadformer, config: TrainConfig) -> torch.optim.AdamW:
 
 
 def _layer(name: str, depth: int) -> int:
-    """0 for the embeddings, 1.. for the blocks, `depth` for the last norm and the head."""
+    """0 for the embeddings, 1.. for the blocks, `depth` for the last norm, pooling and head."""
     if name.startswith("blocks."):
         return int(name.split(".")[1]) + 1
-    return depth if name.startswith(("norm.", "fc_norm.", "head.")) else 0
+    last = ("norm.", "attn_pool.", "fc_norm.", "head.")
+    return depth if name.startswith(last) else 0
 
 
 def learning_rate(config: TrainConfig, seen: int, samples: int) -> float:

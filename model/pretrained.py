@@ -1,23 +1,68 @@
 """Initial weights: of timm's Vision Transformers, or of another run.
 
-Letters: C classes; D width; P patch size; G rows x columns of patches.
+Letters: C classes; D width; P patch size; R CLS and register tokens; G rows x columns of patches.
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812  its usual name
 from torch import Tensor
 
 from quadpipe.errors import ConfigError
+from quadpipe.model.layouts import FAMILIES, from_timm, recognize, settings_by_name
 from quadpipe.model.quadformer import Quadformer
 from quadpipe.model.run_folder import BEST, LAST, RunFolder
 from quadpipe.model.run_manifest import RunManifest
 from quadpipe.weights import listing, parse_weights, read_weights_file, state_dict_problems
 
 _PREFIXES = ("module.", "_orig_mod.", "model.", "backbone.", "encoder.", "visual.trunk.")
+_ASKED = ("heads", "activation", "mean", "std")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Weights:
+    """Weights as they were read. path: of their file or run.
+
+    tensors: under timm's names, or a run's. run: its manifest, None for weights of timm.
+    """
+
+    path: Path
+    tensors: dict[str, Tensor]
+    run: RunManifest | None
+
+    def architecture(self, name: str | None, given: Mapping[str, Any]) -> dict[str, Any]:
+        """The fields of the QuadformerConfig that the weights were trained with.
+
+        Without those that depend on the dataset and those of training. name: of timm's model.
+        given: the user's options of the model; they take precedence. Raises ConfigError if the
+        weights are not of a known family, or if something that they do not tell is not given.
+        """
+        if self.run is not None:
+            if name is not None:
+                raise ConfigError(f"{self.path} is a run, which has its settings; omit --init-name")
+            return self.run.model.architecture()
+        try:
+            found = recognize(self.tensors)
+        except ConfigError as error:
+            raise ConfigError(
+                f"{self.path} is not a ViT as timm has them: {error}; give weights of {FAMILIES}"
+            ) from error
+        found |= settings_by_name(name) if name is not None else {}
+        if asked := [option for option in _ASKED if option not in {*found, *given}]:
+            by_name = (
+                "timm's name of the model, such as --init-name "
+                "vit_small_patch14_reg4_dinov2.lvd142m, or "
+            )
+            raise ConfigError(
+                f"{self.path} does not tell its {', '.join(asked)}; give "
+                f"{'' if name else by_name}{', '.join('--' + option for option in asked)}"
+            )
+        return found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,32 +77,45 @@ class Loaded:
     changed: dict[str, str]
 
 
-def load_pretrained(model: Quadformer, path: Path, classes: list[str] | None = None) -> Loaded:
+def read_weights(path: Path) -> Weights:
+    """The weights of a file, or of a run's folder or checkpoint.
+
+    Raises ConfigError if the file cannot be read, ShardError if it does not hold plain weights.
+    """
+    of_run = path.name in (BEST, LAST) and RunFolder(path.parent).started
+    if not (path.is_dir() or of_run):
+        tensors = _without_prefix(parse_weights(read_weights_file(path), str(path)))
+        return Weights(path=path, tensors=tensors, run=None)
+    run = RunFolder(path if path.is_dir() else path.parent)
+    model = run.model(torch.device("cpu"), None if path.is_dir() else path.name)
+    return Weights(path=path, tensors=dict(model.state_dict()), run=run.config())
+
+
+def load_pretrained(
+    model: Quadformer, source: Path | Weights, classes: list[str] | None = None
+) -> Loaded:
     """Copy the weights of a timm ViT, or of a run, into `model`.
 
-    path: a file of weights, or a run's folder or checkpoint. classes: the names of the model's.
-    The patch embedding is reshaped to a linear map. Positions are resampled to the model's grid
-    (bicubic, antialiased). The head is matched by the names of its classes, or by their number if
-    the names are not known, and not loaded if they differ. Raises ConfigError if the file cannot be
-    read, or a parameter is missing, has another shape or is not expected; ShardError if the file
-    does not hold plain weights.
+    classes: the names of the model's. The patch embedding becomes a linear map, of another patch
+    size by its pseudo-inverse. Positions are resampled to the model's grid (bicubic, antialiased).
+    The head is matched by the names of its classes, or by their number if the names are not known,
+    and not loaded if they differ. Raises ConfigError if the file cannot be read, or a parameter is
+    missing, has another shape or is not expected; ShardError if the file does not hold plain
+    weights.
     """
-    weights, run = _read(path)
+    source = source if isinstance(source, Weights) else read_weights(source)
+    weights, run = from_timm(source.tensors), source.run
     wanted = model.state_dict()
     changed: dict[str, str] = {}
-    expected_fresh = {"scale_embed"}
-    expected_unused: set[str] = set()
-    if "patch_embed.proj.weight" in weights:
-        weights["patch_embed.proj.weight"] = _linear_patches(
-            weights["patch_embed.proj.weight"], wanted["patch_embed.proj.weight"], changed
-        )
-    split = _split_positions(weights, model, run.model.grid if run else None)
-    if split and "pos_embed" in wanted:
-        weights["pos_embed"] = _resample_positions(*split, model, changed)
-    elif split:
-        weights["cls_token"] = weights["cls_token"] + split[0]
-        changed["pos_embed"] = "not loaded: the model has sinusoidal positions"
+    expected_fresh, expected_unused = {"scale_embed"}, set[str]()
+    _embed_patches(weights, model, run.model.patch_size if run else None, changed)
+    if _place_positions(weights, model, run.model.grid if run else None, changed):
         expected_unused.add("pos_embed")
+    if model.config.pool != "attention":
+        unused_pool = {name for name in weights if name.startswith("attn_pool.")}
+        if unused_pool:
+            changed["attn_pool"] = f"not loaded: the model has pool {model.config.pool}"
+        expected_unused |= unused_pool
     _take_head(weights, wanted, classes, run.classes if run else None, changed)
     if "head.weight" not in weights:
         expected_fresh |= {"head.weight", "head.bias"}
@@ -73,23 +131,12 @@ def load_pretrained(model: Quadformer, path: Path, classes: list[str] | None = N
         elif "fc_norm.weight" in fresh:
             norm = ", without --fc-norm (its last norm comes before pooling)"
         raise ConfigError(
-            f"{path} does not fit the model: {listing(problems, 8)}; give weights of a "
-            f"plain timm ViT of width {model.config.width} and depth {model.config.depth}, or "
-            f"another --model{norm}"
+            f"{source.path} does not fit the model: {listing(problems, 8)}; give weights of a "
+            f"timm ViT of width {model.config.width} and depth {model.config.depth}, of "
+            f"{FAMILIES}{norm}"
         )
     model.load_state_dict({k: weights.get(k, v) for k, v in wanted.items()})
     return Loaded(fresh=fresh, unused=unused, changed=changed)
-
-
-def _read(path: Path) -> tuple[dict[str, Tensor], RunManifest | None]:
-    """The weights at `path`, and the manifest of their run if it is known."""
-    of_run = path.name in (BEST, LAST) and RunFolder(path.parent).started
-    if not (path.is_dir() or of_run):
-        return _without_prefix(parse_weights(read_weights_file(path), str(path))), None
-    run = RunFolder(path if path.is_dir() else path.parent)
-    config = run.config()
-    model = run.model(torch.device("cpu"), None if path.is_dir() else path.name)
-    return dict(model.state_dict()), config
 
 
 def _without_prefix(weights: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -101,56 +148,112 @@ def _without_prefix(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     return dict(weights)
 
 
-def _linear_patches(weight: Tensor, wanted: Tensor, changed: dict[str, str]) -> Tensor:
-    """A convolution `[D, 3, P, P]` as a linear map `[D, P * P * 3]` of pixels in H, W, C order."""
-    if weight.dim() != 4 or weight.shape[2:].numel() * 3 != wanted.shape[1]:
-        return weight
-    changed["patch_embed.proj.weight"] = (
-        f"reshaped from a {weight.shape[2]} x {weight.shape[3]} convolution"
-    )
-    return weight.permute(0, 2, 3, 1).reshape(len(weight), -1)
+def _embed_patches(
+    weights: dict[str, Tensor], model: Quadformer, side: int | None, changed: dict[str, str]
+) -> None:
+    """Make the patch embedding the model's linear map of pixels in H, W, C order.
+
+    It is a convolution `[D, 3, P, P]`, or of a run such a linear map. side: the run's patch size.
+    """
+    name, wanted = "patch_embed.proj.weight", model.config.patch_size
+    kernel = weights.get(name)
+    if kernel is None:
+        return
+    if side is not None:
+        kernel = kernel.view(-1, side, side, 3).permute(0, 3, 1, 2)
+    if kernel.dim() != 4 or kernel.shape[1] != 3 or kernel.shape[2] != kernel.shape[3]:
+        return
+    size = kernel.shape[-1]
+    if size != wanted:
+        kernel = resample_kernel(kernel, wanted)
+        changed[name] = f"resampled from patches of {size} to {wanted} pixels, by pseudo-inverse"
+    elif side is None:
+        changed[name] = f"reshaped from a {size} x {size} convolution"
+    weights[name] = kernel.permute(0, 2, 3, 1).reshape(len(kernel), -1)
+
+
+def resample_kernel(kernel: Tensor, side: int) -> Tensor:
+    """Patch embeddings `[D, 3, P, P]` for patches of another side (FlexiViT, arXiv 2212.08013).
+
+    The embedding of a patch that is resized (bicubic, antialiased) to a larger side is that of the
+    patch itself; to a smaller one the nearest that there is, for random patches.
+    """
+    size = kernel.shape[-1]
+    pixels = torch.eye(size * size, dtype=torch.float64).view(size * size, 1, size, size)
+    resize = F.interpolate(pixels.float(), (side, side), mode="bicubic", antialias=True).double()
+    inverse = torch.linalg.pinv(resize.flatten(1))  # [side^2, P^2]
+    resampled: Tensor = kernel.double().flatten(2) @ inverse.T
+    return resampled.to(kernel.dtype).view(*kernel.shape[:2], side, side)
+
+
+def _place_positions(
+    weights: dict[str, Tensor],
+    model: Quadformer,
+    grid: tuple[int, int] | None,
+    changed: dict[str, str],
+) -> bool:
+    """Fit the learned positions to the model; True if it has none, and they are to be left out."""
+    split = _split_positions(weights, model, grid)
+    if split is None:
+        return False
+    prefix, cells = split
+    config = model.config
+    if prefix.shape[1] and (config.positions != "learned" or config.no_embed_class):
+        start = 0
+        for name in ("cls_token", "reg_token"):
+            if name in weights:
+                token = weights[name]
+                weights[name] = token + prefix[:, start : start + token.shape[1]]
+                start += token.shape[1]
+        prefix = prefix[:, :0]
+    if config.positions != "learned":
+        changed["pos_embed"] = f"not loaded: the model has {config.positions} positions"
+        return True
+    weights["pos_embed"] = _resample_positions(prefix, cells, model, changed)
+    return False
 
 
 def _split_positions(
     weights: dict[str, Tensor], model: Quadformer, grid: tuple[int, int] | None
 ) -> tuple[Tensor, Tensor] | None:
-    """Learned positions of CLS `[1, 1, D]` and of the patches `[1, D, rows, columns]`.
+    """Learned positions of the prefix tokens `[1, R or 0, D]` and patches `[1, D, rows, columns]`.
 
-    timm's `pos_embed` is `[1, 1 + G, D]`, or `[1, G, D]` with `no_embed_class`: nothing is added to
-    CLS then, as with a position of zeros. grid: of the positions, if it is known; otherwise a
-    square is tried, then the model's grid. None without positions, or if none of these fits.
+    timm's `pos_embed` is `[1, R + G, D]`, or `[1, G, D]` with `no_embed_class`. grid: of the
+    positions, if it is known; otherwise a square is tried, then the model's grid. None without
+    positions, or if none of these fits.
     """
-    positions, cls_token = weights.get("pos_embed"), weights.get("cls_token")
-    width = model.config.width
+    positions, width = weights.get("pos_embed"), model.config.width
     if positions is None or positions.dim() != 3 or positions.shape[::2] != (1, width):
         return None
-    if cls_token is None or cls_token.shape != (1, 1, width):
+    tokens = [weights[name] for name in ("cls_token", "reg_token") if name in weights]
+    if any(token.dim() != 3 or token.shape[::2] != (1, width) for token in tokens):
         return None
-    count = positions.shape[1]
-    square = [(math.isqrt(cells), math.isqrt(cells)) for cells in (count - 1, count) if cells > 0]
+    prefix, count = sum(token.shape[1] for token in tokens), positions.shape[1]
+    square = [(math.isqrt(c), math.isqrt(c)) for c in (count - prefix, count) if c > 0]
     for rows, columns in [grid] if grid else [*square, model.config.grid]:
         own = count - rows * columns
-        if own in (0, 1):
+        if own in (0, prefix):
             cells = positions[:, own:].reshape(1, rows, columns, width).permute(0, 3, 1, 2)
-            return positions[:, :own] if own else torch.zeros_like(cls_token), cells
+            return positions[:, :own], cells
     return None
 
 
 def _resample_positions(
-    cls: Tensor, cells: Tensor, model: Quadformer, changed: dict[str, str]
+    prefix: Tensor, cells: Tensor, model: Quadformer, changed: dict[str, str]
 ) -> Tensor:
-    """`[1, 1 + G, D]` for the model's grid, from split positions."""
+    """`[1, R + G, D]`, or without R, for the model, from split positions."""
     (rows, columns), side = model.config.grid, tuple(cells.shape[2:])
     notes = []
     if side != (rows, columns):
         notes.append(f"resampled from {side[0]} x {side[1]} to {rows} x {columns}")
         resized = F.interpolate(cells.float(), (rows, columns), mode="bicubic", antialias=True)
         cells = resized.to(cells.dtype)
-    if not cls.any():
+    if not prefix.shape[1] and not model.config.no_embed_class and model.config.prefix:
         notes.append("none for CLS")
+        prefix = prefix.new_zeros(1, model.config.prefix, model.config.width)
     if notes:
         changed["pos_embed"] = ", ".join(notes)
-    return torch.cat([cls, cells.flatten(2).transpose(1, 2)], dim=1)
+    return torch.cat([prefix, cells.flatten(2).transpose(1, 2)], dim=1)
 
 
 def _take_head(

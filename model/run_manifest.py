@@ -1,6 +1,6 @@
 """The manifest of a training run, as `config.json` holds it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from itertools import pairwise
 from typing import Any
@@ -29,10 +29,10 @@ _PARTS: dict[str, Any] = {
 class RunManifest:
     """Everything needed to resume a run, to evaluate it and to predict with it.
 
-    shard_lists: sha256 of the list of shards by split. scorer_sha256: of the weights of the
-    scorer's network. codec, imaging_library: as in the dataset's manifest, None in runs of older
-    versions. quadpipe: the version that started the run. ignored: fields of the file that this
-    version does not know.
+    train: with the options of the model as they are in `model`. shard_lists: sha256 of the list of
+    shards by split. scorer_sha256: of the weights of the scorer's network. codec, imaging_library:
+    as in the dataset's manifest, None in runs of older versions. quadpipe: the version that started
+    the run. ignored: fields of the file that this version does not know.
     """
 
     train: TrainConfig
@@ -49,6 +49,7 @@ class RunManifest:
 
     def __post_init__(self) -> None:
         check_fields(self)
+        object.__setattr__(self, "train", self.train.settled(self.model))
         geometry = self.tokenizer.geometry
         if len(self.classes) != self.model.classes:
             raise ConfigError(f"{len(self.classes)} classes for a head of {self.model.classes}")
@@ -59,10 +60,16 @@ class RunManifest:
         self.make_codec()
 
     @classmethod
-    def of(cls, config: TrainConfig, manifest: Manifest) -> "RunManifest":
+    def of(
+        cls,
+        config: TrainConfig,
+        manifest: Manifest,
+        architecture: Mapping[str, Any] | None = None,
+    ) -> "RunManifest":
+        """architecture: see `TrainConfig.quadformer`."""
         return cls(
             train=config,
-            model=config.quadformer(manifest),
+            model=config.quadformer(manifest, architecture),
             tokenizer=manifest.tokenizer,
             classes=list(manifest.classes or ()),
             label_aware=bool(manifest.scorer["label_aware"]),

@@ -21,7 +21,7 @@ from quadpipe.model.distributed import World, join_world
 from quadpipe.model.evaluate import EvalResult, evaluate
 from quadpipe.model.metrics import Metrics
 from quadpipe.model.optimize import learning_rate
-from quadpipe.model.pretrained import load_pretrained
+from quadpipe.model.pretrained import load_pretrained, read_weights
 from quadpipe.model.progress import Interval, TrainProgress
 from quadpipe.model.quadformer import Quadformer
 from quadpipe.model.run_folder import BEST, LAST, RunFolder, pick_device
@@ -38,6 +38,7 @@ def train(
     *,
     resume: bool = False,
     init: str | PathLike[str] | None = None,
+    init_name: str | None = None,
     cache: Cache | None = None,
     progress: TrainProgress | None = None,
     **options: Any,
@@ -47,9 +48,10 @@ def train(
         run = quadpipe.model.train("shards/", "run/", model="small", tokens=100, epochs=100)
 
     options: fields of TrainConfig. resume: continue the run in `out`, exactly, with the options it
-    was started with. init: weights to start from, of a timm ViT or a run. cache: local copies of
-    the shards of a remote dataset. Under torchrun each process calls this. Raises ConfigError if
-    options or dataset are invalid, NonFiniteLossError, InterruptedTrainingError.
+    was started with. init: weights to start from, of a timm ViT or a run; the model is theirs.
+    init_name: timm's name of the model. cache: local copies of the shards of a remote dataset.
+    Under torchrun each process calls this. Raises ConfigError if options or dataset are invalid,
+    NonFiniteLossError, InterruptedTrainingError.
     """
     config = TrainConfig(**options)
     device = pick_device(config.device)
@@ -63,6 +65,7 @@ def train(
             progress,
             resume=resume,
             init=init,
+            init_name=init_name,
         )
         trainer.fit()
         return trainer.run
@@ -86,6 +89,7 @@ class Trainer:
         *,
         resume: bool = False,
         init: str | PathLike[str] | None = None,
+        init_name: str | None = None,
     ) -> None:
         self.dataset, self.run, self.device, self.world = dataset, run, device, world
         self.progress = progress if progress and world.is_rank_zero else TrainProgress()
@@ -96,9 +100,16 @@ class Trainer:
             raise ConfigError("--resume continues with the run's own weights; omit --init")
         if resume and not run.started:
             raise ConfigError(f"{run} does not hold a run to resume; omit --resume")
+        if init_name and not init:
+            raise ConfigError("--init-name is the name of the weights of --init; give both")
         stored = run.config() if resume else None
-        self.config = config = shorten_warmup(config, stored, self.progress.warn)
-        self.manifest = RunManifest.of(config, manifest)
+        weights = read_weights(Path(init)) if init else None
+        config = shorten_warmup(config, stored, self.progress.warn)
+        architecture = stored.model.architecture() if stored else None
+        if weights:
+            architecture = weights.architecture(init_name, config.of_the_model())
+        self.manifest = RunManifest.of(config, manifest, architecture)
+        self.config = config = self.manifest.train
         if stored:
             where = str(dataset.folder)
             check_same_run(stored, self.manifest, manifest, str(run), where, self.progress.warn)
@@ -109,7 +120,7 @@ class Trainer:
         self.metrics = Metrics(run.folder, tensorboard=config.tensorboard)
         torch.manual_seed(config.seed)
         self.model = Quadformer(self.manifest.model).to(device)
-        self.loaded = load_pretrained(self.model, Path(init), manifest.classes) if init else None
+        self.loaded = load_pretrained(self.model, weights, manifest.classes) if weights else None
         columns = manifest.geometry.grid(0)[1]
         self.update = TrainStep(self.model, config, device, world, columns)
         self.step, self.epoch, self.consumed, self.best = 0, 0, 0, -1.0

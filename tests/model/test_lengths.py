@@ -27,6 +27,11 @@ OPTIONS: list[dict[str, Any]] = [
     {"pool": "area", "positions": "learned"},
     {"pool": "area", "fc_norm": True, "scale_embedding": True},
     {"gradient_checkpointing": True},
+    {"reg_tokens": 4, "rope": "dinov3", "positions": "none", "layer_scale": True},
+    {"rope": "eva02", "positions": "learned", "swiglu": True, "qkv_bias": "qv"},
+    {"class_token": False, "pool": "attention", "positions": "learned"},
+    {"class_token": False, "pool": "area", "pre_norm": True},
+    {"reg_tokens": 1, "positions": "learned", "pool": "attention", "gradient_checkpointing": True},
 ]
 
 
@@ -71,7 +76,8 @@ def test_a_batch_of_several_lengths_equals_its_images_one_by_one(options):
     for name, values in out.items():
         parts = [single[1][name] for single in singles]
         flat = [part.flatten(0, 1) if part.dim() == 3 else part for part in parts]
-        assert torch.allclose(values, torch.cat(flat), rtol=0, atol=1e-10), name
+        found = values.flatten(0, 1) if values.dim() == 3 else values
+        assert torch.allclose(found, torch.cat(flat), rtol=0, atol=1e-10), name
     for one, other in zip(gradients(model, logits), gradients(model, expected), strict=True):
         assert torch.allclose(one, other, rtol=1e-10, atol=1e-10)
 
@@ -130,7 +136,13 @@ def test_intermediates_are_in_the_order_of_the_batch():
     model = make_model(pool="area")
     _, out = model(*make_images(LENGTHS), LENGTHS)
     shapes = {name: tuple(value.shape) for name, value in out.items()}
-    assert shapes == {"embedded": (54, 24), "tokens": (48, 24), "cls": (6, 24), "pooled": (6, 24)}
+    assert shapes == {
+        "embedded": (54, 24),
+        "tokens": (48, 24),
+        "prefix": (6, 1, 24),
+        "cls": (6, 24),
+        "pooled": (6, 24),
+    }
     firsts = (LENGTHS + 1).cumsum(0) - LENGTHS - 1
     assert torch.equal(out["embedded"][firsts], model.cls_token[0].expand(6, -1))
 

@@ -1,5 +1,7 @@
 """Options of training, the learning rate, weight decay and the moving average."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -9,6 +11,17 @@ from quadpipe.model import TrainConfig
 from quadpipe.model.config import PRESETS
 from quadpipe.model.optimize import MovingAverage, learning_rate, make_optimizer
 from quadpipe.model.quadformer import Quadformer
+
+
+def groups_of(model: Quadformer, config: TrainConfig) -> dict[str, tuple[float, float]]:
+    """Weight decay and factor of the learning rate of each parameter."""
+    groups = {}
+    for group in make_optimizer(model, config).param_groups:
+        for parameter in group["params"]:
+            groups[id(parameter)] = (group["weight_decay"], group["lr_scale"])
+    found = {name: groups[id(p)] for name, p in model.named_parameters()}
+    assert len(found) == len(groups)
+    return found
 
 
 @pytest.mark.parametrize(
@@ -41,12 +54,7 @@ def test_the_learning_rate_warms_up_in_samples_and_falls_to_its_minimum():
 def test_weight_decay_skips_biases_norms_and_positions_and_lower_layers_learn_slower(shards):
     config = TrainConfig(model="nano", layer_decay=0.5, positions="learned")
     model = Quadformer(config.quadformer(quadpipe.Dataset(shards).manifest))
-    groups = {}
-    for group in make_optimizer(model, config).param_groups:
-        for parameter in group["params"]:
-            groups[id(parameter)] = (group["weight_decay"], group["lr_scale"])
-    found = {name: groups[id(p)] for name, p in model.named_parameters()}
-    assert len(found) == len(groups)
+    found = groups_of(model, config)
     assert found["head.weight"] == (0.05, 1.0)
     assert found["head.bias"] == (0.0, 1.0)
     assert found["blocks.3.mlp.fc1.weight"] == (0.05, 0.5)
@@ -54,6 +62,18 @@ def test_weight_decay_skips_biases_norms_and_positions_and_lower_layers_learn_sl
     assert found["patch_embed.proj.weight"] == (0.05, 0.03125)
     assert found["pos_embed"] == (0.0, 0.03125)
     assert PRESETS["nano"]["depth"] == 4
+
+
+def test_registers_and_the_pooling_of_pretrained_models_have_their_groups(shards):
+    config = TrainConfig(model="nano", layer_decay=0.5, pool="attention")
+    chosen = config.quadformer(quadpipe.Dataset(shards).manifest)
+    model = Quadformer(replace(chosen, reg_tokens=4, layer_scale=True, pre_norm=True))
+    found = groups_of(model, config)
+    assert found["reg_token"] == (0.0, 0.03125)
+    assert found["norm_pre.weight"] == (0.0, 0.03125)
+    assert found["blocks.3.ls1.gamma"] == (0.0, 0.5)
+    assert found["attn_pool.latent"] == (0.0, 1.0)
+    assert found["attn_pool.kv.weight"] == (0.05, 1.0)
 
 
 def test_the_moving_average_follows_the_weights():

@@ -13,15 +13,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import quadpipe
 from quadpipe.errors import ConfigError, ShardError
+from quadpipe.model.positions import patch_centers, sinusoidal, sinusoidal_2d
 from quadpipe.model.pretrained import load_pretrained
-from quadpipe.model.quadformer import (
-    PRESETS,
-    Quadformer,
-    QuadformerConfig,
-    patch_centers,
-    sinusoidal,
-    sinusoidal_2d,
-)
+from quadpipe.model.quadformer import PRESETS, Quadformer, QuadformerConfig
 from reference import vit
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "model.npz"
@@ -67,6 +61,7 @@ def test_logits_and_named_steps_have_their_shapes(leaves):
     shapes = {name: tuple(value.shape) for name, value in out.items()}
     assert shapes == {
         "embedded": (4, 65, 48),
+        "prefix": (4, 1, 48),
         "tokens": (4, 64, 48),
         "cls": (4, 48),
         "pooled": (4, 48),
@@ -283,7 +278,7 @@ def test_sinusoidal_models_take_the_rest_of_the_weights(timm_state, tmp_path):
         (lambda s: s.update({"extra.weight": torch.zeros(1)}), "unexpected extra.weight"),
         (
             lambda s: s.update({"norm.bias": torch.zeros(5)}),
-            r"norm.bias \[5\], expected \[48\]; give weights of a plain timm ViT of width 48",
+            r"norm.bias \[5\], expected \[48\]; give weights of a timm ViT of width 48",
         ),
     ],
 )

@@ -1,0 +1,114 @@
+"""Runs exported for timm."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from command_line import run_cli
+from families import GOLDEN, config, saved, state, uniform
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+from quadpipe.errors import ConfigError, OutputError
+from quadpipe.model.export import export
+from quadpipe.model.layouts import from_timm, to_timm
+from quadpipe.model.pretrained import load_pretrained
+from quadpipe.model.quadformer import Quadformer, QuadformerConfig
+from quadpipe.model.run_folder import RunFolder
+from quadpipe.shards.format import json_bytes
+from reference import vit
+
+CLASSES = ["a", "b", "c", "d", "e"]
+SHAPE: dict[str, Any] = {"width": 32, "depth": 2, "heads": 2, "classes": 5, "patch_size": 8}
+SHAPE |= {"grid": (8, 8), "max_scale": 2}
+
+
+@pytest.fixture
+def run_of(undisturbed, tmp_path):
+    """A run that holds a model, on the shards of `undisturbed`."""
+
+    def make(model: Quadformer) -> RunFolder:
+        run = RunFolder(tmp_path / "run")
+        manifest = replace(RunFolder(undisturbed).config(), model=model.config, classes=CLASSES)
+        run.folder.write("config.json", json_bytes(manifest.to_json()))
+        run.save("last.safetensors", model.state_dict(), None, step=0, epoch=0)
+        return run
+
+    return make
+
+
+@pytest.mark.parametrize("family", GOLDEN)
+def test_weights_come_back_bit_equal_under_timms_names(family, run_of, tmp_path):
+    model = Quadformer(config(family, saved(family, tmp_path)))
+    load_pretrained(model, saved(family, tmp_path))
+    exported = export(run_of(model), tmp_path / "timm.safetensors")
+    assert exported.changed == {}
+    found, expected = load_file(tmp_path / "timm.safetensors"), state(family)
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+@pytest.mark.parametrize(
+    ("parts", "name"),
+    [
+        ({"rope": "eva02", "qkv_bias": "qv", "swiglu": True}, "blocks.1.attn.q_bias"),
+        (
+            {"rope": "eva02", "qkv_bias": "qv", "swiglu": True, "mlp_norm": True},
+            "blocks.1.attn.q_proj.bias",
+        ),
+        ({"rope": "dinov3", "qkv_bias": "none", "swiglu": True}, "blocks.1.mlp.fc1_g.weight"),
+        ({"swiglu": True, "layer_scale": True}, "blocks.1.ls1.gamma"),
+        ({"rope": "dinov3", "qkv_bias": "qv", "layer_scale": True}, "blocks.1.gamma_1"),
+    ],
+)
+def test_each_layout_has_timms_names_and_is_read_again(parts, name):
+    model = Quadformer(QuadformerConfig(**SHAPE, positions="learned", **parts))
+    theirs = to_timm(model.state_dict(), model.config)
+    assert name in theirs
+    ours = from_timm(theirs)
+    linear = "patch_embed.proj.weight"
+    ours[linear] = ours[linear].permute(0, 2, 3, 1).flatten(1)
+    assert ours.keys() == model.state_dict().keys()
+    assert all(torch.equal(ours[name], value) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("positions", ["sinusoidal", "learned"])
+def test_our_own_parts_are_folded_into_timms(positions, run_of, tmp_path):
+    torch.manual_seed(0)
+    options: dict[str, Any] = {"positions": positions, "scale_embedding": True}
+    model = Quadformer(QuadformerConfig(**SHAPE, **options)).eval()
+    torch.nn.init.normal_(model.scale_embed)
+    exported = export(run_of(model), tmp_path / "timm.safetensors")
+    assert exported.changed["scale_embed"] == "of scale 0 is added to pos_embed"
+    assert f"no_embed_class={positions == 'sinusoidal'}" in exported.code
+    tokens, boxes = uniform("augreg")
+    images = tokens.unflatten(1, (8, 8)).transpose(2, 3).flatten(3, 4).flatten(1, 2)
+    pixels = (images / 255 - torch.tensor(model.config.mean)) / torch.tensor(model.config.std)
+    weights = load_file(tmp_path / "timm.safetensors")
+    expected = vit.logits(weights, pixels.permute(0, 3, 1, 2), heads=2)
+    assert torch.allclose(model(tokens, boxes)[0], expected, atol=1e-5)
+
+
+def test_the_command_writes_the_file_and_prints_how_to_load_it(undisturbed, tmp_path):
+    path = tmp_path / "timm.safetensors"
+    done = run_cli("export", undisturbed, "--to", path)
+    assert done.returncode == 0, done.stderr
+    assert "best.safetensors, epoch" in done.stderr
+    assert "pos_embed holds the sinusoidal positions" in done.stderr
+    assert "VisionTransformer(img_size=(64, 64), patch_size=8, num_classes=2," in done.stdout
+    compile(done.stdout, "printed", "exec")
+    with safe_open(path, "pt") as file:
+        assert json.loads(file.metadata()["classes"]) == ["flower", "temple"]
+    done = run_cli("export", undisturbed, "--to", path)
+    assert done.returncode == 2
+    assert "exists; delete it, or choose another --to" in done.stderr
+
+
+def test_files_that_cannot_be_written_are_refused(undisturbed, tmp_path):
+    with pytest.raises(ConfigError, match="does not end in .safetensors; rename it"):
+        export(RunFolder(undisturbed), Path("timm.pth"))
+    with pytest.raises(OutputError, match="cannot write .*: No such file or directory"):
+        export(RunFolder(undisturbed), tmp_path / "nowhere" / "timm.safetensors")
