@@ -260,8 +260,7 @@ def evaluated(run: RunFolder, dataset: Path, cell: Cell) -> Iterator[dict[str, A
     model, limits = run.model(device, LAST), run.config().limits()
     for counts, tokens in Training.parse(cell.tokens).evaluated():
         if counts == OWN:
-            options: dict[str, Any] = {"threshold": run.threshold(tokens, limits)}
-            options |= {"min_tokens": limits.least, "max_tokens": limits.most}
+            options = {"threshold": run.threshold(tokens, limits)} | limits.options()
         else:
             options = {"tokens": grid_side(tokens) ** 2 if cell.is_uniform else tokens}
         loader = Loader(dataset, "val", batch_size=256, shuffle=False, **options)

@@ -158,11 +158,7 @@ def _options(
     yield from ({"tokens": budget} for budget in budgets)
     for mean in wanted:
         limits = config.limits(*given)
-        yield {
-            "threshold": run.threshold(mean, limits),
-            "min_tokens": limits.least,
-            "max_tokens": limits.most,
-        }
+        yield {"threshold": run.threshold(mean, limits)} | limits.options()
 
 
 def _spread(budgets: Sequence[int], most: int) -> list[int]:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
-from quadpipe.counts import check_given
+from quadpipe.counts import DISCOUNT, MAX_DISCOUNT, check_given
 from quadpipe.errors import ConfigError
 from quadpipe.fields import check_fields, declared_options, option, same_option
 from quadpipe.geometry import Geometry
@@ -72,6 +72,13 @@ class TrainConfig:
         None,
         "With --mean-tokens: the most of an image, by default all that the shards hold.",
         low=1,
+    )
+    gain_discount: int = option(
+        DISCOUNT,
+        "With --mean-tokens: the gain of an image's split k is divided by k to this power; large "
+        "values make the numbers of tokens equal.",
+        low=0,
+        high=MAX_DISCOUNT,
     )
     tokens_draw: str = option(
         "even",

@@ -101,7 +101,9 @@ class RunManifest:
         else:
             trained = self.budgets[0], self.budgets[-1]
         least, most = (t if n is None else n for n, t in zip((least, most), trained, strict=True))
-        return CountLimits.of(self.tokenizer.geometry, stored, least, most)
+        return CountLimits.of(
+            self.tokenizer.geometry, stored, least, most, self.train.gain_discount
+        )
 
     def unseen(self, counts: Sequence[int]) -> list[int]:
         """Those of some numbers of tokens per image that no image had in training."""

@@ -297,7 +297,7 @@ class Trainer:
         if self.gains is None or not self.manifest.is_adaptive:
             return {"tokens": budgets}
         limits = self.manifest.limits()
-        within = {"min_tokens": limits.least, "max_tokens": limits.most}
+        within = limits.options()
         if training:
             return within | {"mean_tokens": budgets}
         return within | {"threshold": limits.threshold(self.gains, budgets[0])}

@@ -1,39 +1,51 @@
 """Numbers of tokens of images that differ: the splits that each image of a set gets.
 
 The gains of an image never increase, so the largest gains of a set of images are a prefix of the
-split order of each of them.
+split order of each of them. A split is worth less to an image that has many already: the gain of
+split k, counted from 1, is divided by k to the power of a discount (a negative one multiplied).
+Without it, scorers whose maps are comparable between images give nearly all tokens to few images;
+docs/budgets.md has what was measured.
 
 Letters: B images; K stored splits.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from quadpipe.errors import ConfigError
 from quadpipe.geometry import Geometry
 
+DISCOUNT, MAX_DISCOUNT = 2, 8
 QUANTILES = 1024
 """Rows of a `distribution`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CountLimits:
-    """The least and the largest number of tokens of an image, both legal budgets."""
+    """The least and the largest number of tokens of an image, both legal budgets; the discount."""
 
     geometry: Geometry
     least: int
     most: int
+    discount: int = DISCOUNT
 
     @classmethod
     def of(
-        cls, geometry: Geometry, stored: int, least: int | None = None, most: int | None = None
+        cls,
+        geometry: Geometry,
+        stored: int,
+        least: int | None = None,
+        most: int | None = None,
+        discount: int = DISCOUNT,
     ) -> "CountLimits":
         """By default from the roots to the `stored` budget; ConfigError on other limits."""
         limits = cls(
             geometry=geometry,
             least=geometry.roots if least is None else least,
             most=stored if most is None else most,
+            discount=discount,
         )
         for tokens in (limits.least, limits.most):
             geometry.num_splits(tokens)
@@ -49,6 +61,14 @@ class CountLimits:
         """All numbers of tokens that an image can have, ascending."""
         return self.geometry.budgets_between(self.least, self.most)
 
+    def options(self) -> dict[str, Any]:
+        """These limits as options of a `Loader`."""
+        return {
+            "min_tokens": self.least,
+            "max_tokens": self.most,
+            "gain_discount": self.discount,
+        }
+
     def check_mean(self, mean: int) -> None:
         """Raise ConfigError unless images can have that many tokens on average."""
         if not self.least <= mean <= self.most:
@@ -60,8 +80,9 @@ class CountLimits:
     def share(self, gains: np.ndarray, mean: int) -> np.ndarray:
         """int64 `[B]`: the number of splits of each image when the set has `mean` * B tokens.
 
-        gains: float32 `[B, K]`. The largest gains of the set are taken; of equal ones those that
-        come first in their image, then those of the first image. At most 2 tokens stay unused.
+        gains: float32 `[B, K]`. The largest discounted gains of the set are taken; of equal ones
+        those that come first in their image, then those of the first image. At most 2 tokens stay
+        unused.
         """
         low, free = self._free(gains)
         wanted = self._wanted(len(gains), mean)
@@ -74,7 +95,7 @@ class CountLimits:
         return counts + np.bincount(equal, minlength=len(gains))
 
     def threshold(self, gains: np.ndarray, mean: int) -> float:
-        """The gain down to which images are split so that the set has `mean` tokens per image.
+        """The discounted gain down to which images are split for `mean` tokens per image.
 
         With many equal gains the mean is the nearest that a threshold can give.
         """
@@ -91,15 +112,19 @@ class CountLimits:
         return float(value)
 
     def at_threshold(self, gains: np.ndarray, threshold: float) -> np.ndarray:
-        """int64 `[B]`: the number of splits of each image with a gain of at least `threshold`."""
+        """int64 `[B]`: the splits of each image with a discounted gain of at least `threshold`."""
         low, free = self._free(gains)
         splits: np.ndarray = low + (free >= np.float32(threshold)).sum(axis=1, dtype=np.int64)
         return splits
 
     def _free(self, gains: np.ndarray) -> tuple[int, np.ndarray]:
-        """Splits that every image has, and the gains `[B, ..]` of those that it may have."""
+        """Splits that every image has; discounted gains `[B, ..]` of those that it may have."""
         low, high = (self.geometry.num_splits(tokens) for tokens in (self.least, self.most))
-        return low, gains[:, low:high]
+        # Integers to the power of an integer, and one rounding: the same on every machine.
+        divisors = np.arange(low + 1, high + 1, dtype=np.float64) ** self.discount
+        free = gains[:, low:high]
+        discounted = np.where(free < 0, free * divisors, free / divisors)
+        return low, discounted.astype(np.float32)
 
     def _wanted(self, images: int, mean: int) -> int:
         """Number of splits of the set beyond the least one of each image."""

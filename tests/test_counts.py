@@ -26,18 +26,19 @@ def made_gains(seed: int, images: int, levels: int) -> np.ndarray:
     levels=st.sampled_from([1, 3, 1000]),
     bounds=st.tuples(st.integers(0, SPLITS), st.integers(0, SPLITS)).map(sorted),
     share=st.floats(0, 1),
+    discount=st.integers(0, 8),
 )
 def test_a_batch_shares_its_budget_as_one_split_at_a_time_would(
-    seed, images, levels, bounds, share
+    seed, images, levels, bounds, share, discount
 ):
     least, most = (4 + 3 * splits for splits in bounds)
-    limits = CountLimits.of(GEOMETRY, STORED, least, most)
+    limits = CountLimits.of(GEOMETRY, STORED, least, most, discount)
     mean = round(least + share * (most - least))
     gains = made_gains(seed, images, levels)
     counts = limits.share(gains, mean)
     tokens = int((4 + 3 * counts).sum())
     assert images * mean - 2 <= tokens <= images * mean
-    assert counts.tolist() == share_slowly(gains, (tokens - 4 * images) // 3, *bounds)
+    assert counts.tolist() == share_slowly(gains, (tokens - 4 * images) // 3, *bounds, discount)
 
 
 def test_images_without_differences_get_equal_counts():

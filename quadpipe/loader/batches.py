@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from quadpipe.counts import CountLimits, check_given
+from quadpipe.counts import DISCOUNT, CountLimits, check_given
 from quadpipe.errors import ConfigError
 from quadpipe.loader.order import SHARDS_AT_ONCE, EpochOrder
 from quadpipe.loader.samples import Rows, SampleReader, check_verify
@@ -73,7 +73,8 @@ class Loader:
     mean_tokens: instead of `tokens`, the mean number over the images of a global batch, or several.
     Each image has between `min_tokens` and `max_tokens`, by default the least possible number and
     the stored one: the largest gains of the batch are split; see `counts.CountLimits.share`.
-    threshold: instead of both, each image is split down to this gain, within the same limits.
+    gain_discount: see `counts`. threshold: instead of both, each image is split down to this
+    discounted gain, within the same limits.
 
     The order of the samples and the budgets depend on `seed`, the epoch and the dataset alone;
     rank r of `world_size` takes its slice of every global batch, and `workers` threads only read
@@ -99,6 +100,7 @@ class Loader:
         mean_tokens: Tokens | None = None,
         min_tokens: int | None = None,
         max_tokens: int | None = None,
+        gain_discount: int = DISCOUNT,
         threshold: float | None = None,
         weights: Sequence[float] | None = None,
         tokens_per_batch: int | None = None,
@@ -118,7 +120,7 @@ class Loader:
         self.split = self.dataset.split(split)
         self.name = split
         self.threshold = threshold
-        self._set_budgets(tokens, mean_tokens, min_tokens, max_tokens)
+        self._set_budgets(tokens, mean_tokens, min_tokens, max_tokens, gain_discount)
         if batch_size < 1 or workers < 0 or not 0 <= rank < world_size:
             raise ConfigError(
                 f"batch_size {batch_size}, workers {workers}, rank {rank} of {world_size}: the "
@@ -161,6 +163,7 @@ class Loader:
         mean_tokens: Tokens | None,
         min_tokens: int | None,
         max_tokens: int | None,
+        discount: int,
     ) -> None:
         """Set `budgets`, and `limits` where images have numbers of tokens of their own."""
         stored, geometry = self.dataset.manifest.tokenizer.tokens, self.dataset.manifest.geometry
@@ -171,7 +174,7 @@ class Loader:
         check_given(is_adaptive or None, min_tokens, max_tokens)
         self.limits = None
         if is_adaptive:
-            self.limits = CountLimits.of(geometry, stored, min_tokens, max_tokens)
+            self.limits = CountLimits.of(geometry, stored, min_tokens, max_tokens, discount)
             means = self.limits.most if mean_tokens is None else mean_tokens
             self.budgets = parse_tokens(means, geometry, means=True)
             for mean in self.budgets:
