@@ -31,14 +31,15 @@ def made_gains(seed: int, images: int, levels: int) -> np.ndarray:
 def test_a_batch_shares_its_budget_as_one_split_at_a_time_would(
     seed, images, levels, bounds, share, discount
 ):
-    least, most = (4 + 3 * splits for splits in bounds)
+    low, high = bounds
+    least, most = 4 + 3 * low, 4 + 3 * high
     limits = CountLimits.of(GEOMETRY, STORED, least, most, discount)
     mean = round(least + share * (most - least))
     gains = made_gains(seed, images, levels)
     counts = limits.share(gains, mean)
     tokens = int((4 + 3 * counts).sum())
     assert images * mean - 2 <= tokens <= images * mean
-    assert counts.tolist() == share_slowly(gains, (tokens - 4 * images) // 3, *bounds, discount)
+    assert counts.tolist() == share_slowly(gains, (tokens - 4 * images) // 3, low, high, discount)
 
 
 def test_images_without_differences_get_equal_counts():
