@@ -10,12 +10,13 @@ trainer, and adds its lines to OUT/results.jsonl. A rerun skips what is in there
 be killed at any time. The same command may run several times at once: each takes what no other has
 taken.
 
---tokens: 37 trains at 37 tokens per image. 19-64 draws a budget of that range at each step. ~37 and
-~19-64 are means over the images of a step, each with a number of its own, from 16 to all that are
-stored, or within limits, as in ~37:19-64. A model for one number is evaluated at it, one for a
-range at up to five in it. Where images have numbers of their own in training, or there is a range,
-both are evaluated: the same number for all images ("equal"), and a threshold on gains that gives
-this mean in training ("own").
+--tokens: 37 trains at 37 tokens per image. 19-64 draws a budget of that range at each step, 19,37
+one of the list. ~37 and ~19-64 are means over the images of a step, each with a number of its own,
+from 16 to all that are stored, or within limits, as in ~37:19-64. A model for one number is
+evaluated at it, one for a range at up to five in it. Where images have numbers of their own in
+training, or there are several budgets, both are evaluated: the same number for all images
+("equal"), and a threshold on gains that gives this mean in training ("own"), with each of
+--gain-discounts.
 
 --scenes: `small`, `large` or `mixed`, made by benchmarks/scenes.py. --images: an image folder with
 labels and with splits train and val.
@@ -30,12 +31,13 @@ import argparse
 import fcntl
 import json
 import os
+import re
 import shutil
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +48,7 @@ from PIL import Image
 from scenes import SETTINGS, SIDE, add_arguments, load, unfinished
 
 import quadpipe
+from quadpipe.counts import DISCOUNT
 from quadpipe.errors import QuadpipeError
 from quadpipe.loader import Loader
 from quadpipe.model import train
@@ -68,9 +71,10 @@ def main() -> None:
     source.add_argument("--images", type=Path, help="an image folder with splits train and val")
     parser.add_argument("--maps", type=Path, help="with --images: maps for scorer precomputed")
     parser.add_argument("--scorers", nargs="+", required=True, metavar="NAME[,OPTION=VALUE]")
-    parser.add_argument("--tokens", nargs="+", default=["37"], metavar="N|LOW-HIGH|~N|~LOW-HIGH")
+    parser.add_argument("--tokens", nargs="+", default=["37"], metavar="[~]N|LOW-HIGH|N,N,..")
     parser.add_argument("--stored", type=int, help="tokens in the shards; by default the largest")
     parser.add_argument("--tokens-draw", default="even", choices=TOKENS_DRAW)
+    parser.add_argument("--gain-discounts", nargs="+", type=int, default=[DISCOUNT])
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--model", default="nano")
     parser.add_argument("--epochs", type=int, default=3)
@@ -86,6 +90,7 @@ def main() -> None:
         setting=options.scenes or options.images.name,
         images=options.images or options.out / "scenes" / options.scenes,
         maps=options.maps if options.images else options.out / "scenes" / f"{options.scenes}-maps",
+        discounts=tuple(options.gain_discounts),
         stored=options.stored or max(Training.parse(text).largest for text in options.tokens),
     )
     if options.scenes:
@@ -107,13 +112,17 @@ def main() -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Grid:
-    """Where the images of a setting are and its results go. stored: tokens in the shards."""
+    """Where the images of a setting are and its results go.
+
+    stored: tokens in the shards. discounts: for the evaluation with numbers of their own.
+    """
 
     out: Path
     setting: str
     images: Path
     maps: Path | None
     stored: int
+    discounts: tuple[int, ...]
 
     @property
     def results(self) -> Path:
@@ -122,40 +131,44 @@ class Grid:
 
 @dataclass(frozen=True, kw_only=True)
 class Training:
-    """The numbers of tokens that --tokens names. limits: options for the trainer."""
+    """The numbers of tokens that --tokens names. numbers: as the trainer takes them. own: they are
+    means. limits: options for the trainer."""
 
-    low: int
-    high: int
+    numbers: str
     own: bool
     limits: dict[str, int]
 
     @classmethod
     def parse(cls, text: str) -> "Training":
         numbers, _, limits = text.removeprefix("~").partition(":")
-        low, _, high = numbers.partition("-")
         named = zip(("min_tokens", "max_tokens"), limits.split("-"), strict=False)
         return cls(
-            low=int(low),
-            high=int(high or low),
+            numbers=numbers,
             own=text.startswith("~"),
             limits={name: int(limit) for name, limit in named if limit},
         )
 
     @property
+    def budgets(self) -> list[int]:
+        """The budgets or means at which a model is evaluated."""
+        if "-" in self.numbers:
+            low, high = map(int, self.numbers.split("-"))
+            return [n for n in BUDGETS if low <= n <= high]
+        return [int(number) for number in self.numbers.split(",")]
+
+    @property
     def largest(self) -> int:
-        return max([self.high, *self.limits.values()])
+        return max([*map(int, re.findall(r"[0-9]+", self.numbers)), *self.limits.values()])
 
     def options(self) -> dict[str, Any]:
         """For the trainer."""
-        tokens = f"{self.low}-{self.high}" if self.high > self.low else self.low
-        return {"mean_tokens" if self.own else "tokens": tokens} | self.limits
+        return {"mean_tokens" if self.own else "tokens": self.numbers} | self.limits
 
-    def evaluated(self) -> list[tuple[str, int]]:
-        """How the model is evaluated: counts, and their number or mean."""
-        if self.high == self.low:
-            return [(counts, self.low) for counts in (EQUAL, OWN)[: 2 if self.own else 1]]
-        budgets = [n for n in BUDGETS if self.low <= n <= self.high]
-        return [(counts, n) for counts in (EQUAL, OWN) for n in budgets]
+    def evaluated(self, discounts: Sequence[int]) -> list[tuple[str, int, int | None]]:
+        """How the model is evaluated: counts, their number or mean, and the discount of gains."""
+        equal = [(EQUAL, n, None) for n in self.budgets]
+        own = [(OWN, n, discount) for n in self.budgets for discount in discounts]
+        return [*equal] if self.numbers.isdecimal() and not self.own else [*equal, *own]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -220,7 +233,11 @@ def measure(cell: Cell, grid: Grid) -> None:
             dataset,
             run,
             model=cell.model,
-            **({"tokens": grid_side(training.low) ** 2} if cell.is_uniform else training.options()),
+            **(
+                {"tokens": grid_side(training.largest) ** 2}
+                if cell.is_uniform
+                else training.options()
+            ),
             tokens_draw=cell.draw,
             epochs=cell.epochs,
             batch_size=BATCH,
@@ -243,7 +260,7 @@ def measure(cell: Cell, grid: Grid) -> None:
             "shards_sha256": manifest.splits["train"].shard_list_sha256,
             "machine": machine(),
         }
-        lines = [common | score for score in evaluated(trained, dataset, cell)]
+        lines = [common | score for score in evaluated(trained, dataset, cell, grid)]
         append(grid.results, lines)
         shutil.rmtree(run)
         for line in lines:
@@ -254,12 +271,13 @@ def measure(cell: Cell, grid: Grid) -> None:
             )
 
 
-def evaluated(run: RunFolder, dataset: Path, cell: Cell) -> Iterator[dict[str, Any]]:
+def evaluated(run: RunFolder, dataset: Path, cell: Cell, grid: Grid) -> Iterator[dict[str, Any]]:
     """The last weights of a run at each number of tokens."""
     device = torch.device("cpu")
     model, limits = run.model(device, LAST), run.config().limits()
-    for counts, tokens in Training.parse(cell.tokens).evaluated():
-        if counts == OWN:
+    for counts, tokens, discount in Training.parse(cell.tokens).evaluated(grid.discounts):
+        if discount is not None:
+            limits = replace(limits, discount=discount)
             options = {"threshold": run.threshold(tokens, limits)} | limits.options()
         else:
             options = {"tokens": grid_side(tokens) ** 2 if cell.is_uniform else tokens}
@@ -267,6 +285,7 @@ def evaluated(run: RunFolder, dataset: Path, cell: Cell) -> Iterator[dict[str, A
         score = evaluate(model, loader, device)
         yield {
             "counts": counts,
+            "discount": discount,
             "at": tokens,
             "real_tokens": round(score.tokens, 2),
             "val_samples": score.samples,
@@ -279,7 +298,7 @@ def evaluated(run: RunFolder, dataset: Path, cell: Cell) -> Iterator[dict[str, A
 def tokenized(cell: Cell, grid: Grid) -> Path:
     """The shards of a cell; those of other budgets and seeds are the same."""
     options = scorer_options(cell.scorer)
-    side = grid_side(Training.parse(cell.tokens).low)
+    side = grid_side(Training.parse(cell.tokens).largest)
     if cell.is_uniform:
         options |= {"tokens": side**2, "image_size": side * PATCH, "max_patch_size": PATCH}
     else:

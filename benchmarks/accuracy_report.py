@@ -38,6 +38,8 @@ def main() -> None:
     parser.add_argument("--page", type=Path, help="the page to write, and its picture beside it")
     options = parser.parse_args()
     rows = [json.loads(line) for line in options.results.read_text().splitlines()]
+    # Models for one number of tokens; budgets_report.py has the others.
+    rows = [row | {"tokens": int(row["tokens"])} for row in rows if f"{row['tokens']}".isdecimal()]
     usual = statistics.multimode(row["epochs"] for row in rows)[0]
     figures = [figure for figure in gather(rows) if figure.epochs == usual]
     settings = list(dict.fromkeys(figure.setting for figure in figures))

@@ -19,6 +19,7 @@ from accuracy import EQUAL, OWN, Training
 from common import scorer_title
 from PIL import Image
 
+from quadpipe.counts import DISCOUNT
 from quadpipe.plot import Curve, draw_curves
 
 TEMPLATE = Path(__file__).with_name("budgets.template.md")
@@ -36,6 +37,7 @@ class Use(NamedTuple):
     draw: str
     counts: str
     at: int
+    discount: int | None
 
 
 def main() -> None:
@@ -49,6 +51,7 @@ def main() -> None:
         "machine": rows[-1]["machine"],
         "runs": runs(rows),
         "elastic": "\n\n".join(elastic(uses, setting) for setting in settings_with_ranges(uses)),
+        "curves": curves(uses),
         "own": own_counts(uses),
     }
     for name, text in texts.items():
@@ -65,7 +68,8 @@ def gather(rows: Sequence[Row]) -> dict[Use, dict[int, Row]]:
     """The row of each seed. SystemExit when seeds were trained on different data."""
     uses: dict[Use, dict[int, Row]] = defaultdict(dict)
     for row in rows:
-        uses[Use(**{name: row[name] for name in Use._fields})][row["seed"]] = row
+        fields: Row = {name: row.get(name) for name in Use._fields}
+        uses[Use(**fields)][row["seed"]] = row
     for use, seeds in uses.items():
         if len({row["shards_sha256"] for row in seeds.values()}) > 1:
             raise SystemExit(
@@ -140,7 +144,7 @@ def models_for_ranges(
     """Models for a range of equal budgets, and their rows by budget."""
     found: dict[tuple[str, int, str], dict[int, dict[int, Row]]] = defaultdict(dict)
     for use, seeds in uses.items():
-        is_range = "-" in use.tokens and not use.tokens.startswith("~")
+        is_range = not use.tokens.isdecimal() and not use.tokens.startswith("~")
         if is_range and (use.setting, use.scorer) == pair and use.counts == EQUAL:
             found[use.tokens, use.epochs, use.draw][use.at] = seeds
     return found
@@ -148,32 +152,61 @@ def models_for_ranges(
 
 def training_cost(tokens: str, draw: str, row: Row, base: dict[int, dict[int, Row]]) -> float:
     """Multiply-adds per image times steps, of the mean budget of an even draw."""
-    training = Training.parse(tokens)
-    known = {n: next(iter(seeds.values()))["multiply_adds"] for n, seeds in base.items()}
-    low, high = min(known), max(known)
-    middle = (training.low + training.high) / 2
-    share = (middle - low) / (high - low)
-    # Nearly linear in the number of tokens; a draw over multiply-adds is not compared.
+    known: dict[int, int] = {
+        n: next(iter(seeds.values()))["multiply_adds"] for n, seeds in base.items()
+    }
+    drawn = Training.parse(tokens).budgets
+    # Multiply-adds are nearly linear in the number of tokens, so the ends of a range are enough.
+    drawn = drawn if "," in tokens else [drawn[0], drawn[-1]]
     assert draw == "even"
-    return float((known[low] + share * (known[high] - known[low])) * row["steps"])
+    return statistics.mean(known[n] for n in drawn) * int(row["steps"])
 
 
 def own_counts(uses: dict[Use, dict[int, Row]]) -> str:
-    """The same models with the same number of tokens for all images, and with one of their own."""
+    """What numbers of their own change, against equal numbers of the same model."""
+    means = sorted({use.at for use in uses if use.counts == OWN})
     lines = [
-        "| scenes | scorer | trained | epochs | mean tokens | equal, % | own, % | difference |",
-        "|---" * 8 + "|",
+        "| scenes | scorer | trained | discount | seeds | "
+        + " | ".join(f"mean {mean}" for mean in means)
+        + " |",
+        "|---" * (len(means) + 5) + "|",
     ]
-    for use, seeds in sorted(uses.items()):
-        other = uses.get(use._replace(counts=EQUAL), {})
-        common = seeds.keys() & other.keys()
-        if use.counts != OWN or not common:
-            continue
-        gained = [seeds[seed]["top1"] - other[seed]["top1"] for seed in common]
+    kinds = {use._replace(at=0) for use in uses if use.counts == OWN}
+    for kind in sorted(kinds):
+        gained = {mean: gains_over_equal(uses, kind._replace(at=mean)) for mean in means}
+        cells = [text_of(values, sign="+") if values else "" for values in gained.values()]
         lines.append(
-            f"| {use.setting} | {scorer_title(use.scorer)} | {use.tokens} | {use.epochs} | "
-            f"{use.at} | {text_of(tops(other))} | {text_of(tops(seeds))} | "
-            f"{text_of(gained, sign='+')} |"
+            f"| {kind.setting} | {scorer_title(kind.scorer)} | {kind.tokens}, {kind.epochs} epochs "
+            f"| {kind.discount} | {max(map(len, gained.values()))} | {' | '.join(cells)} |"
+        )
+    return "\n".join(lines)
+
+
+def gains_over_equal(uses: dict[Use, dict[int, Row]], own: Use) -> list[float]:
+    """Differences in top-1 per seed."""
+    equal = uses.get(own._replace(counts=EQUAL, discount=None), {})
+    seeds = uses.get(own, {})
+    return [seeds[n]["top1"] - equal[n]["top1"] for n in sorted(seeds.keys() & equal.keys())]
+
+
+def curves(uses: dict[Use, dict[int, Row]]) -> str:
+    """Top-1 of all models for ranges, however used."""
+    budgets = sorted({use.at for use in uses})
+    lines = [
+        "| scenes | scorer | trained | used | "
+        + " | ".join(f"{budget} tokens" for budget in budgets)
+        + " |",
+        "|---" * (len(budgets) + 4) + "|",
+    ]
+    chosen = {u._replace(at=0) for u in uses if u.discount in (None, DISCOUNT)}
+    for kind in sorted(chosen, key=lambda use: (*use[:5], use.counts)):
+        found = [uses.get(kind._replace(at=budget)) for budget in budgets]
+        if sum(map(bool, found)) < 2:
+            continue
+        cells = [text_of(tops(seeds)) if seeds else "" for seeds in found]
+        lines.append(
+            f"| {kind.setting} | {scorer_title(kind.scorer)} | {kind.tokens}, {kind.epochs} epochs "
+            f"| {kind.counts} | {' | '.join(cells)} |"
         )
     return "\n".join(lines)
 
@@ -195,6 +228,8 @@ def draw(uses: dict[Use, dict[int, Row]]) -> Image.Image:
     panels: dict[str, list[Curve]] = defaultdict(list)
     lines: dict[tuple[str, str], list[tuple[Use, dict[int, Row]]]] = defaultdict(list)
     for use, seeds in sorted(uses.items(), key=lambda item: item[0].at):
+        if use.discount not in (None, DISCOUNT):
+            continue
         name = "one model per budget" if use.tokens.isdecimal() else f"{use.tokens}, {use.counts}"
         title = f"{use.setting}, {scorer_title(use.scorer).replace('`', '')}"
         lines[title, f"{name}, {use.epochs} epochs"].append((use, seeds))
