@@ -16,7 +16,7 @@ def modules(monkeypatch):
     import accuracy_report
 
     yield accuracy, accuracy_report
-    for name in ("accuracy", "accuracy_report", "common", "scenes"):
+    for name in ("accuracy", "accuracy_report", "budgets_report", "common", "scenes"):
         sys.modules.pop(name, None)
 
 
@@ -120,3 +120,68 @@ def test_seeds_that_were_trained_on_different_data_are_refused(modules, tmp_path
     monkeypatch.setattr(sys, "argv", ["report", str(results)])
     with pytest.raises(SystemExit, match="small, uniform, 37 tokens: the seeds were trained on"):
         report.main()
+
+
+@pytest.mark.parametrize(
+    ("text", "options", "evaluated"),
+    [
+        ("37", {"tokens": "37"}, [("equal", 37, None)]),
+        (
+            "16-30",
+            {"tokens": "16-30"},
+            [("equal", 19, None), ("equal", 28, None), ("own", 19, 2), ("own", 28, 2)],
+        ),
+        (
+            "~22,25:19-40",
+            {"mean_tokens": "22,25", "min_tokens": 19, "max_tokens": 40},
+            [("equal", 22, None), ("equal", 25, None), ("own", 22, 2), ("own", 25, 2)],
+        ),
+        ("~37", {"mean_tokens": "37"}, [("equal", 37, None), ("own", 37, 2)]),
+    ],
+)
+def test_tokens_name_the_training_and_its_evaluation(modules, text, options, evaluated):
+    accuracy, _ = modules
+    training = accuracy.Training.parse(text)
+    assert training.options() == options
+    assert training.evaluated((2,)) == evaluated
+
+
+def test_models_for_a_range_are_evaluated_in_both_ways(modules, images, tmp_path, monkeypatch):
+    accuracy, _ = modules
+    words = ["--scorers", "pixel-blur", "--seeds", "1", "--epochs", "1", "--tokens", "16-28"]
+    words += ["--stored", "40", "--gain-discounts", "0", "2"]
+    monkeypatch.setattr(sys, "argv", ["x", str(tmp_path / "out"), "--images", str(images), *words])
+    accuracy.main()
+    rows = [json.loads(line) for line in (tmp_path / "out/results.jsonl").open()]
+    assert [(row["counts"], row["at"], row["discount"]) for row in rows] == [
+        *((("equal", n, None)) for n in (19, 28)),
+        *(("own", n, discount) for n in (19, 28) for discount in (0, 2)),
+    ]
+    assert all(16 <= row["real_tokens"] <= 28 for row in rows)
+
+
+def test_the_page_on_budgets_compares_models_and_uses(modules, tmp_path, monkeypatch):
+    import budgets_report
+
+    lines = []
+    for seed in (0, 1):
+        for budget, top1 in ((19, 0.3), (37, 0.5), (64, 0.6)):
+            fields = {"at": budget, "multiply_adds": budget * 10**6, "draw": "even"}
+            one = fields | {"tokens": f"{budget}", "counts": "equal", "discount": None}
+            both = fields | {"tokens": "19-64", "epochs": 6, "steps": 18}
+            lines += [
+                row("saliency", seed, top1 + seed / 100, **one),
+                row("saliency", seed, top1 + 0.1, **both, counts="equal", discount=None),
+                row("saliency", seed, top1 + 0.12 + seed / 50, **both, counts="own", discount=2),
+            ]
+    results, page = tmp_path / "results.jsonl", tmp_path / "page.md"
+    results.write_text("\n".join(lines) + "\n")
+    monkeypatch.setattr(sys, "argv", ["report", str(results), "--page", str(page)])
+    budgets_report.main()
+    text = page.read_text()
+    assert "| one model per budget | 2 | 3 | 30.5 ± 0.5 | 50.5 ± 0.5 | 60.5 ± 0.5 |" in text
+    # 6 epochs at a mean of 41.5 tokens, against 3 at a mean of 40
+    assert "| one model, 19-64, 6 epochs | 2 | 2.1 | 40.0 ± 0.0 | 60.0 ± 0.0 | 70.0 ± 0.0 |" in text
+    assert "| small | `saliency` | 19-64, 6 epochs | 2 | 2 | +3.0 ± 1.0 |" in text
+    assert "{" not in text
+    assert page.with_suffix(".png").exists()
