@@ -128,24 +128,25 @@ def stand_in(folder: Path) -> None:
     """Markers and tars of finished shards; the tars are not read."""
     from quadpipe.files import open_folder
     from quadpipe.job.plan import read_plan
-    from quadpipe.shards.format import marker_name
+    from quadpipe.shards.format import marker_name, npy_bytes, shard_gains_name
     from quadpipe.shards.index import make_rows
     from quadpipe.shards.manifest import ShardInfo
     from quadpipe.shards.marker import FinishedTar, Marker
 
     out = folder / "out"
     plan = read_plan(open_folder(out))
-    gains = np.zeros((1, plan.config.tokenizer.num_splits), np.float32)
+    gains = npy_bytes(np.zeros((1, 1, plan.config.tokenizer.num_splits), np.float32))
     for index in range(plan.splits["train"].shards):
         name = f"train-{index:06d}.tar"
         info = ShardInfo(name=name, view=0, samples=1, bytes=BYTES, sha256="0" * 64)
         rows = make_rows([0], BYTES - 1024, [index + 1], [0])
-        tar = FinishedTar(info=info, rows=rows, gains=gains)
+        tar = FinishedTar(info=info, rows=rows)
         marker = Marker(inputs=1, rejected=[], tars=[tar])
         path = out / marker_name("train", index)
         if index % 1000 == 0:
             path.parent.mkdir(parents=True)
         path.write_bytes(marker.to_bytes("train", index))
+        (out / shard_gains_name("train", index)).write_bytes(gains)
         with (out / name).open("wb") as file:
             file.truncate(BYTES)
 

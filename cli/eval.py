@@ -11,6 +11,7 @@ from quadpipe.cli.options import cache_options, limit_options
 from quadpipe.cli.pictures import check_png, write_picture
 from quadpipe.cli.text import budgets_text, count_text, say, table
 from quadpipe.counts import check_given
+from quadpipe.errors import ConfigError
 from quadpipe.files import Cache
 from quadpipe.loader import Loader
 from quadpipe.loader.schedule import parse_tokens
@@ -120,7 +121,7 @@ def command(
         return
     rows = [
         (
-            f"{score.tokens:.4g}",
+            f"{score.tokens}" if isinstance(score.tokens, int) else f"{score.tokens:.1f}",
             f"{score.samples:,}",
             f"{score.top1:.2%}",
             f"{score.top5:.2%}",
@@ -155,6 +156,11 @@ def _options(
         trained = _spread(config.budgets, _CURVE_BUDGETS)
         budgets, wanted = ([], trained) if config.is_adaptive else (trained, [])
     check_given(wanted or None, *given)
+    if wanted and geometry != config.tokenizer.geometry:
+        raise ConfigError(
+            f"{dataset.folder} has images or patches of other sizes than the run, whose threshold "
+            f"for the tokens of an image does not hold there; give --tokens"
+        )
     yield from ({"tokens": budget} for budget in budgets)
     for mean in wanted:
         limits = config.limits(*given)

@@ -36,6 +36,8 @@ def exhibits(dataset: Dataset, split: str, count: int, source: Path | None = Non
 def share_tokens(shown: list[Exhibit], mean: int, limits: CountLimits) -> list[Exhibit]:
     """The exhibits, each with its number of tokens in a batch of them, from few to many."""
     limits.check_mean(mean)
+    if not shown:
+        raise ConfigError("no samples to draw")
     splits = limits.share(np.stack([exhibit.mosaic.gains for exhibit in shown]), mean)
     counts = [limits.geometry.roots + 3 * count for count in splits.tolist()]
     own = [

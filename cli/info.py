@@ -4,7 +4,7 @@ import json
 
 import click
 
-from quadpipe.cli.options import mean_options
+from quadpipe.cli.options import sharing_options
 from quadpipe.cli.summary import summary_text
 from quadpipe.counts import CountLimits
 from quadpipe.shards.reader import Dataset
@@ -13,13 +13,12 @@ from quadpipe.shards.summary import summarize, summarize_counts
 
 @click.command("info")
 @click.argument("dataset", type=click.Path())
-@mean_options
+@sharing_options
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(
     dataset: str,
-    mean_tokens: int | None,
-    min_tokens: int | None,
-    max_tokens: int | None,
+    mean: int | None,
+    limits: tuple[int | None, int | None, int],
     as_json: bool,
 ) -> None:
     """Describe a dataset: contents, configuration, and the token budgets it serves.
@@ -28,8 +27,8 @@ def command(
     """
     opened = Dataset(dataset)
     summary = summarize(opened)
-    if mean_tokens is not None:
-        stored = opened.manifest.tokenizer.tokens
-        limits = CountLimits.of(opened.manifest.geometry, stored, min_tokens, max_tokens)
-        summary["counts"] = summarize_counts(opened, mean_tokens, limits)
+    if mean is not None:
+        tokenizer = opened.manifest.tokenizer
+        allowed = CountLimits.of(tokenizer.geometry, tokenizer.tokens, *limits)
+        summary["counts"] = summarize_counts(opened, mean, allowed)
     click.echo(json.dumps(summary, indent=2) if as_json else summary_text(summary))

@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-from quadpipe.counts import check_given
+from quadpipe.counts import DISCOUNT, check_given
 from quadpipe.errors import ConfigError
 from quadpipe.fields import Option, declared_options
 from quadpipe.files.cache import Cache
@@ -115,17 +115,30 @@ def cache_options(function: Any) -> Any:
 
 def mean_options(function: Any) -> Any:
     """Adds --mean-tokens with its limits."""
-
-    @click.option(
+    return click.option(
         "--mean-tokens",
         type=int,
         help="Instead of --tokens, the mean over images: each has as many as it needs.",
+    )(limit_options(function))
+
+
+def sharing_options(function: Any) -> Any:
+    """Adds `mean_options` and the discount, for commands without a run that has one."""
+
+    @mean_options
+    @click.option(
+        "--gain-discount",
+        type=int,
+        help=f"With --mean-tokens: as of quadpipe train.  [default: {DISCOUNT}]",
     )
-    @limit_options
     @functools.wraps(function)
-    def with_mean(*arguments: Any, **options: Any) -> Any:
-        check_given(*(options[name] for name in ("mean_tokens", "min_tokens", "max_tokens")))
-        return function(*arguments, **options)
+    def with_mean(*arguments: Any, gain_discount: int | None, **options: Any) -> Any:
+        given = (options.pop(name) for name in ("mean_tokens", "min_tokens", "max_tokens"))
+        mean, least, most = given
+        limits = None if least is most is gain_discount is None else (least, most, gain_discount)
+        check_given(mean, limits, None)
+        discount = DISCOUNT if gain_discount is None else gain_discount
+        return function(*arguments, mean=mean, limits=(least, most, discount), **options)
 
     return with_mean
 

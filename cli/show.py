@@ -9,7 +9,7 @@ import click
 from click.core import ParameterSource
 
 from quadpipe.cli.gallery import exhibits, share_tokens
-from quadpipe.cli.options import mean_options, options_of
+from quadpipe.cli.options import options_of, sharing_options
 from quadpipe.cli.pictures import check_png, write_picture
 from quadpipe.counts import CountLimits
 from quadpipe.errors import ConfigError, QuadpipeError, SourceError
@@ -32,7 +32,7 @@ _COLUMNS = 4
     multiple=True,
     help="Token budget to show; repeat it for several.",
 )
-@mean_options
+@sharing_options
 @click.option(
     "--samples",
     type=int,
@@ -72,9 +72,8 @@ def command(
     what: str,
     out: Path,
     budgets: tuple[int, ...],
-    mean_tokens: int | None,
-    min_tokens: int | None,
-    max_tokens: int | None,
+    mean: int | None,
+    limits: tuple[int | None, int | None, int],
     samples: int,
     split: str | None,
     source: Path | None,
@@ -98,11 +97,11 @@ def command(
         _refuse_given(context, of_images, "an image file")
         dataset = Dataset(what)
         shown = exhibits(dataset, split or next(iter(dataset.manifest.splits)), samples, source)
-        if mean_tokens is not None:
+        if mean is not None:
             _refuse_given(context, ["budgets"], "pictures without --mean-tokens")
             stored = dataset.manifest.tokenizer.tokens
-            limits = CountLimits.of(dataset.manifest.geometry, stored, min_tokens, max_tokens)
-            picture = draw_quadtrees(share_tokens(shown, mean_tokens, limits), columns=_COLUMNS)
+            allowed = CountLimits.of(dataset.manifest.geometry, stored, *limits)
+            picture = draw_quadtrees(share_tokens(shown, mean, allowed), columns=_COLUMNS)
         else:
             picture = draw(shown, sorted(budgets or (dataset.manifest.tokenizer.tokens,)))
     else:

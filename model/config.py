@@ -162,6 +162,10 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         check_fields(self)
+        for name in ("tokens", "mean_tokens"):  # "37" is 37, so that runs compare equal
+            text = getattr(self, name)
+            if isinstance(text, str) and text.isascii() and text.isdecimal():
+                object.__setattr__(self, name, int(text))
         check_given(self.mean_tokens, self.min_tokens, self.max_tokens)
         if self.mean_tokens is None:
             return

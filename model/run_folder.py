@@ -74,11 +74,24 @@ class RunFolder:
                 f"--resume to continue the run in it"
             )
 
-    def start(self, config: RunManifest, gains: np.ndarray | None) -> None:
-        """Write the manifest of a new run, and the distribution of its gains, if they are known."""
-        if gains is not None:
-            self.folder.write(GAINS, npy_bytes(gains))
+    def start(self, config: RunManifest) -> None:
+        """Write the manifest of a new run."""
+        self.folder.remove(GAINS)  # of a run that ended before its first checkpoint
         self.folder.write(CONFIG, json_bytes(config.to_json(), indent=2))
+
+    def write_gains(self, table: np.ndarray) -> None:
+        """Keep the `counts.distribution` of the gains in training."""
+        self.folder.write(GAINS, npy_bytes(table))
+
+    def gains(self) -> np.ndarray | None:
+        """The distribution of gains, float32 `[1024, K]`; None if the run does not know it."""
+        data = self.folder.get(GAINS)
+        if data is None:
+            return None
+        try:
+            return npy_array(data, "<f4", (QUANTILES, self.config().tokenizer.num_splits))
+        except ShardError as error:
+            raise ShardError(f"{self.folder.where(GAINS)}: {error}; copy the run again") from error
 
     def threshold(self, mean: int, limits: CountLimits) -> float:
         """The gain down to which images are split for a mean number of tokens in training.
@@ -86,18 +99,13 @@ class RunFolder:
         ConfigError on a mean that is not within the limits, and if the run does not know its gains.
         """
         limits.check_mean(mean)
-        data = self.folder.get(GAINS)
-        if data is None:
+        table = self.gains()
+        if table is None:
             raise ConfigError(
                 f"{self.folder} has no {GAINS}, which a mean number of tokens needs: its shards "
                 f"had no gains; rerun their quadpipe tokenize command, then train again"
             )
-        splits = self.config().tokenizer.num_splits
-        try:
-            gains = npy_array(data, "<f4", (QUANTILES, splits))
-        except ShardError as error:
-            raise ShardError(f"{self.folder.where(GAINS)}: {error}; copy the run again") from error
-        return limits.threshold(gains, mean)
+        return limits.threshold(table, mean)
 
     def config(self) -> RunManifest:
         """The manifest; ShardError if the folder holds no run, or one that cannot be used."""

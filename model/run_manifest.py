@@ -91,14 +91,14 @@ class RunManifest:
         return self.train.mean_tokens is not None
 
     def limits(self, least: int | None = None, most: int | None = None) -> CountLimits:
-        """The least and the most tokens of an image, by default those of training.
+        """The least and the most tokens of an image, by default those of training; of a model for
+        one budget, those of the shards.
 
         ConfigError if they are not within what the shards held.
         """
         stored = self.tokenizer.tokens
-        if self.is_adaptive:
-            trained = self.train.min_tokens, self.train.max_tokens
-        else:
+        trained = self.train.min_tokens, self.train.max_tokens
+        if len(self.budgets) > 1 and not self.is_adaptive:
             trained = self.budgets[0], self.budgets[-1]
         least, most = (t if n is None else n for n, t in zip((least, most), trained, strict=True))
         return CountLimits.of(

@@ -29,6 +29,7 @@ from quadpipe.model.run_manifest import RunManifest
 from quadpipe.model.signals import InterruptedTrainingError, StopSignals
 from quadpipe.model.step import NonFiniteLossError, StepResult, TrainStep
 from quadpipe.model.training_state import TrainingState, load_optimizer, optimizer_tensors
+from quadpipe.shards.gains import read_gains
 from quadpipe.shards.reader import Dataset
 
 
@@ -113,7 +114,6 @@ class Trainer:
         if stored:
             where = str(dataset.folder)
             check_same_run(stored, self.manifest, manifest, str(run), where, self.progress.warn)
-        self.gains = self._gains()
         self.loader = self._loader("train", shuffle=True)
         validated = "val" in manifest.splits and manifest.splits["val"].samples > 0
         self.validation = self._loader("val", shuffle=False) if validated else None
@@ -157,7 +157,9 @@ class Trainer:
                         self.run.check_empty()
                     held.enter_context(self.run.lock())
                     if not self._resume:
-                        self.run.start(self.manifest, self.gains)
+                        self.run.start(self.manifest)
+                    if self.run.gains() is None and self.gains is not None:
+                        self.run.write_gains(self.gains)
             if self._resume:
                 self._load()
             else:
@@ -284,23 +286,34 @@ class Trainer:
             self.metrics.cut(self.step, self.epoch)
         self.world.wait()
 
-    def _gains(self) -> np.ndarray | None:
-        """The distribution of gains in training; None if not needed and not in a file."""
-        has_file = self.dataset.split("train").gains_sha256 is not None
-        if not (has_file or self.manifest.is_adaptive):
+    @cached_property
+    def gains(self) -> np.ndarray | None:
+        """The distribution of gains in training; None if training does without it and they have no
+        file, or not a whole one."""
+        if self.manifest.is_adaptive:
+            return distribution(self.dataset.gains("train"))
+        info = self.dataset.split("train")
+        if info.gains_sha256 is None:
             return None
-        return distribution(self.dataset.gains("train"))
+        try:  # not through the dataset, which would keep all rows
+            rows = read_gains(
+                self.dataset.folder, "train", info, self.manifest.tokenizer.num_splits
+            )
+        except ShardError as error:
+            self.progress.warn(f"{error}; this run will not know how to share tokens")
+            return None
+        return distribution(rows)
 
     def _tokens(self, *, training: bool) -> dict[str, Any]:
         """The loader's options on tokens. The largest budget or mean is validated."""
         budgets = self.manifest.budgets if training else self.manifest.budgets[-1:]
-        if self.gains is None or not self.manifest.is_adaptive:
+        if not self.manifest.is_adaptive:
             return {"tokens": budgets}
         limits = self.manifest.limits()
-        within = limits.options()
         if training:
-            return within | {"mean_tokens": budgets}
-        return within | {"threshold": limits.threshold(self.gains, budgets[0])}
+            return limits.options() | {"mean_tokens": budgets}
+        assert self.gains is not None
+        return limits.options() | {"threshold": limits.threshold(self.gains, budgets[0])}
 
     def _loader(self, split: str, *, shuffle: bool) -> Loader:
         return Loader(

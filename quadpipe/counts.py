@@ -9,6 +9,7 @@ docs/budgets.md has what was measured.
 Letters: B images; K stored splits.
 """
 
+import logging
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +21,9 @@ from quadpipe.geometry import Geometry
 DISCOUNT, MAX_DISCOUNT = 2, 8
 QUANTILES = 1024
 """Rows of a `distribution`."""
+_MOST_SORTED = 2**17
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,8 +56,10 @@ class CountLimits:
         if limits.least > limits.most or limits.most > stored:
             raise ConfigError(
                 f"from {limits.least} to {limits.most} tokens per image is not a range within the "
-                f"{geometry.roots} to {stored} that are stored"
+                f"{geometry.roots} to {stored} that are stored; give other min_tokens or max_tokens"
             )
+        if not 0 <= discount <= MAX_DISCOUNT:
+            raise ConfigError(f"gain_discount {discount} is not from 0 to {MAX_DISCOUNT}")
         return limits
 
     @property
@@ -73,8 +79,8 @@ class CountLimits:
         """Raise ConfigError unless images can have that many tokens on average."""
         if not self.least <= mean <= self.most:
             raise ConfigError(
-                f"a mean of {mean} tokens is not from {self.least} to {self.most}, the least and "
-                f"the largest number of tokens per image"
+                f"a mean of {mean} tokens is not from {self.least} to {self.most}, the fewest and "
+                f"the most per image; give another one, or other min_tokens or max_tokens"
             )
 
     def share(self, gains: np.ndarray, mean: int) -> np.ndarray:
@@ -97,19 +103,25 @@ class CountLimits:
     def threshold(self, gains: np.ndarray, mean: int) -> float:
         """The discounted gain down to which images are split for `mean` tokens per image.
 
-        With many equal gains the mean is the nearest that a threshold can give.
+        With many equal gains the images get less, which is logged.
         """
         _, free = self._free(gains)
         wanted = self._wanted(len(gains), mean)
         if not 0 < wanted < free.size:
             return -np.inf if wanted else np.inf
         at = free.size - wanted
-        value = np.partition(free, at, axis=None)[at]
-        larger = free[free > value]
-        too_many = int((free >= value).sum()) - wanted
-        if too_many > wanted - len(larger):
-            return float(larger.min()) if len(larger) else np.inf
-        return float(value)
+        value = float(np.partition(free, at, axis=None)[at])
+        if np.count_nonzero(free >= value) > wanted:
+            larger = free[free > value]
+            value = float(larger.min()) if len(larger) else np.inf
+        reached = self.least + 3 * np.count_nonzero(free >= value) / len(gains)
+        if reached < mean - 1:
+            _log.warning(
+                "many images have equal gains, so with %d tokens on average wanted they get %.1f",
+                mean,
+                reached,
+            )
+        return value
 
     def at_threshold(self, gains: np.ndarray, threshold: float) -> np.ndarray:
         """int64 `[B]`: the splits of each image with a discounted gain of at least `threshold`."""
@@ -123,8 +135,9 @@ class CountLimits:
         # Integers to the power of an integer, and one rounding: the same on every machine.
         divisors = np.arange(low + 1, high + 1, dtype=np.float64) ** self.discount
         free = gains[:, low:high]
-        discounted = np.where(free < 0, free * divisors, free / divisors)
-        return low, discounted.astype(np.float32)
+        with np.errstate(over="ignore"):
+            discounted = np.where(free < 0, free * divisors, free / divisors).astype(np.float32)
+        return low, discounted
 
     def _wanted(self, images: int, mean: int) -> int:
         """Number of splits of the set beyond the least one of each image."""
@@ -134,14 +147,18 @@ class CountLimits:
 def check_given(mean: object, least: object, most: object) -> None:
     """Raise ConfigError if limits are given without a mean; None: not given."""
     if mean is None and (least is not None or most is not None):
-        raise ConfigError("min_tokens and max_tokens are for mean_tokens; give that too")
+        raise ConfigError(
+            "min_tokens, max_tokens and gain_discount are for mean_tokens; give that too"
+        )
 
 
 def distribution(gains: np.ndarray) -> np.ndarray:
     """float32 `[1024, K]`: quantiles of the gains `[B, K]` of a set of images, for each split.
 
-    A threshold of this table gives nearly the same mean as one of the images.
+    A threshold of this table gives nearly the same mean as one of the images. Of more than 2**17
+    images every n-th is taken.
     """
-    middles = (2 * np.arange(QUANTILES, dtype=np.int64) + 1) * len(gains) // (2 * QUANTILES)
-    table: np.ndarray = np.sort(gains, axis=0)[middles]
+    ordered = np.sort(gains[:: -(-len(gains) // _MOST_SORTED)], axis=0)
+    middles = (2 * np.arange(QUANTILES, dtype=np.int64) + 1) * len(ordered) // (2 * QUANTILES)
+    table: np.ndarray = ordered[middles]
     return table

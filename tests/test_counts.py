@@ -57,12 +57,16 @@ def test_a_threshold_gives_the_mean_over_the_images_it_was_made_of(mean):
     assert abs((4 + 3 * counts).mean() - mean) < 0.01
 
 
-@pytest.mark.parametrize(("mean", "expected"), [(13, 4), (31, 40)])
-def test_of_equal_gains_a_threshold_takes_the_nearest_mean(mean, expected):
+def test_of_equal_gains_a_threshold_gives_less_than_the_mean_and_says_so(caplog):
     gains = np.zeros((10, SPLITS), np.float32)
+    gains[:5, :2] = 1
     limits = CountLimits.of(GEOMETRY, STORED)
-    counts = limits.at_threshold(gains, limits.threshold(gains, mean))
-    assert (4 + 3 * counts).tolist() == [expected] * 10
+    counts = limits.at_threshold(gains, limits.threshold(gains, 31))
+    assert (4 + 3 * counts).tolist() == [10] * 5 + [4] * 5
+    assert "with 31 tokens on average wanted they get 7.0" in caplog.text
+    caplog.clear()
+    limits.threshold(gains, 7)
+    assert not caplog.text
 
 
 def test_the_limits_hold_for_thresholds():
@@ -84,6 +88,14 @@ def test_the_distribution_of_many_images_gives_their_thresholds():
         limits = CountLimits.of(GEOMETRY, STORED, least, most)
         counts = limits.at_threshold(gains, limits.threshold(table, mean))
         assert abs((4 + 3 * counts).mean() - mean) < 0.1
+
+
+def test_the_distribution_of_very_many_images_is_that_of_a_part(monkeypatch):
+    monkeypatch.setattr("quadpipe.counts._MOST_SORTED", 2000)
+    gains = made_gains(4, 9_000, 10**6)
+    limits = CountLimits.of(GEOMETRY, STORED)
+    counts = limits.at_threshold(gains, limits.threshold(distribution(gains), 22))
+    assert abs((4 + 3 * counts).mean() - 22) < 0.5
 
 
 def test_the_distribution_of_few_images_has_their_gains_only():

@@ -3,7 +3,7 @@
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, replace
 from itertools import islice
@@ -26,6 +26,8 @@ from quadpipe.shards.format import (
     index_name,
     json_bytes,
     marker_name,
+    npy_array,
+    shard_gains_name,
     shard_list_name,
 )
 from quadpipe.shards.gains import DTYPE as GAINS
@@ -130,18 +132,20 @@ def _merge_split(
         TemporaryFile(dir=place) as gains,
         out.staged(name) as file,
     ):
-        for marker in _markers(out, planned.shards, split):
+        for number, marker in enumerate(_markers(out, planned.shards, split)):
             for reject in marker.rejected:
                 reasons[reject.reason] += 1
                 rejects.write(json_bytes({"split": split, **reject.as_json()}))
             counts["rejected"] += len(marker.rejected)
-            for tar in marker.tars or ():
+            each_gains = _shard_gains(out, plan, ShardId(split=split, index=number), marker)
+            for tar, its_gains in zip(marker.tars or (), each_gains, strict=True):
                 line = json_bytes(asdict(tar.info))
                 file.write(line)
                 digest.update(line)
                 tar.rows["shard"] = counts["shards"]
-                rows, its_gains = _completed(out, plan, tar)
-                index.write(rows.tobytes())
+                if not tar.rows["checksum"].all() or its_gains is None:
+                    its_gains = _complete(out, plan, tar)
+                index.write(tar.rows.tobytes())
                 gains.write(its_gains.tobytes())
                 counts["shards"] += 1
                 counts["samples"] += tar.info.samples
@@ -163,23 +167,34 @@ def _merge_split(
     )
 
 
-def _completed(out: Folder, plan: Plan, tar: FinishedTar) -> tuple[np.ndarray, np.ndarray]:
-    """Rows and gains of a tar; what a marker of an earlier version lacks is read from the tar."""
-    rows, gains = tar.rows, tar.gains
-    splits = plan.config.tokenizer.num_splits
-    shape = (len(rows), splits)
+def _shard_gains(
+    out: Folder, plan: Plan, shard: ShardId, marker: Marker
+) -> Sequence[np.ndarray | None]:
+    """float32 `[samples, K]` for each view, None where an earlier version wrote the marker."""
+    tars = marker.tars or []
+    data = out.get(shard_gains_name(shard.split, shard.index)) if tars else None
+    if data is None:
+        return [None] * len(tars)
     try:
-        if not rows["checksum"].all():
-            complete(rows, out.contents(tar.info.name), labelled=plan.classes is not None)
-        if gains is None or gains.shape != shape:
-            contents = out.contents(tar.info.name)
-            each = [sample_gains(part, splits) for _, part in parts(rows, contents)]
-            gains = np.array(each, GAINS).reshape(shape)
+        shape = (len(tars), tars[0].info.samples, plan.config.tokenizer.num_splits)
+        return list(npy_array(data, GAINS, shape))
+    except ShardError:
+        return [None] * len(tars)
+
+
+def _complete(out: Folder, plan: Plan, tar: FinishedTar) -> np.ndarray:
+    """The gains of a tar; fills in labels and checksums where an earlier version wrote none."""
+    splits = plan.config.tokenizer.num_splits
+    try:
+        contents = out.contents(tar.info.name)
+        each = [sample_gains(part, splits) for _, part in parts(tar.rows, contents)]
+        if not tar.rows["checksum"].all():
+            complete(tar.rows, contents, labelled=plan.classes is not None)
     except ShardError as error:
         raise ShardError(
             f"{out.where(tar.info.name)}: {error}; remove it and rerun the same command"
         ) from error
-    return rows, gains
+    return np.array(each, GAINS).reshape(-1, splits)
 
 
 def _markers(out: Folder, shards: int, split: str) -> Iterator[Marker]:

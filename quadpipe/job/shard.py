@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
+import numpy as np
+
 from quadpipe.errors import JobError, ShardError
 from quadpipe.files import Folder, ReadableFolder
 from quadpipe.images.library import describe, imaging_library
@@ -17,7 +19,7 @@ from quadpipe.job.isolation import CRASHED, TIMED_OUT
 from quadpipe.job.plan import Plan, ShardId, read_inputs
 from quadpipe.job.steps import Sample, Steps
 from quadpipe.scorers import Scorer, ScorerCode
-from quadpipe.shards.format import marker_name, shard_name
+from quadpipe.shards.format import marker_name, npy_bytes, shard_gains_name, shard_name
 from quadpipe.shards.manifest import ShardInfo
 from quadpipe.shards.marker import FinishedTar, Identity, Marker, Reject
 from quadpipe.shards.writer import ShardWriter
@@ -95,7 +97,7 @@ def make_shard(
 def _write(
     out: Folder, plan: Plan, shard: ShardId, samples: Iterator[Sample | Reject]
 ) -> tuple[list[Reject], list[FinishedTar]]:
-    """Write a tar for each view, atomically; a shard without samples has none.
+    """Write a tar for each view, atomically, and the gains; a shard without samples has none.
 
     Returns the rejects and the tars.
     """
@@ -116,8 +118,11 @@ def _write(
             writers[view.view].add(view.key, mosaic, view.label, view.info)
         for writer in writers:
             writer.close()
-    if not writers:
-        for name in names:  # left by an earlier run, which had samples
+    gains_name = shard_gains_name(shard.split, shard.index)
+    if writers:
+        out.write(gains_name, npy_bytes(np.stack([writer.gains() for writer in writers])))
+    else:
+        for name in (*names, gains_name):  # left by an earlier run, which had samples
             out.remove(name)
     tars = [
         FinishedTar(
@@ -129,7 +134,6 @@ def _write(
                 sha256=writer.sha256,
             ),
             rows=writer.rows(),
-            gains=writer.gains(),
         )
         for view, name, writer in zip(views, names, writers, strict=False)
     ]

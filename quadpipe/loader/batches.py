@@ -179,6 +179,9 @@ class Loader:
             self.budgets = parse_tokens(means, geometry, means=True)
             for mean in self.budgets:
                 self.limits.check_mean(mean)
+            if self.threshold is not None and math.isnan(self.threshold):
+                raise ConfigError("threshold is NaN; give a number")
+            self.dataset.gains(self.name)
             return
         self.budgets = parse_tokens(stored if tokens is None else tokens, geometry)
         if self.budgets[-1] > stored:

@@ -6,6 +6,8 @@ Letters: N samples of an epoch; K batches of an epoch.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from operator import index
+from typing import Any
 
 import numpy as np
 
@@ -36,7 +38,11 @@ def parse_tokens(tokens: Tokens, geometry: Geometry, *, means: bool = False) -> 
         if "-" in tokens:
             return geometry.budgets_between(numbers[0], numbers[1])
         tokens = numbers
-    budgets = [tokens] if isinstance(tokens, int) else list(tokens)
+    given: Sequence[Any] = tokens if isinstance(tokens, Sequence) else [tokens]
+    try:
+        budgets = [index(number) for number in given]
+    except TypeError:
+        raise ConfigError(f"tokens {tokens!r} is not a whole number, or several") from None
     for budget in () if means else budgets:
         geometry.num_splits(budget)
     if not budgets:

@@ -43,11 +43,11 @@ def read_array(
     if size != expected:
         found = "missing" if size is None else f"{size} bytes, expected {expected}"
         raise ShardError(f"{where}: {found}; fetch it again")
-    data = folder.read(name)
+    data = folder.beginning(name, expected)  # mapped, if it is a local file
     if hashlib.sha256(data).hexdigest() != sha256:
         raise ShardError(
             f"{where} was changed: its checksum is not the one in {MANIFEST}; fetch both again"
         )
-    if data[: len(header)] != header:
+    if bytes(data[: len(header)]) != header:
         raise ShardError(f"{where} holds another kind of numbers; report it to the publisher")
     return np.frombuffer(data, kind, offset=len(header)).reshape(shape)

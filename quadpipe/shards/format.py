@@ -77,6 +77,11 @@ def marker_name(split: str, index: int) -> str:
     return f"{MARKERS}/{split}/{index // 1000:04d}/{index:06d}.json"
 
 
+def shard_gains_name(split: str, index: int) -> str:
+    """Beside the done-marker: the gains of all views of a shard, for the merge."""
+    return marker_name(split, index).removesuffix(".json") + ".gains.npy"
+
+
 def listing_name(split: str, chunk: int) -> str:
     return f"{LISTING}/{split}/{chunk // 1000:04d}/{chunk:06d}.jsonl"
 

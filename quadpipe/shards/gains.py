@@ -32,6 +32,9 @@ def read_gains(folder: ReadableFolder, split: str, info: SplitInfo, splits: int)
 def sample_gains(sample: memoryview, splits: int) -> np.ndarray:
     """float32 `[K]`, from the members of one sample; ShardError when it has no importances."""
     for name, _, content in read_part(sample):
-        if name.endswith(".importance.npy"):
-            return gains(npy_array(content, DTYPE, (splits,)))
+        if name.partition(".")[2] == "importance.npy":
+            importance = npy_array(content, DTYPE, (splits,))
+            if not np.isfinite(importance).all():
+                raise ShardError(f"{name}: holds numbers that are not finite")
+            return gains(importance)
     raise ShardError("the sample has no importances")

@@ -136,9 +136,18 @@ def scan(contents: Contents, info: ShardInfo) -> tuple[np.ndarray, str]:
 
 
 def parts(rows: np.ndarray, contents: Contents) -> Iterator[tuple[np.void, memoryview]]:
-    """Each row of a shard with the bytes of its sample."""
+    """Each row of a shard with the bytes of its sample; ShardError where a checksum differs."""
     for row in rows:
-        yield row, contents[int(row["offset"]) : int(row["offset"] + row["size"])]
+        yield row, part_of(row, contents)
+
+
+def part_of(row: np.void, contents: Contents) -> memoryview:
+    """The bytes of a sample of a shard; ShardError when they do not have the row's checksum."""
+    offset = int(row["offset"])
+    part = contents[offset : offset + int(row["size"])]
+    if row["checksum"] and checksum(part) != row["checksum"]:
+        raise mismatch(part, offset)
+    return part
 
 
 def complete(rows: np.ndarray, contents: Contents, *, labelled: bool) -> None:

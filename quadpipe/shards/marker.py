@@ -1,7 +1,6 @@
 """The done-marker of a shard: what its tars hold, and which of its inputs were rejected."""
 
 import json
-from base64 import b64decode, b64encode
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -11,7 +10,6 @@ from quadpipe.errors import ConfigError, RejectError, ShardError
 from quadpipe.fields import known_fields
 from quadpipe.files import ReadableFolder
 from quadpipe.shards.format import json_bytes, marker_name
-from quadpipe.shards.gains import DTYPE as GAINS
 from quadpipe.shards.index import make_rows
 from quadpipe.shards.manifest import ShardInfo
 from quadpipe.shards.tar import END
@@ -58,15 +56,13 @@ class Reject:
 
 @dataclass(frozen=True, kw_only=True)
 class FinishedTar:
-    """One view of a finished shard: its line of the shard list, and its rows of index and gains.
+    """One view of a finished shard: its line of the shard list, and its rows of the index.
 
-    gains: float32 `[samples, K]`. Markers of older versions have none, or neither gains nor
-    checksums and labels.
+    The rows of markers that were written before there was an index have no checksums and labels.
     """
 
     info: ShardInfo
     rows: np.ndarray
-    gains: np.ndarray | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,14 +126,11 @@ class Marker:
 
 def _as_json(tar: FinishedTar) -> dict[str, Any]:
     columns = {name: tar.rows[name].tolist() for name in ("offset", "checksum", "label")}
-    document = asdict(tar.info) | {
+    return asdict(tar.info) | {
         "offsets": columns["offset"],
         "checksums": columns["checksum"],
         "labels": columns["label"],
     }
-    if tar.gains is not None:
-        document["gains"] = b64encode(tar.gains.astype(GAINS, copy=False).tobytes()).decode()
-    return document
 
 
 def _finished_tar(view: Any) -> FinishedTar:
@@ -153,8 +146,4 @@ def _finished_tar(view: Any) -> FinishedTar:
     rows = make_rows(offsets, info.bytes - len(END), checksums, labels)
     if offsets[0] or (rows["size"] <= 0).any():
         raise ValueError(f"the samples of {info.name} do not follow each other")
-    gains = None
-    if "gains" in view:
-        values = np.frombuffer(b64decode(view["gains"], validate=True), GAINS)
-        gains = values.reshape(info.samples, -1 if len(values) else 0)
-    return FinishedTar(info=info, rows=rows, gains=gains)
+    return FinishedTar(info=info, rows=rows)

@@ -22,7 +22,7 @@ from quadpipe.files import (
 )
 from quadpipe.mosaic import Mosaic
 from quadpipe.shards.gains import read_gains, sample_gains
-from quadpipe.shards.index import checksum, mismatch, parts, read_index, scan
+from quadpipe.shards.index import part_of, parts, read_index, scan
 from quadpipe.shards.manifest import Manifest, ShardInfo, SplitInfo, read_shard_list
 from quadpipe.shards.members import Content, decode_members
 from quadpipe.shards.presence import shards_here
@@ -136,13 +136,18 @@ class Dataset:
     def gains(self, split: str) -> np.ndarray:
         """float32 `[samples, K]`: the gains of each sample, in the order of the index.
 
-        Of a dataset that was written before they had a file, they are read from the shards.
-        ShardError when the file is not the one that the manifest names.
+        Of a local dataset that was written before they had a file, they are read from the shards.
+        ShardError when the file is not the one that the manifest names, or a shard is damaged.
         """
         if split not in self._gains:
             info, splits = self.split(split), self.manifest.tokenizer.num_splits
             if info.gains_sha256 is not None:
                 rows = read_gains(self.folder, split, info, splits)
+            elif isinstance(self.folder, RemoteFolder | CachedFolder):
+                raise ConfigError(
+                    f"{self.folder} has no file of gains, which numbers of tokens per image need; "
+                    f"rerun the quadpipe tokenize command that wrote it, or copy it to this machine"
+                )
             else:
                 _log.warning("%s has no file of gains; reading all its shards", self.folder)
                 each = [self._shard_gains(shard, splits) for shard in self.shards(split)]
@@ -240,11 +245,7 @@ class Dataset:
         return index[self.place(split, shard)], ""
 
     def _read_sample(self, contents: Contents, row: np.void) -> Sample:
-        offset = int(row["offset"])
-        part = contents[offset : offset + int(row["size"])]
-        if row["checksum"] and checksum(part) != row["checksum"]:
-            raise mismatch(part, offset)
-        return self.parse_sample(part, offset)
+        return self.parse_sample(part_of(row, contents), int(row["offset"]))
 
     def parse_sample(self, data: memoryview, offset: int = 0) -> Sample:
         """The sample whose members are `data`, a part of a shard; ShardError when it is not one."""

@@ -60,23 +60,24 @@ def summarize_counts(dataset: Dataset, mean: int, limits: CountLimits) -> dict[s
     Without that split, in the first one. at_least, at_most: shares of the images at the limits.
     """
     limits.check_mean(mean)
-    splits = dataset.manifest.splits
-    first = "train" if "train" in splits else next(iter(splits))
+    splits = [name for name, info in dataset.manifest.splits.items() if info.samples]
+    if not splits:
+        return {}
+    first = "train" if "train" in splits else splits[0]
     threshold = limits.threshold(dataset.gains(first), mean)
     found = {}
-    for split, info in splits.items():
-        if info.samples:
-            at = limits.at_threshold(dataset.gains(split), threshold)
-            counts = limits.geometry.roots + 3 * at
-            tenths = np.quantile(counts, (0, 0.1, 0.5, 0.9, 1), method="nearest")
-            names = ("smallest", "10%", "50%", "90%", "largest")
-            found[split] = {"mean": round(float(counts.mean()), 2)} | {
-                name: int(count) for name, count in zip(names, tenths, strict=True)
-            }
-            found[split] |= {
-                "at_least": round(float((counts == limits.least).mean()), 4),
-                "at_most": round(float((counts == limits.most).mean()), 4),
-            }
+    for split in splits:
+        at = limits.at_threshold(dataset.gains(split), threshold)
+        counts = limits.geometry.roots + 3 * at
+        tenths = np.quantile(counts, (0, 0.1, 0.5, 0.9, 1), method="nearest")
+        names = ("smallest", "10%", "50%", "90%", "largest")
+        found[split] = {"mean": round(float(counts.mean()), 2)} | {
+            name: int(count) for name, count in zip(names, tenths, strict=True)
+        }
+        found[split] |= {
+            "at_least": round(float((counts == limits.least).mean()), 4),
+            "at_most": round(float((counts == limits.most).mean()), 4),
+        }
     return found
 
 

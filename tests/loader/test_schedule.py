@@ -39,6 +39,8 @@ def test_tokens_are_one_budget_a_range_or_a_list(tokens, budgets):
         ("64-19", "no number of tokens from 64 to 19"),
         ("19,20", "20 tokens cannot tile 256x256 pixels .* use 19 or 22"),
         ((), "tokens is an empty list"),
+        (37.5, "tokens 37.5 is not a whole number, or several"),
+        ((19, 37.0), "is not a whole number, or several"),
     ],
 )
 def test_tokens_that_cannot_be_used_are_refused(tokens, message):

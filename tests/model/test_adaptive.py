@@ -1,6 +1,7 @@
 """Training with a mean number of tokens per image, and using such models."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,8 @@ import torch
 from PIL import Image
 from runs import ADAPTIVE, SMALL, losses, stop_after
 
-from forging import edit_manifest
+import quadpipe
+from forging import edit_manifest, make_dataset
 from quadpipe.errors import ConfigError
 from quadpipe.loader import Loader
 from quadpipe.model import train
@@ -99,8 +101,6 @@ def test_predict_says_how_many_tokens_an_image_got(shards, adaptive, photographs
 
 
 def test_a_run_on_shards_without_gains_asks_for_them(shards, tmp_path):
-    import shutil
-
     old = Path(shutil.copytree(shards, tmp_path / "old"))
     edit_manifest(old, splits__train__gains_sha256=None, splits__val__gains_sha256=None)
     train(old, tmp_path / "run", **SMALL | {"epochs": 1})
@@ -114,7 +114,10 @@ def test_a_run_on_shards_without_gains_asks_for_them(shards, tmp_path):
     ("options", "message"),
     [
         ({"tokens": 16, "mean_tokens": 16}, "give tokens or mean_tokens, not both"),
-        ({"max_tokens": 16}, "min_tokens and max_tokens are for mean_tokens; give that too"),
+        (
+            {"max_tokens": 16},
+            "max_tokens and gain_discount are for mean_tokens",
+        ),
         ({"mean_tokens": 16, "compile": True}, "torch.compile would compile the model for each"),
     ],
 )
@@ -127,9 +130,12 @@ def test_options_that_contradict_each_other_are_refused(options, message):
     ("given", "message"),
     [
         ({"tokens": 16, "mean_tokens": 16}, "give tokens or mean_tokens, not both"),
-        ({"tokens": 16, "max_tokens": 16}, "min_tokens and max_tokens are for mean_tokens"),
+        (
+            {"tokens": 16, "max_tokens": 16},
+            "max_tokens and gain_discount are for mean_tokens",
+        ),
         ({"mean_tokens": 50}, "a mean of 50 tokens is not from 7 to 40"),
-        ({"mean_tokens": 16, "max_tokens": 43}, "from 7 to 43 tokens per image is not a range"),
+        ({"mean_tokens": 16, "max_tokens": 43}, "from 7 to 43 tokens .* give other min_tokens"),
     ],
 )
 def test_predict_refuses_numbers_that_the_run_does_not_know(adaptive, given, message):
@@ -144,7 +150,7 @@ def test_show_draws_a_batch_from_few_tokens_to_many(shards, tmp_path, stderr_of)
         assert image.width > 3 * image.height // 2
     with pytest.raises(ConfigError, match="--tokens applies to pictures without --mean-tokens"):
         stderr_of("show", shards, "--tokens", 16, "--mean-tokens", 16, "--out", picture)
-    with pytest.raises(ConfigError, match="min_tokens and max_tokens are for mean_tokens"):
+    with pytest.raises(ConfigError, match="max_tokens and gain_discount are for mean_tokens"):
         stderr_of("show", shards, "--max-tokens", 16, "--out", picture)
 
 
@@ -159,3 +165,51 @@ def test_info_prints_how_many_tokens_images_get(shards, capsys):
     assert counts["val"]["largest"] <= 28
     commands.main(words[:-1], standalone_mode=False)
     assert "tokens per image" in capsys.readouterr().out
+
+
+def test_splits_without_samples_are_said_or_skipped(tmp_path, capsys):
+    from quadpipe.cli import commands
+
+    dataset = make_dataset(tmp_path)
+    for path in (tmp_path / "images/train").rglob("*.png"):
+        path.write_bytes(b"not an image")
+    shutil.rmtree(dataset)
+    quadpipe.tokenize(
+        tmp_path / "images", dataset, image_size=32, patch_size=4, max_patch_size=16, tokens=16,
+        max_rejected="100%", in_process=True,
+    )  # fmt: skip
+    with pytest.raises(ConfigError, match="has 0 samples, too few for a batch"):
+        train(dataset, tmp_path / "run", **SMALL | {"tokens": None})
+    with pytest.raises(ConfigError, match="no samples to draw"):
+        words = ["show", dataset, "--mean-tokens", 10, "--out", tmp_path / "x.png"]
+        commands.main([str(word) for word in words], standalone_mode=False)
+    commands.main(["info", str(dataset), "--mean-tokens", "10", "--json"], standalone_mode=False)
+    counts = json.loads(capsys.readouterr().out)["counts"]
+    assert list(counts) == ["val"]
+    assert counts["val"]["mean"] == pytest.approx(10, abs=1)
+
+
+def test_images_of_another_size_need_a_number_of_tokens(adaptive, made_otherwise, stderr_of):
+    other = made_otherwise(image_size=(64, 96), tokens=42)
+    with pytest.raises(ConfigError, match="images or patches of other sizes than the run"):
+        stderr_of("eval", adaptive, other, "--mean-tokens", 13)
+
+
+def test_gains_of_another_dataset_do_not_stay_in_a_run(shards, tmp_path):
+    run = RunFolder(tmp_path / "run")
+    run.folder.write("gains.npy", b"of a run that ended before its first checkpoint")
+    old = Path(shutil.copytree(shards, tmp_path / "old"))
+    edit_manifest(old, splits__train__gains_sha256=None)
+    train(old, tmp_path / "run", **SMALL | {"epochs": 1})
+    assert run.gains() is None
+
+
+def test_a_resumed_run_learns_the_gains_that_its_shards_have_now(shards, tmp_path, monkeypatch):
+    with monkeypatch.context() as patched:
+        stop_after(patched, 3)
+        with pytest.raises(InterruptedTrainingError):
+            train(shards, tmp_path / "run", **SMALL)
+    (tmp_path / "run/gains.npy").unlink()  # as an earlier version left it
+    train(shards, tmp_path / "run", **SMALL, resume=True)
+    run = RunFolder(tmp_path / "run")
+    assert run.threshold(20, run.config().limits()) > 0

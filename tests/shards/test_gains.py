@@ -5,14 +5,16 @@ import json
 import shutil
 from pathlib import Path
 
+import fsspec
 import numpy as np
 import pytest
 
-from forging import edit_manifest, make_dataset
+from forging import edit_manifest, make_dataset, remove_index
 from quadpipe import Dataset
-from quadpipe.errors import ShardError
+from quadpipe.errors import ConfigError, ShardError
 from quadpipe.shards.format import npy_bytes
-from quadpipe.shards.marker import Marker
+from quadpipe.shards.gains import sample_gains
+from quadpipe.shards.tar import member_bytes, read_members
 from quadpipe.shards.verify import verify
 
 
@@ -85,26 +87,71 @@ def test_gains_that_are_not_those_of_the_samples_are_found(dataset):
     assert "has other gains than the file of gains; report it to the publisher" in finding
 
 
-def test_running_tokenize_again_adds_the_gains_of_an_old_dataset(tmp_path, files_of):
-    dataset = make_dataset(tmp_path)
+@pytest.mark.parametrize("damage", [None, b"", b"x" * 384])
+def test_running_tokenize_again_adds_the_gains_of_an_old_dataset(tmp_path, files_of, damage):
+    dataset = make_dataset(tmp_path, views=2)
     expected = files_of(dataset)
     for split in ("train", "val"):
         (dataset / f"{split}.gains.npy").unlink()
         edit_manifest(dataset, **{f"splits__{split}__gains_sha256": None})
-    for path in (dataset / ".quadpipe/markers").rglob("*.json"):
-        marker = json.loads(path.read_text())
-        for view in marker["views"]:
-            del view["gains"]
-        path.write_text(json.dumps(marker))
-    make_dataset(tmp_path)
+    for path in (dataset / ".quadpipe/markers").rglob("*.gains.npy"):
+        if damage is None:
+            path.unlink()
+        else:
+            path.write_bytes(damage)
+    make_dataset(tmp_path, views=2)
     found = files_of(dataset)
     for name in ("train.gains.npy", "val.gains.npy", "train.index.npy"):
         assert found[name] == expected[name]
 
 
-@pytest.mark.parametrize("text", ["?", "AAA=", 7])
-def test_a_marker_with_unreadable_gains_is_refused(dataset, text):
-    marker = json.loads((dataset / ".quadpipe/markers/train/0000/000000.json").read_text())
-    marker["views"][0]["gains"] = text
-    with pytest.raises(ShardError, match="not a readable marker"):
-        Marker.parse(json.dumps(marker).encode())
+def damage_importance(dataset: Path, change: bytes) -> Path:
+    """Change the last importance of the third sample of the first shard; the tar."""
+    tar = dataset / "train-000000.tar"
+    data = bytearray(tar.read_bytes())
+    members = list(read_members(memoryview(bytes(data))))
+    importances = [(at, len(c)) for name, at, c in members if name.endswith(".importance.npy")]
+    at, size = importances[2]
+    end = at + 512 + size
+    data[end - 4 : end] = change
+    tar.write_bytes(data)
+    return tar
+
+
+def test_gains_of_a_damaged_sample_are_not_used(dataset):
+    for split in ("train", "val"):
+        edit_manifest(dataset, **{f"splits__{split}__gains_sha256": None})
+    damage_importance(dataset, np.float32(np.nan).tobytes())
+    with pytest.raises(ShardError, match="train-000000.tar: 00000000.*checksum mismatch"):
+        Dataset(dataset).gains("train")
+    remove_index(dataset, "train")
+    with pytest.raises(ShardError, match="importance.npy: holds numbers that are not finite"):
+        Dataset(dataset).gains("train")
+
+
+def test_the_merge_takes_no_gains_from_a_damaged_sample(tmp_path):
+    dataset = make_dataset(tmp_path)
+    tar = damage_importance(dataset, np.float32(1e9).tobytes())
+    (dataset / "dataset.json").unlink()
+    for path in (dataset / ".quadpipe/markers").rglob("*.gains.npy"):
+        path.unlink()
+    with pytest.raises(ShardError, match=r"000000\.tar: .*checksum mismatch.*; remove it and"):
+        make_dataset(tmp_path)
+    tar.unlink()
+    make_dataset(tmp_path)
+    assert list(verify(Dataset(dataset))) == []
+
+
+def test_members_of_others_are_not_taken_for_importances():
+    own = npy_bytes(np.array([3, 2], "<f4"))
+    foreign = npy_bytes(np.array([9, 9], "<f4"))
+    members = [("1.depth.importance.npy", foreign), ("1.importance.npy", own)]
+    part = b"".join(member_bytes(name, data) for name, data in members)
+    assert sample_gains(memoryview(part), 2).tolist() == [3, 2]
+
+
+def test_a_remote_dataset_without_gains_is_not_read_as_a_whole(dataset):
+    edit_manifest(dataset, splits__train__gains_sha256=None)
+    fsspec.filesystem("memory").put(str(dataset), "/without-gains", recursive=True)
+    with pytest.raises(ConfigError, match="has no file of gains.*rerun the quadpipe tokenize"):
+        Dataset("memory://without-gains").gains("train")

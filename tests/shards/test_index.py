@@ -222,7 +222,8 @@ def strip_markers(dataset: Path) -> None:
     for path in (dataset / ".quadpipe/markers").rglob("*.json"):
         marker = json.loads(path.read_text())
         for view in marker["views"]:
-            del view["gains"], view["checksums"], view["labels"]
+            del view["checksums"], view["labels"]
+        path.with_suffix(".gains.npy").unlink()
         path.write_text(json.dumps(marker))
 
 
