@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from quadpipe.cli.options import cache_options
+from quadpipe.cli.options import dataset_options
 from quadpipe.cli.pictures import check_png, write_picture
 from quadpipe.cli.text import budgets_text, count_text, say, table
 from quadpipe.files import Cache
@@ -48,7 +48,7 @@ _CURVE_BUDGETS = 8
 )
 @click.option("--device", default="auto", type=click.Choice(["auto", "cpu", "cuda"]))
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-@cache_options
+@dataset_options
 def command(
     run: str,
     dataset: str,
@@ -61,6 +61,7 @@ def command(
     device: str,
     as_json: bool,
     cache: Cache | None,
+    expect: str | None,
 ) -> None:
     """Evaluate the model of a RUN on a DATASET, at one or more budgets."""
     if plot:
@@ -68,7 +69,7 @@ def command(
     folder, config = load_run(run)
     where = pick_device(device)
     model = folder.model(where)
-    opened = Dataset(dataset, cache=cache)
+    opened = Dataset(dataset, cache=cache, expect=expect)
     check_fits(config.model, opened.manifest, config.classes, dataset)
     say(f"model    {run}: {folder.describe_checkpoint()}")
     if ignored := config.says_ignored():

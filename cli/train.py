@@ -6,10 +6,9 @@ from typing import Any
 
 import click
 
-from quadpipe.cli.options import cache_options, options_of
+from quadpipe.cli.options import dataset_options, options_of
 from quadpipe.cli.text import budgets_text, count_text, duration_text, say
 from quadpipe.errors import QuadpipeError
-from quadpipe.files import Cache
 from quadpipe.model.config import TrainConfig
 from quadpipe.model.evaluate import EvalResult
 from quadpipe.model.progress import StepReport, TrainProgress
@@ -79,10 +78,14 @@ def _skipped(samples: int) -> str:
 @click.option("--out", required=True, type=click.Path(), help="Folder of the run.")
 @click.option("--resume", is_flag=True, help="Continue the run in --out.")
 @click.option("--init", type=click.Path(), help="Initial weights: a timm ViT or a run.")
-@cache_options
+@dataset_options
 @options_of(TrainConfig)
 def command(
-    dataset: str, out: str, resume: bool, init: str | None, cache: Cache | None, **options: Any
+    dataset: str,
+    out: str,
+    resume: bool,
+    init: str | None,
+    **options: Any,
 ) -> None:
     """Train a Quadformer on a DATASET: a folder or any fsspec URL.
 
@@ -92,7 +95,7 @@ def command(
     """
     progress, code = _TerminalProgress(), 0
     try:
-        train(dataset, out, resume=resume, init=init, cache=cache, progress=progress, **options)
+        train(dataset, out, resume=resume, init=init, progress=progress, **options)
     except QuadpipeError as error:
         if "WORLD_SIZE" not in os.environ:
             raise

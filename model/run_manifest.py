@@ -28,9 +28,9 @@ class RunManifest:
     """Everything needed to resume a run, to evaluate it and to predict with it.
 
     shard_lists: sha256 of the list of shards by split. scorer_sha256: of the weights of the
-    scorer's network. codec, imaging_library: as in the dataset's manifest, None in runs of older
-    versions. quadpipe: the version that started the run. ignored: fields of the file that this
-    version does not know.
+    scorer's network. codec, imaging_library, fingerprint: as in the dataset's manifest, None in
+    runs of older versions. quadpipe: the version that started the run. ignored: fields of the file
+    that this version does not know.
     """
 
     train: TrainConfig
@@ -42,6 +42,7 @@ class RunManifest:
     scorer_sha256: str | None = None
     codec: dict[str, Any] | None = None
     imaging_library: dict[str, Any] | None = None
+    fingerprint: str | None = None
     quadpipe: str | None = None
     ignored: tuple[str, ...] = ()
 
@@ -68,6 +69,7 @@ class RunManifest:
             scorer_sha256=manifest.scorer.get("weights_sha256"),
             codec=manifest.codec,
             imaging_library=manifest.imaging_library,
+            fingerprint=manifest.fingerprint,
             quadpipe=__version__,
         )
 

@@ -37,6 +37,7 @@ def train(
     resume: bool = False,
     init: str | PathLike[str] | None = None,
     cache: Cache | None = None,
+    expect: str | None = None,
     progress: TrainProgress | None = None,
     **options: Any,
 ) -> RunFolder:
@@ -46,14 +47,15 @@ def train(
 
     options: fields of TrainConfig. resume: continue the run in `out`, exactly, with the options it
     was started with. init: weights to start from, of a timm ViT or a run. cache: local copies of
-    the shards of a remote dataset. Under torchrun each process calls this. Raises ConfigError if
-    options or dataset are invalid, NonFiniteLossError, InterruptedTrainingError.
+    the shards of a remote dataset. expect: see `Dataset`. Under torchrun each process calls this.
+    Raises ConfigError if options or dataset are invalid, NonFiniteLossError,
+    InterruptedTrainingError.
     """
     config = TrainConfig(**options)
     device = pick_device(config.device)
     with join_world(device) as world:
         trainer = Trainer(
-            Dataset(dataset, cache=cache),
+            Dataset(dataset, cache=cache, expect=expect),
             RunFolder(out),
             config,
             device,

@@ -83,7 +83,7 @@ def merge(out: Folder, plan: Plan, *, allowed_rejects: int) -> None:
         )
     before = _published(out)
     manifest = plan.manifest(splits=splits, revision=_revision(out))
-    if before and manifest != before:
+    if before and replace(manifest, quadpipe=before.quadpipe) != before:
         manifest = replace(manifest, revision=before.revision + 1)
     ours = card(before).encode() if before else None
     if not out.exists(CARD) or out.read(CARD) == ours:  # not edited by users

@@ -1,9 +1,10 @@
 """`dataset.json` and the shard lists as checked Python objects."""
 
+import hashlib
 import json
 import re
 from collections.abc import Iterator
-from dataclasses import MISSING, asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields, replace
 from typing import Any
 
 from quadpipe.errors import ConfigError, ShardError
@@ -22,6 +23,9 @@ from quadpipe.shards.format import (
     shard_name,
 )
 from quadpipe.tokenizer import TOKENIZER_VERSION, TokenizerConfig
+
+SHORTEST_FINGERPRINT = 12
+"""Hex digits of a fingerprint that name a dataset."""
 
 _LARGEST_LINE = 4096
 _LARGEST_SHARD = 2**62
@@ -79,7 +83,11 @@ class ShardInfo:
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """The contents of a dataset and how it was made."""
+    """The contents of a dataset and how it was made.
+
+    quadpipe: the version that wrote it. fingerprint: see `fingerprint_of`. Either is empty in the
+    file of an earlier version; the fingerprint is then computed.
+    """
 
     splits: dict[str, SplitInfo]
     classes: list[str] | None
@@ -94,6 +102,8 @@ class Manifest:
     format_version: str = FORMAT_VERSION
     tokenizer_version: int = TOKENIZER_VERSION
     revision: int = 1
+    quadpipe: str | None = None
+    fingerprint: str = ""
 
     @property
     def geometry(self) -> Geometry:
@@ -104,10 +114,32 @@ class Manifest:
         return Codec(**self.codec, patch_size=self.tokenizer.patch_size)
 
     def to_bytes(self) -> bytes:
+        return json_bytes(self._as_json(), indent=2)
+
+    def _as_json(self) -> dict[str, Any]:
         document = {name: getattr(self, name) for name in self.__dataclass_fields__}
         document["splits"] = {name: asdict(split) for name, split in self.splits.items()}
         document["tokenizer"] = self.tokenizer.as_json()
-        return json_bytes(document, indent=2)
+        return document
+
+    def check_expected(self, expected: str | None, where: str) -> None:
+        """Raise ShardError unless the fingerprint is, or begins with, the expected one.
+
+        ConfigError when that cannot be one. where: the dataset, for the message.
+        """
+        if expected is None:
+            return
+        wanted = expected.strip().lower()
+        if not re.fullmatch(f"[0-9a-f]{{{SHORTEST_FINGERPRINT},64}}", wanted):
+            raise ConfigError(
+                f"{expected!r} is not a fingerprint: give at least {SHORTEST_FINGERPRINT} of its "
+                f"64 hex digits, as quadpipe info prints it"
+            )
+        if not self.fingerprint.startswith(wanted):
+            raise ShardError(
+                f"{where} is not the expected dataset: its fingerprint is {self.fingerprint}, "
+                f"expected {wanted}; fetch the expected one, or ask its publisher what changed"
+            )
 
     @classmethod
     def read(cls, folder: ReadableFolder, name: str = MANIFEST) -> "Manifest":
@@ -142,7 +174,15 @@ class Manifest:
         if not isinstance(splits, dict) or not splits:
             raise ValueError("it has no splits")
         entries["splits"] = {name: _split_info(name, info) for name, info in splits.items()}
-        return cls(**entries)
+        manifest = cls(**entries)
+        # Of the file as it is, which may have fields of a later version.
+        fingerprint = fingerprint_of(document)
+        if entries.get("fingerprint", fingerprint) != fingerprint:
+            raise ValueError(
+                f"its fingerprint is {manifest.fingerprint}, and that of what it describes is "
+                f"{fingerprint}"
+            )
+        return replace(manifest, fingerprint=fingerprint)
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -166,6 +206,19 @@ class Manifest:
                 "imaging_library needs a name and a version, and only text or null as values"
             )
         self.make_codec()
+        if not self.fingerprint:
+            object.__setattr__(self, "fingerprint", fingerprint_of(self._as_json()))
+
+
+def fingerprint_of(document: dict[str, Any]) -> str:
+    """The sha256 of what a manifest says of its samples, as 64 hex digits.
+
+    Over the checksums of the shard lists, the tokenizer, the codec and the classes, not over name,
+    license and source, nor over the indexes, which follow from the shards.
+    """
+    lists = {name: split["shard_list_sha256"] for name, split in document["splits"].items()}
+    content = {key: document[key] for key in ("tokenizer", "codec", "classes")}
+    return hashlib.sha256(json_bytes(content | {"shard_lists": lists})).hexdigest()
 
 
 def _split_info(name: str, document: Any) -> SplitInfo:

@@ -54,18 +54,24 @@ class Dataset:
         dataset = quadpipe.Dataset("shards/")
         for sample in dataset.samples("train"): ...
 
-    cache: keeps shards of a dataset at a URL in a local folder. skipped: the damaged samples that
+    cache: keeps shards of a dataset at a URL in a local folder. expect: the fingerprint that the
+    dataset must have, or its first 12 hex digits or more. skipped: the damaged samples that
     were skipped with on_error="skip". Raises ShardError when the folder is not a dataset, or has
-    another format version.
+    another format version or another fingerprint.
     """
 
     def __init__(
-        self, location: str | PathLike[str] | Folder, *, cache: Cache | None = None
+        self,
+        location: str | PathLike[str] | Folder,
+        *,
+        cache: Cache | None = None,
+        expect: str | None = None,
     ) -> None:
         self.folder: ReadableFolder = open_folder(location)
         if cache is not None:
             self.folder = _cached(self.folder, cache)
         self.manifest = Manifest.read(self.folder)
+        self.manifest.check_expected(expect, str(self.folder))
         self.skipped = Skipped()
         self._shards: dict[str, list[ShardInfo]] = {}
         self._indexes: dict[str, SplitIndex] = {}
