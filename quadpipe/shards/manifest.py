@@ -18,6 +18,7 @@ from quadpipe.shards.format import (
     MAX_SAMPLES_PER_SHARD,
     MAX_VIEWS,
     Codec,
+    index_name,
     json_bytes,
     shard_list_name,
     shard_name,
@@ -60,6 +61,11 @@ class SplitInfo:
                 f"{self.samples} samples are not {self.views} views of {self.inputs} - "
                 f"{self.rejected} inputs"
             )
+
+    def files(self, split: str) -> dict[str, str]:
+        """The sha256 of each file of the split but its shards, by name."""
+        found = {self.shard_list: self.shard_list_sha256, index_name(split): self.index_sha256}
+        return {name: sha256 for name, sha256 in found.items() if sha256 is not None}
 
 
 @dataclass(frozen=True, kw_only=True)
