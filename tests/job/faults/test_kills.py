@@ -12,6 +12,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import injection
 import pytest
 from fault_runs import check, command, run
 from injection import Fault, killed_everywhere, wait_for
