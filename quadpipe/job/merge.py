@@ -72,7 +72,7 @@ def merge(out: Folder, plan: Plan, *, allowed_rejects: int) -> None:
     """
     reasons: Counter[str] = Counter()
     with out.staged(REJECTED) as rejects:
-        splits = {name: _merge_split(out, plan, name, rejects, reasons) for name in plan.splits}
+        splits = {name: merge_split(out, plan, name, rejects, reasons) for name in plan.splits}
     rejected = reasons.total()
     if rejected > allowed_rejects:
         listed = ", ".join(f"{count:,} {reason}" for reason, count in reasons.most_common())
@@ -108,7 +108,7 @@ def _revision(out: Folder) -> int:
     return 1
 
 
-def _merge_split(
+def merge_split(
     out: Folder, plan: Plan, split: str, rejects: Any, reasons: Counter[str]
 ) -> SplitInfo:
     """Write the shard list and the index of a split, and the rows of its rejects."""

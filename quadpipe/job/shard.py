@@ -81,7 +81,7 @@ def make_shard(
             decided=decided,
         )
         rejects, tars = _write(site.out, plan, shard, steps.samples(inputs))
-    _write_marker(site.out, shard, Marker(inputs=len(inputs), rejected=rejects, tars=tars))
+    write_marker(site.out, shard, Marker(inputs=len(inputs), rejected=rejects, tars=tars))
     return ShardReport(
         shard=shard,
         inputs=len(inputs),
@@ -120,19 +120,18 @@ def _write(
         for name in names:  # left by an earlier run, which had samples
             out.remove(name)
     tars = [
-        FinishedTar(
-            info=ShardInfo(
-                name=name,
-                view=view,
-                samples=writer.samples,
-                bytes=writer.bytes,
-                sha256=writer.sha256,
-            ),
-            rows=writer.rows(),
-        )
+        finished_tar(name, view, writer)
         for view, name, writer in zip(views, names, writers, strict=False)
     ]
     return rejects, tars
+
+
+def finished_tar(name: str, view: int, writer: ShardWriter) -> FinishedTar:
+    """What a closed writer has written."""
+    info = ShardInfo(
+        name=name, view=view, samples=writer.samples, bytes=writer.bytes, sha256=writer.sha256
+    )
+    return FinishedTar(info=info, rows=writer.rows())
 
 
 def _begin(out: Folder, shard: ShardId) -> dict[Identity, Reject]:
@@ -143,11 +142,11 @@ def _begin(out: Folder, shard: ShardId) -> dict[Identity, Reject]:
     decided = decided_rejects(out, shard)
     if out.exists(marker_name(shard.split, shard.index)):
         marker = Marker(inputs=len(decided), rejected=[*decided.values()], tars=None)
-        _write_marker(out, shard, marker)
+        write_marker(out, shard, marker)
     return decided
 
 
-def _write_marker(out: Folder, shard: ShardId, marker: Marker) -> None:
+def write_marker(out: Folder, shard: ShardId, marker: Marker) -> None:
     out.write(marker_name(shard.split, shard.index), marker.to_bytes(shard.split, shard.index))
 
 

@@ -91,8 +91,9 @@ class ShardInfo:
 class Manifest:
     """The contents of a dataset and how it was made.
 
-    quadpipe: the version that wrote it. fingerprint: see `fingerprint_of`. Either is empty in the
-    file of an earlier version; the fingerprint is then computed.
+    parents: the sources of a copy that has other shards than they: `fingerprint`, `name`,
+    `license`, `source`, and their own `parents`. quadpipe: the version that wrote it.
+    fingerprint: see `fingerprint_of`; it is computed if the file of an earlier version has none.
     """
 
     splits: dict[str, SplitInfo]
@@ -108,12 +109,19 @@ class Manifest:
     format_version: str = FORMAT_VERSION
     tokenizer_version: int = TOKENIZER_VERSION
     revision: int = 1
+    parents: tuple[Any, ...] = ()
     quadpipe: str | None = None
     fingerprint: str = ""
 
     @property
     def geometry(self) -> Geometry:
         return self.tokenizer.geometry
+
+    def as_parent(self) -> dict[str, Any]:
+        """This dataset as one of the `parents` of a copy."""
+        kept = ("fingerprint", "name", "license", "source")
+        document = {key: getattr(self, key) for key in kept}
+        return document | ({"parents": list(self.parents)} if self.parents else {})
 
     def make_codec(self) -> Codec:
         """The codec of the tokens; ConfigError when the codec is unknown."""
@@ -211,6 +219,7 @@ class Manifest:
             raise ConfigError(
                 "imaging_library needs a name and a version, and only text or null as values"
             )
+        _check_parents(self.parents)
         self.make_codec()
         if not self.fingerprint:
             object.__setattr__(self, "fingerprint", fingerprint_of(self._as_json()))
@@ -225,6 +234,20 @@ def fingerprint_of(document: dict[str, Any]) -> str:
     lists = {name: split["shard_list_sha256"] for name, split in document["splits"].items()}
     content = {key: document[key] for key in ("tokenizer", "codec", "classes")}
     return hashlib.sha256(json_bytes(content | {"shard_lists": lists})).hexdigest()
+
+
+def _check_parents(parents: Any) -> None:
+    for parent in parents:
+        if not isinstance(parent, dict) or not isinstance(parent.get("fingerprint"), str):
+            raise ConfigError("parents needs a fingerprint of each dataset")
+        if not all(
+            isinstance(parent.get(key), str | None) for key in ("name", "license", "source")
+        ):
+            raise ConfigError("name, license and source of parents must be text or null")
+        above = parent.get("parents", [])
+        if not isinstance(above, list):
+            raise ConfigError("parents of parents must be a list")
+        _check_parents(above)
 
 
 def _split_info(name: str, document: Any) -> SplitInfo:

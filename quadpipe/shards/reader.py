@@ -22,10 +22,9 @@ from quadpipe.files import (
 from quadpipe.mosaic import Mosaic
 from quadpipe.shards.index import SplitIndex, checksum, mismatch, read_index, scan
 from quadpipe.shards.manifest import Manifest, ShardInfo, SplitInfo, read_shard_list
-from quadpipe.shards.members import Content, decode_members
+from quadpipe.shards.members import Content, decode_members, sample_contents
 from quadpipe.shards.presence import shards_here
 from quadpipe.shards.skipped import Skipped, check_on_error
-from quadpipe.shards.tar import read_part
 
 _log = logging.getLogger(__name__)
 
@@ -214,14 +213,8 @@ class Dataset:
 
     def parse_sample(self, data: memoryview, offset: int = 0) -> Sample:
         """The sample whose members are `data`, a part of a shard; ShardError when it is not one."""
-        members = list(read_part(data))
-        key = members[0][0].partition(".")[0] if members else ""
-        if any(name.partition(".")[0] != key for name, _, _ in members) or not members:
-            raise ShardError(f"{key}: its offsets do not hold one sample")
-        fields = {name.partition(".")[2]: content for name, _, content in members}
-        if len(fields) != len(members):
-            raise ShardError(f"{key}: two members have the same name")
-        return self.make_sample(key, fields, offset=offset)
+        key, contents = sample_contents(data)
+        return self.make_sample(key, contents, offset=offset)
 
     def make_sample(self, key: str, contents: Mapping[str, Content], *, offset: int = 0) -> Sample:
         """The sample with these members by name after the key; ShardError when they do not fit."""

@@ -4,9 +4,14 @@ import json
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from dataclasses import replace as replaced
+from pathlib import Path
+from typing import Any
 
-from quadpipe.errors import ConfigError, MissingError, OutputError, ShardError
+from quadpipe.errors import ConfigError, MissingError, ShardError
 from quadpipe.files import Folder, LocalFolder, open_folder
+from quadpipe.job.run_config import RunConfig
+from quadpipe.shards.card import card
 from quadpipe.shards.format import (
     CARD,
     LOGS,
@@ -18,46 +23,68 @@ from quadpipe.shards.format import (
     marker_name,
 )
 from quadpipe.shards.reader import Dataset
-from quadpipe.sharing.destination import Destination
+from quadpipe.sharing.config import CopyConfig
+from quadpipe.sharing.destination import Destination, check_room, edited_card
+from quadpipe.sharing.made import MadeCopy
 from quadpipe.sharing.progress import CopyPreview, CopyProgress
 from quadpipe.sharing.transfer import CheckedFile, Transfer
-
-_THREADS = 8
 
 Location = str | os.PathLike[str]
 
 
 def copy(
-    source: Location,
+    sources: Location | Sequence[Location],
     out: Location,
     /,
     *,
+    labels: Location | None = None,
     expect: str | None = None,
     provenance: bool = False,
     replace: bool = False,
     workers: int | None = None,
+    address: str | None = None,
+    in_process: bool = False,
     progress: CopyProgress | None = None,
+    **options: Any,
 ) -> Dataset:
-    """Copy a dataset to a folder or any fsspec URL.
+    """Copy a dataset, or a part of it, or several as one, to a folder or any fsspec URL.
 
-        dataset = quadpipe.copy("shards/", "s3://bucket/shards")
+        dataset = quadpipe.copy("shards/", "s3://bucket/shards", tokens=64)
 
-    Each file is compared with its checksum on the way; what the destination has already is kept.
-    A copy that was interrupted is continued by the same call. expect: the fingerprint of the
-    source. provenance: also copy plan, listing, done-markers and rejects, never logs. replace:
-    another dataset at the destination is replaced. workers: files to copy at a time.
+    Everything is compared with its checksum on the way; what the destination has already is kept.
+    A copy that was interrupted is continued by the same call. options: fields of CopyConfig.
+    labels: a file of `path,label` rows. expect: the fingerprint of the source. provenance: also
+    copy plan, listing, done-markers and rejects, never logs. replace: another dataset at the
+    destination is replaced. workers: files to copy, or shards to make, at a time. address,
+    in_process: as for `tokenize`, where shards are made.
 
-    Raises ShardError when the source is damaged, incomplete or not the expected one, OutputError
-    when the destination cannot be written or holds something else.
+    Raises ConfigError when options do not fit the sources, or these each other, ShardError when a
+    source is damaged, incomplete or not the expected one, OutputError when the destination cannot
+    be written or holds something else, JobError when shards could not be made.
     """
-    opened = Dataset(source, expect=expect)
+    config = CopyConfig(**options)
+    run = RunConfig(workers=workers, address=address, in_process=in_process)
+    places = [sources] if isinstance(sources, str | os.PathLike) else list(sources)
+    if len(places) > 1 and expect is not None:
+        raise ConfigError("expect is for one source; copy each with its fingerprint first")
+    datasets = [Dataset(place, expect=expect) for place in places]
+    fingerprints = [dataset.manifest.fingerprint for dataset in datasets]
+    if len(set(fingerprints)) < len(datasets):
+        raise ConfigError(f"{' and '.join(map(str, places))} hold a dataset twice; give it once")
     folder = open_folder(out)
-    check_apart(opened.folder, folder)
+    for dataset in datasets:
+        check_apart(dataset.folder, folder)
     progress = progress or CopyProgress()
+    keeps = len(datasets) == 1 and not labels and config.keeps_shards(datasets[0].manifest)
+    if not keeps and provenance:
+        raise ConfigError("provenance is that of the source; omit it where shards are changed")
     try:
-        WholeCopy(opened, folder, provenance=provenance).run(
-            progress, threads=workers or _THREADS, replace=replace
-        )
+        if keeps:
+            whole = WholeCopy(datasets[0], folder, config, provenance=provenance)
+            whole.run(progress, threads=workers, replace=replace)
+        else:
+            made = MadeCopy(datasets, folder, config, run, Path(labels) if labels else None)
+            made.run(progress, replace=replace)
     finally:
         progress.close()
     return Dataset(folder)
@@ -69,11 +96,16 @@ class WholeCopy:
 
     dataset: Dataset
     out: Folder
+    config: CopyConfig
     provenance: bool = False
 
-    def run(self, progress: CopyProgress, *, threads: int, replace: bool) -> None:
+    def run(self, progress: CopyProgress, *, threads: int | None, replace: bool) -> None:
         manifest = self.dataset.manifest
-        document = {"parents": [manifest.fingerprint], "provenance": self.provenance}
+        document = {
+            "parents": [manifest.fingerprint],
+            "options": self.config.given,
+            "provenance": self.provenance,
+        }
         there = Destination(self.out, json_bytes(document, indent=2))
         there.check(manifest.fingerprint, replace=replace)
         self.out.check_writable()
@@ -85,7 +117,7 @@ class WholeCopy:
             progress.planned(self._preview(files))
             transfer = Transfer(self.dataset.folder, self.out, progress, threads)
             missing = transfer.missing(files)
-            check_room(self.out, missing)
+            check_room(self.out, sum(file.bytes for file in missing))
             there.begin()
             stale = there.stale({file.name for file in files})
             for name, data in zip(
@@ -93,8 +125,8 @@ class WholeCopy:
             ):
                 if data is not None and self.out.get(name) != data:
                     self.out.write(name, data)
-            last = [self.dataset.folder.read(MANIFEST), self.dataset.folder.get(CARD)]
-            if missing or stale or [self.out.get(name) for name in (MANIFEST, CARD)] != last:
+            last = self._last()
+            if missing or stale or (self.out.get(MANIFEST), self.out.get(CARD)) != last:
                 there.withdraw()
                 self._copy(transfer, missing)
                 for name in stale:
@@ -113,6 +145,14 @@ class WholeCopy:
             for shard in self.dataset.shards(split):
                 yield CheckedFile(name=shard.name, bytes=shard.bytes, sha256=shard.sha256)
 
+    def _last(self) -> tuple[bytes, bytes | None]:
+        """Manifest and card: as they are, or with another name, license or source."""
+        texts = self.config.texts
+        if not texts:
+            return self.dataset.folder.read(MANIFEST), self.dataset.folder.get(CARD)
+        changed = replaced(self.dataset.manifest, **texts)
+        return changed.to_bytes(), card(changed).encode()
+
     def _preview(self, files: list[CheckedFile]) -> CopyPreview:
         splits = self.dataset.manifest.splits.values()
         return CopyPreview(
@@ -120,6 +160,7 @@ class WholeCopy:
             shards=sum(split.shards for split in splits),
             bytes=sum(file.bytes for file in files),
             free_bytes=self.out.free_bytes(),
+            notes=edited_card([self.dataset]) if self.config.texts else (),
         )
 
     def _copy(self, transfer: Transfer, missing: list[CheckedFile]) -> None:
@@ -144,16 +185,6 @@ class WholeCopy:
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise ShardError(f"{folder.where(PLAN)} cannot be used: {error}") from error
         return [*names, PLAN]
-
-
-def check_room(out: Folder, files: Sequence[CheckedFile]) -> None:
-    """Raise OutputError when the destination has too little free space for the files."""
-    needed, free = sum(file.bytes for file in files), out.free_bytes()
-    if free is not None and needed > free:
-        raise OutputError(
-            f"{out} has {free:,} bytes free, the copy needs {needed:,}; free some space, or copy "
-            f"to another place"
-        )
 
 
 def check_apart(source: object, out: Folder) -> None:

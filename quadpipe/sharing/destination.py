@@ -6,16 +6,38 @@ one is written last.
 """
 
 import re
+from collections.abc import Sequence
 
 from quadpipe.errors import OutputError, ShardError
 from quadpipe.files import Folder
+from quadpipe.shards.card import card
 from quadpipe.shards.format import CARD, COPY, LISTING, MANIFEST, MARKERS, PLAN, REJECTED
 from quadpipe.shards.manifest import Manifest
+from quadpipe.shards.reader import Dataset
 
 # Names that only files of a dataset have, beside its manifest and its card.
 _OURS = re.compile(
     r"(train|val|test)(-(v\d\d-)?\d{6,10}\.tar|\.(shards\.jsonl|index\.npy|gains\.npy))", re.ASCII
 )
+
+
+def check_room(out: Folder, needed: int) -> None:
+    """Raise OutputError when the destination has less free space than this."""
+    free = out.free_bytes()
+    if free is not None and needed > free:
+        raise OutputError(
+            f"{out} has {free:,} bytes free, the copy needs about {needed:,}; free some space, or "
+            f"copy to another place"
+        )
+
+
+def edited_card(datasets: Sequence[Dataset]) -> tuple[str, ...]:
+    """A note for each source whose card was edited, where the copy gets a card of its own."""
+    return tuple(
+        f"{dataset.folder.where(CARD)} was edited by hand; the copy gets a new card without it"
+        for dataset in datasets
+        if dataset.folder.get(CARD) not in (None, card(dataset.manifest).encode())
+    )
 
 
 class Destination:

@@ -10,6 +10,8 @@ from quadpipe.errors import ShardError
 from quadpipe.files import Folder, ReadableFolder
 from quadpipe.sharing.progress import CopyProgress
 
+_THREADS = 8
+
 
 @dataclass(frozen=True, kw_only=True)
 class CheckedFile:
@@ -32,10 +34,14 @@ class Transfer:
     """Checks and copies files in threads; the first error stops them all and is raised."""
 
     def __init__(
-        self, source: ReadableFolder, out: Folder, progress: CopyProgress, threads: int
+        self,
+        source: ReadableFolder,
+        out: Folder,
+        progress: CopyProgress,
+        threads: int | None = None,
     ) -> None:
         self._source, self._out = source, out
-        self._progress, self._threads = progress, threads
+        self._progress, self._threads = progress, threads or _THREADS
         self._stopped = Event()
         self._lock = Lock()
 

@@ -109,6 +109,17 @@ def check_kills(
     record_property("doubled", sum(row["doubled"] for row in rows))
 
 
+@pytest.mark.fault(
+    "SIGKILL at every point of a copy with fewer tokens that replaces another dataset",
+    "the old dataset, none, or the new one; the next run finishes it",
+)
+def test_a_kill_at_any_point_of_a_smaller_copy_loses_nothing(
+    source, earlier, tmp_path, record_property
+):
+    options = {"tokens": 10, "in_process": True}
+    check_kills(source, earlier, tmp_path, options, record_property)
+
+
 def test_another_dataset_is_replaced_only_on_request(source, earlier, expected, files_of, tmp_path):
     out = tmp_path / "out"
     quadpipe.copy(earlier, out)
@@ -198,7 +209,7 @@ def test_progress_counts_every_byte_once(source, tmp_path):
 
 def test_a_full_disk_is_reported_before_anything_is_copied(source, tmp_path, monkeypatch):
     monkeypatch.setattr("quadpipe.files.local.LocalFolder.free_bytes", lambda self: 1000)
-    with pytest.raises(OutputError, match="has 1,000 bytes free, the copy needs 2"):
+    with pytest.raises(OutputError, match="has 1,000 bytes free, the copy needs about 2"):
         quadpipe.copy(source, tmp_path / "out")
     assert not list((tmp_path / "out").glob("[!.]*"))
 
