@@ -22,6 +22,7 @@ SCRIPTS = {
     "loader": [],
     "training": [],
     "scorers": [],
+    "copying": [],
     "scale": [],
 }
 

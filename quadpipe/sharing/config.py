@@ -49,7 +49,7 @@ class CopyConfig:
         return {name: value for name, value in asdict(self).items() if value not in (None, 0)}
 
     @property
-    def texts(self) -> dict[str, str]:
+    def texts(self) -> dict[str, Any]:
         """What is given for the card: it changes no shard."""
         return {key: self.given[key] for key in ("name", "license", "source") if key in self.given}
 

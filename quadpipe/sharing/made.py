@@ -107,7 +107,7 @@ class MadeCopy:
         first, config = self._manifests[0], self._config
         tokens = config.tokens or first.tokenizer.tokens
         codec = config.codec_of(first)
-        texts = {key: self._text(key) for key in ("name", "license", "source")}
+        texts: dict[str, Any] = {key: self._text(key) for key in ("name", "license", "source")}
         return Plan(
             config=JobConfig(
                 tokenizer=replace(first.tokenizer, tokens=tokens),

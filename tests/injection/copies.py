@@ -40,4 +40,4 @@ def main(source: Path, before: Path, folder: Path, options: dict[str, Any]) -> N
 
 
 if __name__ == "__main__":
-    main(*map(Path, sys.argv[1:4]), json.loads(sys.argv[4]))
+    main(Path(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]), json.loads(sys.argv[4]))

@@ -77,7 +77,7 @@ def test_ray_makes_the_same_bytes(source, files_of, tmp_path):
 
 
 def test_the_source_is_recorded(source, tmp_path):
-    given = {"tokens": 64, "in_process": True}
+    given: dict[str, Any] = {"tokens": 64, "in_process": True}
     first = quadpipe.copy(source, tmp_path / "a", name="One", license="mit", **given)
     parent = quadpipe.Dataset(source).manifest.fingerprint
     assert [entry["fingerprint"] for entry in first.manifest.parents] == [parent]
