@@ -161,8 +161,8 @@ class Manifest:
         where = folder.where(name)
         if not folder.exists(name):
             raise ShardError(
-                f"{folder} is not a finished dataset: it has no {MANIFEST}; rerun the quadpipe "
-                f"tokenize command that writes it"
+                f"{folder} is not a finished dataset: it has no {MANIFEST}; finish copying it, or "
+                f"rerun the quadpipe tokenize command that writes it"
             )
         try:
             document = json.loads(folder.read(name))

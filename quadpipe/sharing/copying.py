@@ -76,6 +76,8 @@ def copy(
         check_apart(dataset.folder, folder)
     progress = progress or CopyProgress()
     keeps = len(datasets) == 1 and not labels and config.keeps_shards(datasets[0].manifest)
+    if keeps and address:
+        raise ConfigError("a copy of whole files is made by this process; omit address")
     if not keeps and provenance:
         raise ConfigError("provenance is that of the source; omit it where shards are changed")
     try:

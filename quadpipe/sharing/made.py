@@ -71,7 +71,8 @@ class MadeCopy:
         there = Destination(self._out, self._document())
         there.check(None, replace=replace)
         self._out.check_writable()
-        with self._out.lock(f"{LOGS}/lock"), RunLog(self._out).session() as log:
+        # Not in the copy, which is there to be shared.
+        with self._out.lock(f"{LOGS}/lock"), RunLog(None).session() as log:
             there.check(None, replace=replace)
             self._out.clear_staging()
             pending = self._pending() if there.is_begun else list(self._plan.shards())

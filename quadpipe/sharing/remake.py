@@ -128,6 +128,8 @@ def _add(
     try:
         key, contents = sample_contents(part)
         values = decode_members(contents, manifest, encoded=(member,) if same else ())
+        stored = None if manifest.classes is None else values.pop("cls")
+        label, info = _labelled(recipe, source, stored, values.pop("json"))
     except ShardError as error:
         raise ShardError(f"{dataset.folder}: {error}; run quadpipe verify on it") from error
     tokens: Any = values.pop(member)
@@ -137,8 +139,6 @@ def _add(
         nodes=values.pop("nodes.npy"),
         importance=values.pop("importance.npy"),
     )
-    label = None if manifest.classes is None else values.pop("cls")
-    label, info = _labelled(recipe, source, label, values.pop("json"))
     reduced = mosaic.reduced(config.tokenizer.tokens)
     writer.add(new_key or key, reduced, label, info, values, encoded=tokens if same else None)
 
@@ -155,4 +155,8 @@ def _labelled(
         assert recipe.plan.classes is not None
         return label, info | {"class": recipe.plan.classes[label]}
     indices = recipe.indices[source]
-    return label if label is None or indices is None else int(indices[label]), info
+    if label is None or indices is None:
+        return label, info
+    if indices[label] < 0:  # it was chosen by the label in the index
+        raise ShardError(f"{info['path']} has another label in the index")
+    return int(indices[label]), info

@@ -148,6 +148,8 @@ def test_what_a_copy_must_not_destroy_is_refused(source, earlier, files_of, tmp_
     for place in (source, source / "below", source.parent, f"{source.parent}/x/../shards"):
         with pytest.raises(ConfigError, match="are not apart"):
             quadpipe.copy(source, place)
+    with pytest.raises(ConfigError, match="is made by this process; omit address"):
+        quadpipe.copy(source, tmp_path / "out", address="auto")
     with pytest.raises(ShardError, match="is not the expected dataset"):
         quadpipe.copy(source, tmp_path / "out", expect="0" * 12)
     assert not (tmp_path / "out").exists()

@@ -196,6 +196,7 @@ def test_options_that_do_not_fit_are_refused(noise, tmp_path):
 
 def test_the_document_of_a_copy_names_no_places(source, tmp_path):
     quadpipe.copy(source, tmp_path / "out", tokens=64, in_process=True)
+    assert not list((tmp_path / "out" / ".quadpipe").rglob("*.jsonl"))  # logs name hosts
     text = (tmp_path / "out" / ".quadpipe" / "copy.json").read_text()
     assert str(tmp_path.parent) not in text
     assert json.loads(text)["options"] == {"classes": None, "tokens": 64}

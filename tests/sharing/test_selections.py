@@ -10,7 +10,7 @@ import pytest
 from command_line import run_cli
 
 import quadpipe
-from forging import edit_manifest, make_dataset, members_of
+from forging import edit_manifest, make_dataset, members_of, put_index
 from quadpipe import Dataset
 from quadpipe.errors import ConfigError, JobError
 from quadpipe.loader import Loader
@@ -248,6 +248,15 @@ def test_a_dataset_without_an_index_is_drawn_from(noise, tmp_path):
     given: dict[str, Any] = {"classes": "right", "samples": 5}
     one, other = copy(old, out=tmp_path / "a", **given), copy(noise, out=tmp_path / "b", **given)
     assert one.manifest.fingerprint == other.manifest.fingerprint
+
+
+def test_labels_that_are_not_those_of_the_index_are_refused(noise, tmp_path):
+    forged = Path(shutil.copytree(noise, tmp_path / "forged"))
+    index = np.load(forged / "train.index.npy")
+    index["label"] = 1 - index["label"]
+    put_index(forged, "train", index)
+    with pytest.raises(JobError, match="has another label in the index; run quadpipe verify on it"):
+        copy(forged, out=tmp_path / "out", classes="left")
 
 
 def test_samples_of_a_url_are_read_in_parts(noise, s3, proxy, tmp_path):
