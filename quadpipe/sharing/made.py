@@ -53,7 +53,11 @@ class MadeCopy:
         check_alike(datasets, config)
         self._selection = select(datasets, config, labels)
         self._plan = self._make_plan(run)
-        encodes = any(self._encodes(manifest) for manifest in self._manifests)
+        recoded = {
+            manifest.codec["name"] for manifest in self._manifests if self._recodes(manifest)
+        }
+        self._decodes_jpeg = "jpg" in recoded
+        uses_library = self._decodes_jpeg or (bool(recoded) and self._codec != "raw")
         self._recipe = Recipe(
             plan=self._plan,
             out=out,
@@ -64,7 +68,7 @@ class MadeCopy:
             drawn=self._selection.drawn,
             indices=self._selection.indices,
             labels=self._selection.labels,
-            library=imaging_library() if encodes else None,
+            library=imaging_library() if uses_library else None,
         )
 
     def run(self, progress: CopyProgress, *, replace: bool) -> None:
@@ -132,14 +136,18 @@ class MadeCopy:
         given: str | None = self._config.texts.get(key)
         return given or (found.pop() if len(found) == 1 else None)
 
-    def _encodes(self, manifest: Manifest) -> bool:
-        """Whether tokens of a source are encoded again by an imaging library."""
+    @property
+    def _codec(self) -> str:
+        return self._plan.config.dataset.codec
+
+    def _recodes(self, manifest: Manifest) -> bool:
+        """Whether the tokens of a source are decoded and encoded."""
         codec = self._config.codec_of(self._manifests[0])
         kept = (codec, self._plan.config.tokenizer.tokens) == (
             manifest.codec,
             manifest.tokenizer.tokens,
         )
-        return codec["name"] != "raw" and not kept
+        return not kept
 
     def _document(self) -> bytes:
         labels = self._labels and hashlib.sha256(self._labels.read_bytes()).hexdigest()
@@ -203,14 +211,14 @@ class MadeCopy:
 
     def _notes(self) -> list[str]:
         notes = [*self._cards]
-        if any(m.codec["name"] == "jpg" and self._encodes(m) for m in self._manifests):
-            notes.append(
-                "the source holds JPEGs: their pixels are encoded again, and lose a little"
-            )
+        if self._decodes_jpeg:
+            again = "their pixels are encoded again, and lose a little"
+            pixels = "the copy has their pixels, not those of the images"
+            notes.append(f"the source holds JPEGs: {again if self._codec == 'jpg' else pixels}")
         library, made_with = self._recipe.library, self._manifests[0].imaging_library
         if library not in (None, made_with):
             notes.append(
-                f"encoded with {describe(library)}, the source was made with "
+                f"copied with {describe(library)}, the source was made with "
                 f"{describe(made_with)}: tokenizing the images may give other bytes"
             )
         return notes

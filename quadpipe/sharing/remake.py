@@ -40,7 +40,7 @@ class Recipe:
     plan: of the copy, with its tokenizer, codec and classes. sources: location and fingerprint of
     each. drawn: by split; without it the shards are those of the one source, with its keys.
     indices: for each source, the class of the copy by that of the source. labels: class by path
-    or file name, instead of the stored ones. library: encodes tokens, None when none are encoded.
+    or file name, instead of the stored ones. library: encodes tokens or decodes JPEGs, or None.
     """
 
     plan: Plan
@@ -69,7 +69,7 @@ def remake_shard(recipe: Recipe, shard: ShardId) -> ShardReport:
     started = time.monotonic()
     if recipe.library not in (None, imaging_library()):
         raise JobError(
-            f"{socket.gethostname()} has {describe(imaging_library())}, the copy is encoded with "
+            f"{socket.gethostname()} has {describe(imaging_library())}, the copy is made with "
             f"{describe(recipe.library)}; install the same library on all machines"
         )
     tars = []

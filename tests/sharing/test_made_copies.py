@@ -105,6 +105,8 @@ def test_a_copy_of_jpegs_says_that_they_are_encoded_again(source, tmp_path):
     made = quadpipe.Dataset(tmp_path / "less")
     assert list(verify(made)) == []
     assert made.manifest.codec == {"name": "jpg", "quality": 95}
+    raw = run_cli("copy", tmp_path / "jpg", tmp_path / "pixels", "--codec", "raw", "--in-process")
+    assert "JPEGs: the copy has their pixels, not those of the images" in raw.stderr
     whole = run_cli("copy", source, tmp_path / "raw", "--tokens", 64, "--in-process")
     assert "JPEG" not in whole.stderr
 
