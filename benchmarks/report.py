@@ -23,6 +23,7 @@ SCRIPTS = {
     "training": [],
     "lengths": [],
     "scorers": [],
+    "copying": [],
     "scale": [],
 }
 

@@ -19,6 +19,7 @@ _COMMANDS = {
     "tokenize": "Turn images into shards of quadtree mosaics.",
     "info": "Describe a dataset: contents, configuration, budgets.",
     "verify": "Check every byte of a dataset.",
+    "copy": "Copy a dataset, or a part of it, to a folder or a URL.",
     "train": "Train a Quadformer on shards.",
     "eval": "Evaluate a trained model at several budgets.",
     "predict": "Classify images with a trained model.",

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from quadpipe.cli.options import cache_options, limit_options
+from quadpipe.cli.options import dataset_options, limit_options
 from quadpipe.cli.pictures import check_png, write_picture
 from quadpipe.cli.text import budgets_text, count_text, say, table
 from quadpipe.counts import check_given
@@ -60,7 +60,7 @@ _CURVE_BUDGETS = 8
 )
 @click.option("--device", default="auto", type=click.Choice(["auto", "cpu", "cuda"]))
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-@cache_options
+@dataset_options
 def command(
     run: str,
     dataset: str,
@@ -76,6 +76,7 @@ def command(
     device: str,
     as_json: bool,
     cache: Cache | None,
+    expect: str | None,
 ) -> None:
     """Evaluate the model of a RUN on a DATASET, at one or more budgets or means of tokens."""
     if plot:
@@ -83,7 +84,7 @@ def command(
     folder, config = load_run(run)
     where = pick_device(device)
     model = folder.model(where)
-    opened = Dataset(dataset, cache=cache)
+    opened = Dataset(dataset, cache=cache, expect=expect)
     check_fits(config.model, opened.manifest, config.classes, dataset)
     say(f"model    {run}: {folder.describe_checkpoint()}")
     if ignored := config.says_ignored():

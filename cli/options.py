@@ -86,9 +86,17 @@ def options_of(*kinds: type, leave_out: tuple[str, ...] = ()) -> Callable[[Any],
     return decorate
 
 
-def cache_options(function: Any) -> Any:
-    """Adds --cache and --cache-size; the command gets a `Cache` or None as `cache`."""
+expect_option = click.option(
+    "--expect",
+    metavar="FINGERPRINT",
+    help="Stop unless the dataset has this fingerprint, or one that begins so.",
+)
 
+
+def dataset_options(function: Any) -> Any:
+    """Adds --expect, --cache and --cache-size; the command gets a `Cache` or None as `cache`."""
+
+    @expect_option
     @click.option(
         "--cache",
         "folder",

@@ -2,6 +2,7 @@
 
 import sys
 from contextlib import suppress
+from typing import Any
 
 import click
 from tqdm import tqdm
@@ -9,6 +10,7 @@ from tqdm import tqdm
 from quadpipe.cli.text import bytes_text, say
 from quadpipe.job.progress import Preview, Progress
 from quadpipe.job.shard import ShardReport
+from quadpipe.sharing.progress import CopyPreview, CopyProgress
 
 _SECONDS_BETWEEN_LINES = 5.0
 
@@ -49,17 +51,11 @@ class TerminalProgress(Progress):
 
     def planned(self, preview: Preview) -> None:
         print_preview(preview, self._out)
-        terminal = sys.stderr.isatty()
-        self._bar = tqdm(
+        self._bar = _bar(
+            "{n_fmt} of {total_fmt} images, {rate_fmt}, {remaining} left{postfix}",
             total=preview.plan.inputs,
             initial=preview.done,
             unit="img",
-            dynamic_ncols=terminal,
-            mininterval=0.2 if terminal else _SECONDS_BETWEEN_LINES,
-            file=sys.stderr if terminal else _PlainLines(),
-            bar_format="{percentage:3.0f}% "
-            + ("{bar} " if terminal else "")
-            + "{n_fmt} of {total_fmt} images, {rate_fmt}, {remaining} left{postfix}",
         )
 
     def shard_done(self, report: ShardReport) -> None:
@@ -71,6 +67,48 @@ class TerminalProgress(Progress):
     def close(self) -> None:
         if self._bar is not None:
             self._bar.close()
+
+
+class TerminalCopyProgress(CopyProgress):
+    """Bytes per second and time left, on standard error."""
+
+    def __init__(self) -> None:
+        self._bar: tqdm | None = None
+
+    def planned(self, preview: CopyPreview) -> None:
+        free = "" if preview.free_bytes is None else f"; {bytes_text(preview.free_bytes)} free"
+        say(
+            f"copy     {preview.samples:,} samples in {preview.shards:,} shards, "
+            f"{bytes_text(preview.bytes)}{free}"
+        )
+        for note in preview.notes:
+            say(f"note     {note}")
+        self._bar = _bar(
+            "{n_fmt}B of {total_fmt}B, {rate_fmt}, {remaining} left",
+            total=preview.bytes,
+            unit="B",
+            unit_scale=True,
+        )
+
+    def advanced(self, count: int) -> None:
+        if self._bar is not None:
+            self._bar.update(count)
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+
+def _bar(text: str, **options: Any) -> tqdm:
+    """A bar on a terminal, lines elsewhere."""
+    terminal = sys.stderr.isatty()
+    return tqdm(
+        dynamic_ncols=terminal,
+        mininterval=0.2 if terminal else _SECONDS_BETWEEN_LINES,
+        file=sys.stderr if terminal else _PlainLines(),
+        bar_format="{percentage:3.0f}% " + ("{bar} " if terminal else "") + text,
+        **options,
+    )
 
 
 class _PlainLines:

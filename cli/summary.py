@@ -29,6 +29,7 @@ def summary_text(summary: dict[str, Any]) -> str:
             f"{summary['format_version']}, tokenizer {summary['tokenizer_version']}, "
             f"revision {summary['revision']}",
         ),
+        ("fingerprint", summary["fingerprint"]),
         (
             "images",
             f"{height} x {width} pixels, patches of {tokenizer['patch_size']} to "
@@ -37,13 +38,17 @@ def summary_text(summary: dict[str, Any]) -> str:
         ),
         ("scorer", summary["scorer"]["name"]),
         ("budgets", f"{served} tokens"),
-        ("made with", describe(summary["imaging_library"])),
+        (
+            "made with",
+            describe(summary["imaging_library"])
+            + (f", quadpipe {summary['quadpipe']}" if summary["quadpipe"] else ""),
+        ),
     ]
     lines += [(key, summary[key]) for key in ("license", "source") if summary[key]]
     parts = [_splits(summary), _scales(summary)]
     if "counts" in summary:
         parts.append(_counts(summary["counts"]))
-    return "\n\n".join(["\n".join(f"{key:<9} {value}" for key, value in lines), *parts])
+    return "\n\n".join(["\n".join(f"{key:<11} {value}" for key, value in lines), *parts])
 
 
 def _splits(summary: dict[str, Any]) -> str:

@@ -6,10 +6,9 @@ from typing import Any
 
 import click
 
-from quadpipe.cli.options import cache_options, options_of
+from quadpipe.cli.options import dataset_options, options_of
 from quadpipe.cli.text import budgets_text, count_text, duration_text, say
 from quadpipe.errors import QuadpipeError
-from quadpipe.files import Cache
 from quadpipe.model.config import TrainConfig
 from quadpipe.model.evaluate import EvalResult
 from quadpipe.model.progress import StepReport, TrainProgress
@@ -92,7 +91,7 @@ def _skipped(samples: int) -> str:
     help="Initial weights, of a timm ViT or a run; the model is theirs.",
 )
 @click.option("--init-name", metavar="NAME", help="timm's name of the model in --init.")
-@cache_options
+@dataset_options
 @options_of(TrainConfig)
 def command(
     dataset: str,
@@ -100,7 +99,6 @@ def command(
     resume: bool,
     init: str | None,
     init_name: str | None,
-    cache: Cache | None,
     **options: Any,
 ) -> None:
     """Train a Quadformer on a DATASET: a folder or any fsspec URL.
@@ -112,7 +110,7 @@ def command(
     progress, code = _TerminalProgress(), 0
     options |= {"resume": resume, "init": init, "init_name": init_name}
     try:
-        train(dataset, out, cache=cache, progress=progress, **options)
+        train(dataset, out, progress=progress, **options)
     except QuadpipeError as error:
         if "WORLD_SIZE" not in os.environ:
             raise

@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from quadpipe.cli.options import cache_options
+from quadpipe.cli.options import dataset_options
 from quadpipe.cli.text import say
 from quadpipe.errors import ConfigError
 from quadpipe.files import Cache
@@ -41,7 +41,7 @@ from quadpipe.shards.verify import verify
     type=click.Path(path_type=Path),
     help="With --deep: weights of the scorer's network, as for tokenize.",
 )
-@cache_options
+@dataset_options
 @click.pass_context
 def command(
     context: click.Context,
@@ -52,6 +52,7 @@ def command(
     inputs: int | None,
     seed: int | None,
     cache: Cache | None,
+    expect: str | None,
     **options: Any,
 ) -> None:
     """Read every byte of a DATASET and print one line per problem.
@@ -59,7 +60,7 @@ def command(
     With --deep, also retokenize inputs of its source and compare the bytes. Exit code 1 if there
     are problems.
     """
-    opened = Dataset(dataset, cache=cache)
+    opened = Dataset(dataset, cache=cache, expect=expect)
     again = None
     if deep:
         if source is None:

@@ -30,9 +30,9 @@ class RunManifest:
     """Everything needed to resume a run, to evaluate it and to predict with it.
 
     train: with the options of the model as they are in `model`. shard_lists: sha256 of the list of
-    shards by split. scorer_sha256: of the weights of the scorer's network. codec, imaging_library:
-    as in the dataset's manifest, None in runs of older versions. quadpipe: the version that started
-    the run. ignored: fields of the file that this version does not know.
+    shards by split. scorer_sha256: of the weights of the scorer's network. codec, imaging_library,
+    fingerprint: as in the dataset's manifest, None in runs of older versions. quadpipe: the version
+    that started the run. ignored: fields of the file that this version does not know.
     """
 
     train: TrainConfig
@@ -44,6 +44,7 @@ class RunManifest:
     scorer_sha256: str | None = None
     codec: dict[str, Any] | None = None
     imaging_library: dict[str, Any] | None = None
+    fingerprint: str | None = None
     quadpipe: str | None = None
     ignored: tuple[str, ...] = ()
 
@@ -77,6 +78,7 @@ class RunManifest:
             scorer_sha256=manifest.scorer.get("weights_sha256"),
             codec=manifest.codec,
             imaging_library=manifest.imaging_library,
+            fingerprint=manifest.fingerprint,
             quadpipe=__version__,
         )
 

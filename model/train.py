@@ -41,6 +41,7 @@ def train(
     init: str | PathLike[str] | None = None,
     init_name: str | None = None,
     cache: Cache | None = None,
+    expect: str | None = None,
     progress: TrainProgress | None = None,
     **options: Any,
 ) -> RunFolder:
@@ -51,14 +52,14 @@ def train(
     options: fields of TrainConfig. resume: continue the run in `out`, exactly, with the options it
     was started with. init: weights to start from, of a timm ViT or a run; the model is theirs.
     init_name: timm's name of the model. cache: local copies of the shards of a remote dataset.
-    Under torchrun each process calls this. Raises ConfigError if options or dataset are invalid,
-    NonFiniteLossError, InterruptedTrainingError.
+    expect: see `Dataset`. Under torchrun each process calls this. Raises ConfigError if options or
+    dataset are invalid, NonFiniteLossError, InterruptedTrainingError.
     """
     config = TrainConfig(**options)
     device = pick_device(config.device)
     with join_world(device) as world:
         trainer = Trainer(
-            Dataset(dataset, cache=cache),
+            Dataset(dataset, cache=cache, expect=expect),
             RunFolder(out),
             config,
             device,

@@ -7,6 +7,7 @@ if TYPE_CHECKING:
     from quadpipe.job import tokenize
     from quadpipe.mosaic import Leaves, Mosaic, dense_map
     from quadpipe.shards import Dataset
+    from quadpipe.sharing import copy
     from quadpipe.tokenizer import Tokenizer, TokenizerConfig
 
 __version__ = "0.1.0"
@@ -16,6 +17,7 @@ __all__ = [
     "Mosaic",
     "Tokenizer",
     "TokenizerConfig",
+    "copy",
     "dense_map",
     "tokenize",
 ]
@@ -26,6 +28,7 @@ _HOMES = {
     "Mosaic": "quadpipe.mosaic",
     "Tokenizer": "quadpipe.tokenizer",
     "TokenizerConfig": "quadpipe.tokenizer",
+    "copy": "quadpipe.sharing",
     "dense_map": "quadpipe.mosaic",
     "tokenize": "quadpipe.job",
 }

@@ -69,6 +69,16 @@ class Mosaic:
         chosen = leaf_indices(self.nodes, self.geometry.roots, splits)
         return Leaves(tokens=self.tokens[chosen], boxes=self.nodes[chosen, :3], truncated=truncated)
 
+    def reduced(self, tokens: int) -> "Mosaic":
+        """The mosaic of fewer tokens, as tokenizing the image with that budget gives it."""
+        splits, _ = self._prefix(tokens, None)
+        count = self.geometry.roots + 4 * splits
+        nodes = self.nodes[:count].copy()
+        nodes[nodes[:, 3] >= splits, 3] = -1
+        return replace(
+            self, tokens=self.tokens[:count], nodes=nodes, importance=self.importance[:splits]
+        )
+
     def flip(self) -> "Mosaic":
         """The mosaic of the image mirrored left to right: pixels and boxes exactly.
 

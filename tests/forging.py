@@ -74,8 +74,8 @@ def edit_json(file: Path, **changes: Any) -> None:
 
 
 def edit_manifest(dataset: Path, **changes: Any) -> None:
-    """Change entries of the manifest, as `edit_json` does."""
-    edit_json(dataset / "dataset.json", **changes)
+    """Change entries of the manifest, as `edit_json` does; its fingerprint is computed then."""
+    edit_json(dataset / "dataset.json", **{"fingerprint": None} | changes)
 
 
 def rewrite_shard_list(

@@ -9,11 +9,15 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from servers import s3
+
+__all__ = ["s3"]  # a fixture
 
 REPOSITORY = Path(__file__).parents[1]
 README = (REPOSITORY / "README.md").read_text()
-TRAINING, SCORERS, CLUSTER = (
-    (REPOSITORY / "docs" / f"{page}.md").read_text() for page in ("training", "scorers", "cluster")
+TRAINING, SCORERS, CLUSTER, SHARING = (
+    (REPOSITORY / "docs" / f"{page}.md").read_text()
+    for page in ("training", "scorers", "cluster", "sharing")
 )
 
 
@@ -83,6 +87,13 @@ def test_the_commands_of_the_cluster_page_run(image_folder, tmp_path):
             run(line, tmp_path, **{"HEAD:6379": cluster.address})
     finally:
         cluster.shutdown()
+
+
+def test_the_commands_of_the_sharing_page_run(folder, s3, tmp_path):
+    (tmp_path / "shards").symlink_to(folder / "shards")
+    fingerprint = json.loads((folder / "shards" / "dataset.json").read_text())["fingerprint"]
+    for line in "".join(blocks(SHARING, "console")).splitlines():
+        run(line, tmp_path, FINGERPRINT=fingerprint)
 
 
 def test_every_scorer_is_on_the_scorers_page():

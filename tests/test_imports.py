@@ -27,6 +27,7 @@ ROOMS = (
     ("render",),
     ("shards",),
     ("job", "loader"),
+    ("sharing",),
     ("model",),
     ("cli",),
 )

@@ -2,12 +2,19 @@
 cache of remote shards."""
 
 from quadpipe.files.cache import Cache, CachedFolder
-from quadpipe.files.folder import Contents, Folder, RangeReader, ReadableFolder
+from quadpipe.files.folder import (
+    BLOCK_BYTES,
+    Contents,
+    Folder,
+    RangeReader,
+    ReadableFolder,
+)
 from quadpipe.files.local import LocalFolder
 from quadpipe.files.opening import open_folder
 from quadpipe.files.remote import RemoteFolder
 
 __all__ = [
+    "BLOCK_BYTES",
     "Cache",
     "CachedFolder",
     "Contents",

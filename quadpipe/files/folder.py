@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer
 
 STAGING = ".quadpipe/tmp"
+BLOCK_BYTES = 16 * 2**20
+"""Bytes of a file that are read, or of an upload that are kept in memory, at a time."""
 
 RangeReader = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
 """Starts and stops of ranges in a file -> their bytes, uint8, and the start of each range in these.
@@ -64,6 +66,12 @@ class ReadableFolder(ABC):
         start, stop = np.array([0]), np.array([size])
         contents, begins = self.open_ranges(name)(start, stop)
         return contents[int(begins[0]) :][:size].data
+
+    def blocks(self, name: str) -> Iterator[memoryview]:
+        """The content of a file from its beginning, in parts of some megabytes."""
+        contents = self.contents(name)
+        for start in range(0, len(contents), BLOCK_BYTES):
+            yield contents[start : start + BLOCK_BYTES]
 
     @abstractmethod
     def sha256(self, name: str) -> str: ...

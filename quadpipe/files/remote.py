@@ -23,6 +23,7 @@ from quadpipe.errors import (
     UnreadableError,
 )
 from quadpipe.files.folder import (
+    BLOCK_BYTES,
     STAGING,
     Contents,
     Folder,
@@ -41,8 +42,6 @@ _OURS = re.compile(
 )
 # Errors that only a local disk raises.
 _LOCAL_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
-# Buffer of each file that is being written; object stores take at least 5 MiB.
-_PART_BYTES = 16 * 2**20
 _READ_AT_ONCE = 256
 # Of two writers, object stores keep the last: seconds until a claim is read back.
 _SETTLE_SECONDS = 1.0
@@ -129,6 +128,18 @@ class RemoteFolder(Folder):
     def contents(self, name: str) -> Contents:
         return memoryview(self.read(name))
 
+    def blocks(self, name: str) -> Iterator[memoryview]:
+        size = None if self._is_web else self.size(name)
+        if size is None:  # some web servers do not serve parts of files
+            yield from super().blocks(name)
+            return
+        path = self._path(name)
+        for start in range(0, size, BLOCK_BYTES):
+            stop = min(size, start + BLOCK_BYTES)
+            yield memoryview(
+                self._reading(name, lambda: self._system.cat_file(path, start=start, end=stop))  # noqa: B023
+            )
+
     def open_ranges(self, name: str) -> RangeReader:
         path = self._path(name)
 
@@ -213,7 +224,7 @@ class RemoteFolder(Folder):
     def staged(self, name: str) -> Iterator[StagedFile]:
         system, path = self._system, self._path(name)
         with self._writing(name):
-            file = system.open(path, "wb", autocommit=False, block_size=_PART_BYTES)
+            file = system.open(path, "wb", autocommit=False, block_size=BLOCK_BYTES)
         try:
 
             def upload(data: Any) -> None:

@@ -14,12 +14,13 @@ import time
 import traceback
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
+from functools import partial
 from itertools import chain, islice
 from typing import Any
 
-from quadpipe.errors import ConfigError, JobError, QuadpipeError
+from quadpipe.errors import ConfigError, JobError, OutputError, QuadpipeError
 from quadpipe.job.cpus import usable_cpus
 from quadpipe.job.decoding import Decoder
 from quadpipe.job.isolation import IsolatedDecoder, WatchedDecoder
@@ -51,19 +52,16 @@ def in_process(plan: Plan, site: Site, *, resumed: bool) -> Iterator[Engine]:
     resumed: the first shard may be the one that killed the last run.
     """
 
-    def make(shards: Iterator[ShardId]) -> Generator[Outcome, None, None]:
-        decoder: type[Decoder] = IsolatedDecoder if resumed else Decoder
-        for shard in shards:
-            try:
-                yield shard, make_shard(plan, site, shard, decoder=decoder)
-            except QuadpipeError as error:
-                yield shard, error
-            except MemoryError:
-                yield shard, JobError("out of memory; use smaller images or fewer --views")
-            if not plan.config.run.retry_rejected:  # otherwise any shard may hold such an input
-                decoder = Decoder
+    isolated = resumed
 
-    yield make
+    def work(shard: ShardId) -> ShardReport:
+        nonlocal isolated
+        decoder: type[Decoder] = IsolatedDecoder if isolated else Decoder
+        # With this option any shard may hold such an input.
+        isolated = isolated and plan.config.run.retry_rejected
+        return make_shard(plan, site, shard, decoder=decoder)
+
+    yield partial(_one_by_one, work)
 
 
 class _LostError(JobError):
@@ -85,39 +83,101 @@ def on_ray(plan: Plan, site: Site) -> Iterator[Engine]:
         task = ray.remote(num_cpus=1, max_retries=0)(make_shard)
         shared = ray.put(plan), ray.put(replace(site, code=None) if pool else site)
 
-        def make(shards: Iterator[ShardId]) -> Generator[Outcome, None, None]:
-            # Running tasks are not cancelled when this ends: Ray ends the tasks of a driver that
-            # leaves, and cancelling a task that is about to finish can crash the driver.
-            running: dict[Any, ShardId] = {}
-            losses: Counter[ShardId] = Counter()
-            lost: deque[tuple[float, ShardId]] = deque()  # retry times, in order
+        def start(shard: ShardId, lost: bool) -> Any:
+            scorer = pool and pool.starting_at(shard.index)
+            decoder = IsolatedDecoder if lost else WatchedDecoder
+            return task.remote(*shared, shard, scorer, decoder)
 
-            def due() -> Iterator[ShardId]:
-                while lost and lost[0][0] <= time.monotonic():
-                    yield lost.popleft()[1]
+        yield partial(_on_workers, ray, slots, start)
 
-            while True:
-                for shard in islice(chain(due(), shards), slots - len(running)):
-                    scorer = pool and pool.starting_at(shard.index)
-                    decoder = IsolatedDecoder if losses[shard] else WatchedDecoder
-                    running[task.remote(*shared, shard, scorer, decoder)] = shard
-                if not running and not lost:
-                    return
-                full = len(running) >= slots
-                wait = max(0.0, lost[0][0] - time.monotonic()) if lost and not full else None
-                if not running:
-                    time.sleep(wait or 0.0)
-                    continue
-                done, _ = ray.wait(list(running), timeout=wait)
-                for reference in done:
-                    shard, outcome = running.pop(reference), _outcome(ray, reference)
-                    losses[shard] += isinstance(outcome, _LostError)
-                    if isinstance(outcome, _LostError) and losses[shard] <= _RETRIES:
-                        lost.append((time.monotonic() + _SECONDS_BEFORE_RETRY, shard))
-                    else:
-                        yield shard, outcome
 
-        yield make
+@contextmanager
+def open_engine(
+    run: RunConfig, work: Callable[[Any, ShardId], ShardReport], shared: Any
+) -> Iterator[Engine]:
+    """The engine that `run` asks for, for work that needs neither scorers nor decoders.
+
+    work: makes a shard, given what is shared by all.
+    """
+    if run.in_process:
+        yield partial(_one_by_one, partial(work, shared))
+        return
+    with _ray(run, _OBJECT_STORE_BYTES) as (ray, private):
+        slots = _slots(ray, run, None, private=private)
+        task = ray.remote(num_cpus=1, max_retries=0)(work)
+        given = ray.put(shared)
+        yield partial(_on_workers, ray, slots, lambda shard, lost: task.remote(given, shard))
+
+
+def make_all(make: Engine, shards: list[ShardId], note: Callable[[ShardId, Any], None]) -> None:
+    """Make the shards; JobError names those that could not be made.
+
+    note: is called with each shard and its report or error.
+    """
+    failed = []
+    with closing(make(iter(shards))) as outcomes:
+        for shard, outcome in outcomes:
+            note(shard, outcome)
+            if isinstance(outcome, OutputError):
+                raise outcome  # the next shard would fail too
+            if not isinstance(outcome, ShardReport):
+                failed.append(f"shard {shard}: {outcome}")
+    if failed:
+        listed = "\n".join(failed[:20] + [f"and {len(failed) - 20} more"] * (len(failed) > 20))
+        raise JobError(
+            f"{len(failed)} of {len(shards)} shards could not be made; the others are kept. "
+            f"Fix the cause and rerun the same command\n{listed}"
+        )
+
+
+def _one_by_one(
+    work: Callable[[ShardId], ShardReport], shards: Iterator[ShardId]
+) -> Generator[Outcome, None, None]:
+    """In this process. Internal errors are raised at once."""
+    for shard in shards:
+        try:
+            yield shard, work(shard)
+        except QuadpipeError as error:
+            yield shard, error
+        except MemoryError:
+            yield shard, JobError("out of memory; use smaller images or fewer --views")
+
+
+def _on_workers(
+    ray: Any, slots: int, start: Callable[[ShardId, bool], Any], shards: Iterator[ShardId]
+) -> Generator[Outcome, None, None]:
+    """On Ray, at most `slots` shards at a time; those that lose their worker are retried.
+
+    start: starts a shard, given whether it has lost a worker before.
+    """
+    # Running tasks are not cancelled when this ends: Ray ends the tasks of a driver that
+    # leaves, and cancelling a task that is about to finish can crash the driver.
+    running: dict[Any, ShardId] = {}
+    losses: Counter[ShardId] = Counter()
+    lost: deque[tuple[float, ShardId]] = deque()  # retry times, in order
+
+    def due() -> Iterator[ShardId]:
+        while lost and lost[0][0] <= time.monotonic():
+            yield lost.popleft()[1]
+
+    while True:
+        for shard in islice(chain(due(), shards), slots - len(running)):
+            running[start(shard, losses[shard] > 0)] = shard
+        if not running and not lost:
+            return
+        full = len(running) >= slots
+        wait = max(0.0, lost[0][0] - time.monotonic()) if lost and not full else None
+        if not running:
+            time.sleep(wait or 0.0)
+            continue
+        done, _ = ray.wait(list(running), timeout=wait)
+        for reference in done:
+            shard, outcome = running.pop(reference), _outcome(ray, reference)
+            losses[shard] += isinstance(outcome, _LostError)
+            if isinstance(outcome, _LostError) and losses[shard] <= _RETRIES:
+                lost.append((time.monotonic() + _SECONDS_BEFORE_RETRY, shard))
+            else:
+                yield shard, outcome
 
 
 def _outcome(ray: Any, reference: Any) -> ShardReport | QuadpipeError:

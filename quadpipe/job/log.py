@@ -23,11 +23,11 @@ _SECONDS_BETWEEN_WRITES = 10.0
 class RunLog:
     """A file in `.quadpipe/logs/`, the only folder that may differ between runs.
 
-    Logs name hosts and paths and are never uploaded: for an output at a URL the file is in the
-    temporary folder of this machine.
+    Logs name hosts and paths and are never uploaded: for an output at a URL, and without one, the
+    file is in the temporary folder of this machine.
     """
 
-    def __init__(self, out: Folder) -> None:
+    def __init__(self, out: Folder | None) -> None:
         name = f"{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}-{os.getpid()}.jsonl"
         if isinstance(out, LocalFolder):
             self.path = out.path(f"{LOGS}/{name}")

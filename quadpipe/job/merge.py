@@ -81,7 +81,7 @@ def merge(out: Folder, plan: Plan, *, allowed_rejects: int) -> None:
     """
     reasons: Counter[str] = Counter()
     with out.staged(REJECTED) as rejects:
-        splits = {name: _merge_split(out, plan, name, rejects, reasons) for name in plan.splits}
+        splits = {name: merge_split(out, plan, name, rejects, reasons) for name in plan.splits}
     rejected = reasons.total()
     if rejected > allowed_rejects:
         listed = ", ".join(f"{count:,} {reason}" for reason, count in reasons.most_common())
@@ -92,7 +92,7 @@ def merge(out: Folder, plan: Plan, *, allowed_rejects: int) -> None:
         )
     before = _published(out)
     manifest = plan.manifest(splits=splits, revision=_revision(out))
-    if before and manifest != before:
+    if before and replace(manifest, quadpipe=before.quadpipe) != before:
         manifest = replace(manifest, revision=before.revision + 1)
     ours = card(before).encode() if before else None
     if not out.exists(CARD) or out.read(CARD) == ours:  # not edited by users
@@ -117,7 +117,7 @@ def _revision(out: Folder) -> int:
     return 1
 
 
-def _merge_split(
+def merge_split(
     out: Folder, plan: Plan, split: str, rejects: Any, reasons: Counter[str]
 ) -> SplitInfo:
     """Write the shard list, the index and the gains of a split, and the rows of its rejects."""

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from quadpipe import __version__
 from quadpipe.errors import ConfigError, ShardError
 from quadpipe.fields import check_fields, known_fields
 from quadpipe.files import ReadableFolder
@@ -123,6 +124,7 @@ class Plan:
             name=dataset.name,
             license=dataset.license,
             source=dataset.source,
+            quadpipe=__version__,
             **counted,
         )
 

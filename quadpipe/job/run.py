@@ -3,14 +3,13 @@
 import os
 import warnings
 from collections import Counter
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from quadpipe.errors import ConfigError, JobError, OutputError, ShardError, SourceError
+from quadpipe.errors import ConfigError, OutputError, ShardError, SourceError
 from quadpipe.files import Folder, LocalFolder, open_folder
 from quadpipe.job.config import JobConfig
-from quadpipe.job.engines import Engine, in_process, on_ray
+from quadpipe.job.engines import Engine, in_process, make_all, on_ray
 from quadpipe.job.log import RunLog
 from quadpipe.job.merge import merge, read_markers, withdraw
 from quadpipe.job.plan import ShardId
@@ -161,22 +160,13 @@ class Job:
 
     def _make(self, make: Engine, pending: list[ShardId], progress: Progress, log: RunLog) -> None:
         """Make the shards; JobError names those that could not be made."""
-        failed = []
-        with closing(make(iter(pending))) as outcomes:
-            for shard, outcome in outcomes:
-                log.outcome(shard, outcome)
-                if isinstance(outcome, ShardReport):
-                    progress.shard_done(outcome)
-                elif isinstance(outcome, OutputError):
-                    raise outcome  # the next shard would fail too
-                else:
-                    failed.append(f"shard {shard}: {outcome}")
-        if failed:
-            listed = "\n".join(failed[:20] + [f"and {len(failed) - 20} more"] * (len(failed) > 20))
-            raise JobError(
-                f"{len(failed)} of {len(pending)} shards could not be made; the others are kept. "
-                f"Fix the cause and rerun the same command\n{listed}"
-            )
+
+        def note(shard: ShardId, outcome: Any) -> None:
+            log.outcome(shard, outcome)
+            if isinstance(outcome, ShardReport):
+                progress.shard_done(outcome)
+
+        make_all(make, pending, note)
 
 
 def tokenize(

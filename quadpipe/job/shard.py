@@ -3,7 +3,7 @@
 import os
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from functools import lru_cache
@@ -83,7 +83,7 @@ def make_shard(
             decided=decided,
         )
         rejects, tars = _write(site.out, plan, shard, steps.samples(inputs))
-    _write_marker(site.out, shard, Marker(inputs=len(inputs), rejected=rejects, tars=tars))
+    write_marker(site.out, shard, Marker(inputs=len(inputs), rejected=rejects, tars=tars))
     return ShardReport(
         shard=shard,
         inputs=len(inputs),
@@ -118,26 +118,32 @@ def _write(
             writers[view.view].add(view.key, mosaic, view.label, view.info)
         for writer in writers:
             writer.close()
-    gains_name = shard_gains_name(shard.split, shard.index)
-    if writers:
-        out.write(gains_name, npy_bytes(np.stack([writer.gains() for writer in writers])))
-    else:
-        for name in (*names, gains_name):  # left by an earlier run, which had samples
+    write_gains(out, shard, writers)
+    if not writers:
+        for name in names:  # left by an earlier run, which had samples
             out.remove(name)
     tars = [
-        FinishedTar(
-            info=ShardInfo(
-                name=name,
-                view=view,
-                samples=writer.samples,
-                bytes=writer.bytes,
-                sha256=writer.sha256,
-            ),
-            rows=writer.rows(),
-        )
+        finished_tar(name, view, writer)
         for view, name, writer in zip(views, names, writers, strict=False)
     ]
     return rejects, tars
+
+
+def finished_tar(name: str, view: int, writer: ShardWriter) -> FinishedTar:
+    """What a closed writer has written."""
+    info = ShardInfo(
+        name=name, view=view, samples=writer.samples, bytes=writer.bytes, sha256=writer.sha256
+    )
+    return FinishedTar(info=info, rows=writer.rows())
+
+
+def write_gains(out: Folder, shard: ShardId, writers: Sequence[ShardWriter]) -> None:
+    """Keep the gains of all views of a shard for the merge; a shard without samples has none."""
+    name = shard_gains_name(shard.split, shard.index)
+    if writers:
+        out.write(name, npy_bytes(np.stack([writer.gains() for writer in writers])))
+    else:
+        out.remove(name)
 
 
 def _begin(out: Folder, shard: ShardId) -> dict[Identity, Reject]:
@@ -148,11 +154,11 @@ def _begin(out: Folder, shard: ShardId) -> dict[Identity, Reject]:
     decided = decided_rejects(out, shard)
     if out.exists(marker_name(shard.split, shard.index)):
         marker = Marker(inputs=len(decided), rejected=[*decided.values()], tars=None)
-        _write_marker(out, shard, marker)
+        write_marker(out, shard, marker)
     return decided
 
 
-def _write_marker(out: Folder, shard: ShardId, marker: Marker) -> None:
+def write_marker(out: Folder, shard: ShardId, marker: Marker) -> None:
     out.write(marker_name(shard.split, shard.index), marker.to_bytes(shard.split, shard.index))
 
 

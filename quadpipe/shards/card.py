@@ -1,6 +1,7 @@
 """The dataset card, for people and for the Hugging Face Hub."""
 
 import json
+from typing import Any
 
 from quadpipe.shards.manifest import Manifest
 
@@ -73,6 +74,7 @@ def _body(manifest: Manifest, name: str) -> str:
         parts.append(f"Source: {manifest.source}")
     if manifest.license:
         parts.append(f"License: {manifest.license}")
+    parts += [f"Made from: {_named(parent)}" for parent in manifest.parents]
     parts.append(
         "```python\n"
         "import webdataset as wds\n\n"
@@ -80,6 +82,15 @@ def _body(manifest: Manifest, name: str) -> str:
         "```"
     )
     return "\n\n".join(parts) + "\n"
+
+
+def _named(parent: dict[str, Any]) -> str:
+    """A source of a copy, and its own sources."""
+    texts = [parent.get("name"), f"fingerprint {parent['fingerprint']}"]
+    texts.append(f"license {parent['license']}" if parent.get("license") else "no license")
+    texts.append(parent.get("source"))
+    above = "; ".join(_named(each) for each in parent.get("parents", ()))
+    return ", ".join(filter(None, texts)) + (f" (from {above})" if above else "")
 
 
 def _first_shard(manifest: Manifest) -> str:

@@ -36,6 +36,7 @@ LISTING = ".quadpipe/listing"
 MARKERS = ".quadpipe/markers"
 REJECTED = ".quadpipe/rejected.jsonl"
 WITHDRAWN = ".quadpipe/withdrawn.json"
+COPY = ".quadpipe/copy.json"
 LOGS = ".quadpipe/logs"
 
 CODECS = ("raw", "jpg", "png")

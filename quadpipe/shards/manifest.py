@@ -1,9 +1,10 @@
 """`dataset.json` and the shard lists as checked Python objects."""
 
+import hashlib
 import json
 import re
 from collections.abc import Iterator
-from dataclasses import MISSING, asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields, replace
 from typing import Any
 
 from quadpipe.errors import ConfigError, ShardError
@@ -17,11 +18,16 @@ from quadpipe.shards.format import (
     MAX_SAMPLES_PER_SHARD,
     MAX_VIEWS,
     Codec,
+    gains_name,
+    index_name,
     json_bytes,
     shard_list_name,
     shard_name,
 )
 from quadpipe.tokenizer import TOKENIZER_VERSION, TokenizerConfig
+
+SHORTEST_FINGERPRINT = 12
+"""Hex digits of a fingerprint that name a dataset."""
 
 _LARGEST_LINE = 4096
 _LARGEST_SHARD = 2**62
@@ -58,6 +64,15 @@ class SplitInfo:
                 f"{self.rejected} inputs"
             )
 
+    def files(self, split: str) -> dict[str, str]:
+        """The sha256 of each file of the split but its shards, by name."""
+        found = {
+            self.shard_list: self.shard_list_sha256,
+            index_name(split): self.index_sha256,
+            gains_name(split): self.gains_sha256,
+        }
+        return {name: sha256 for name, sha256 in found.items() if sha256 is not None}
+
 
 @dataclass(frozen=True, kw_only=True)
 class ShardInfo:
@@ -80,7 +95,12 @@ class ShardInfo:
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """The contents of a dataset and how it was made."""
+    """The contents of a dataset and how it was made.
+
+    parents: the sources of a copy that has other shards than they: `fingerprint`, `name`,
+    `license`, `source`, and their own `parents`. quadpipe: the version that wrote it.
+    fingerprint: see `fingerprint_of`; it is computed if the file of an earlier version has none.
+    """
 
     splits: dict[str, SplitInfo]
     classes: list[str] | None
@@ -95,20 +115,51 @@ class Manifest:
     format_version: str = FORMAT_VERSION
     tokenizer_version: int = TOKENIZER_VERSION
     revision: int = 1
+    parents: tuple[Any, ...] = ()
+    quadpipe: str | None = None
+    fingerprint: str = ""
 
     @property
     def geometry(self) -> Geometry:
         return self.tokenizer.geometry
+
+    def as_parent(self) -> dict[str, Any]:
+        """This dataset as one of the `parents` of a copy."""
+        kept = ("fingerprint", "name", "license", "source")
+        document = {key: getattr(self, key) for key in kept}
+        return document | ({"parents": list(self.parents)} if self.parents else {})
 
     def make_codec(self) -> Codec:
         """The codec of the tokens; ConfigError when the codec is unknown."""
         return Codec(**self.codec, patch_size=self.tokenizer.patch_size)
 
     def to_bytes(self) -> bytes:
+        return json_bytes(self._as_json(), indent=2)
+
+    def _as_json(self) -> dict[str, Any]:
         document = {name: getattr(self, name) for name in self.__dataclass_fields__}
         document["splits"] = {name: asdict(split) for name, split in self.splits.items()}
         document["tokenizer"] = self.tokenizer.as_json()
-        return json_bytes(document, indent=2)
+        return document
+
+    def check_expected(self, expected: str | None, where: str) -> None:
+        """Raise ShardError unless the fingerprint is, or begins with, the expected one.
+
+        ConfigError when that cannot be one. where: the dataset, for the message.
+        """
+        if expected is None:
+            return
+        wanted = expected.strip().lower()
+        if not re.fullmatch(f"[0-9a-f]{{{SHORTEST_FINGERPRINT},64}}", wanted):
+            raise ConfigError(
+                f"{expected!r} is not a fingerprint: give at least {SHORTEST_FINGERPRINT} of its "
+                f"64 hex digits, as quadpipe info prints it"
+            )
+        if not self.fingerprint.startswith(wanted):
+            raise ShardError(
+                f"{where} is not the expected dataset: its fingerprint is {self.fingerprint}, "
+                f"expected {wanted}; fetch the expected one, or ask its publisher what changed"
+            )
 
     @classmethod
     def read(cls, folder: ReadableFolder, name: str = MANIFEST) -> "Manifest":
@@ -116,8 +167,8 @@ class Manifest:
         where = folder.where(name)
         if not folder.exists(name):
             raise ShardError(
-                f"{folder} is not a finished dataset: it has no {MANIFEST}; rerun the quadpipe "
-                f"tokenize command that writes it"
+                f"{folder} is not a finished dataset: it has no {MANIFEST}; finish copying it, or "
+                f"rerun the quadpipe tokenize command that writes it"
             )
         try:
             document = json.loads(folder.read(name))
@@ -143,7 +194,15 @@ class Manifest:
         if not isinstance(splits, dict) or not splits:
             raise ValueError("it has no splits")
         entries["splits"] = {name: _split_info(name, info) for name, info in splits.items()}
-        return cls(**entries)
+        manifest = cls(**entries)
+        # Of the file as it is, which may have fields of a later version.
+        fingerprint = fingerprint_of(document)
+        if entries.get("fingerprint", fingerprint) != fingerprint:
+            raise ValueError(
+                f"its fingerprint is {manifest.fingerprint}, and that of what it describes is "
+                f"{fingerprint}"
+            )
+        return replace(manifest, fingerprint=fingerprint)
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -166,7 +225,35 @@ class Manifest:
             raise ConfigError(
                 "imaging_library needs a name and a version, and only text or null as values"
             )
+        _check_parents(self.parents)
         self.make_codec()
+        if not self.fingerprint:
+            object.__setattr__(self, "fingerprint", fingerprint_of(self._as_json()))
+
+
+def fingerprint_of(document: dict[str, Any]) -> str:
+    """The sha256 of what a manifest says of its samples, as 64 hex digits.
+
+    Over the checksums of the shard lists, the tokenizer, the codec and the classes, not over name,
+    license and source, nor over the indexes, which follow from the shards.
+    """
+    lists = {name: split["shard_list_sha256"] for name, split in document["splits"].items()}
+    content = {key: document[key] for key in ("tokenizer", "codec", "classes")}
+    return hashlib.sha256(json_bytes(content | {"shard_lists": lists})).hexdigest()
+
+
+def _check_parents(parents: Any) -> None:
+    for parent in parents:
+        if not isinstance(parent, dict) or not isinstance(parent.get("fingerprint"), str):
+            raise ConfigError("parents needs a fingerprint of each dataset")
+        if not all(
+            isinstance(parent.get(key), str | None) for key in ("name", "license", "source")
+        ):
+            raise ConfigError("name, license and source of parents must be text or null")
+        above = parent.get("parents", [])
+        if not isinstance(above, list):
+            raise ConfigError("parents of parents must be a list")
+        _check_parents(above)
 
 
 def _split_info(name: str, document: Any) -> SplitInfo:

@@ -16,6 +16,7 @@ from quadpipe.geometry import Geometry
 from quadpipe.names import is_path_text
 from quadpipe.shards.format import Codec, json_bytes, npy_array, npy_bytes
 from quadpipe.shards.manifest import Manifest
+from quadpipe.shards.tar import read_part
 
 _LARGEST_SIDE = 2**32
 
@@ -44,14 +45,40 @@ def sample_members(codec: Codec, *, labels: bool) -> dict[str, Member]:
 
 
 def encode_members(values: Mapping[str, Any], codec: Codec, *, labels: bool) -> dict[str, bytes]:
-    """Contents of members by name, in the order of the table, then unknown ones, sorted by name."""
+    """Contents of members by name, in the order of the table, then unknown ones, sorted by name.
+
+    Values that are bytes are encoded already.
+    """
     table = sample_members(codec, labels=labels)
-    known = {name: table[name].encode(values[name], codec) for name in table if name in values}
+    known = {
+        name: value
+        if isinstance(value := values[name], bytes)
+        else table[name].encode(value, codec)
+        for name in table
+        if name in values
+    }
     return known | {name: values[name] for name in sorted(values.keys() - table.keys())}
 
 
-def decode_members(contents: Mapping[str, Content], manifest: Manifest) -> dict[str, Any]:
-    """Values of members by name; those of unknown members are bytes.
+def sample_contents(data: memoryview) -> tuple[str, dict[str, memoryview]]:
+    """Key of a sample, and the contents of its members by name after the key.
+
+    ShardError when the bytes are not the members of one sample.
+    """
+    members = list(read_part(data))
+    key = members[0][0].partition(".")[0] if members else ""
+    if any(name.partition(".")[0] != key for name, _, _ in members) or not members:
+        raise ShardError(f"{key}: its offsets do not hold one sample")
+    contents = {name.partition(".")[2]: content for name, _, content in members}
+    if len(contents) != len(members):
+        raise ShardError(f"{key}: two members have the same name")
+    return key, contents
+
+
+def decode_members(
+    contents: Mapping[str, Content], manifest: Manifest, *, encoded: tuple[str, ...] = ()
+) -> dict[str, Any]:
+    """Values of members by name; unknown members, and those in `encoded`, stay bytes.
 
     ShardError names the member that is missing, damaged or does not fit the manifest.
     """
@@ -60,7 +87,9 @@ def decode_members(contents: Mapping[str, Content], manifest: Manifest) -> dict[
         name: bytes(data) for name, data in contents.items() if name not in table
     }
     for name, member in table.items():
-        if name in contents:
+        if name in contents and name in encoded:
+            values[name] = bytes(contents[name])
+        elif name in contents:
             try:
                 values[name] = member.decode(contents[name], manifest)
                 member.check(values[name], manifest)

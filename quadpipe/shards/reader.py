@@ -24,10 +24,9 @@ from quadpipe.mosaic import Mosaic
 from quadpipe.shards.gains import read_gains, sample_gains
 from quadpipe.shards.index import part_of, parts, read_index, scan
 from quadpipe.shards.manifest import Manifest, ShardInfo, SplitInfo, read_shard_list
-from quadpipe.shards.members import Content, decode_members
+from quadpipe.shards.members import Content, decode_members, sample_contents
 from quadpipe.shards.presence import shards_here
 from quadpipe.shards.skipped import Skipped, check_on_error
-from quadpipe.shards.tar import read_part
 
 _log = logging.getLogger(__name__)
 
@@ -56,18 +55,24 @@ class Dataset:
         dataset = quadpipe.Dataset("shards/")
         for sample in dataset.samples("train"): ...
 
-    cache: keeps shards of a dataset at a URL in a local folder. skipped: the damaged samples that
+    cache: keeps shards of a dataset at a URL in a local folder. expect: the fingerprint that the
+    dataset must have, or its first 12 hex digits or more. skipped: the damaged samples that
     were skipped with on_error="skip". Raises ShardError when the folder is not a dataset, or has
-    another format version.
+    another format version or another fingerprint.
     """
 
     def __init__(
-        self, location: str | PathLike[str] | Folder, *, cache: Cache | None = None
+        self,
+        location: str | PathLike[str] | Folder,
+        *,
+        cache: Cache | None = None,
+        expect: str | None = None,
     ) -> None:
         self.folder: ReadableFolder = open_folder(location)
         if cache is not None:
             self.folder = _cached(self.folder, cache)
         self.manifest = Manifest.read(self.folder)
+        self.manifest.check_expected(expect, str(self.folder))
         self.skipped = Skipped()
         self._shards: dict[str, list[ShardInfo]] = {}
         self._indexes: dict[str, np.ndarray] = {}
@@ -249,14 +254,8 @@ class Dataset:
 
     def parse_sample(self, data: memoryview, offset: int = 0) -> Sample:
         """The sample whose members are `data`, a part of a shard; ShardError when it is not one."""
-        members = list(read_part(data))
-        key = members[0][0].partition(".")[0] if members else ""
-        if any(name.partition(".")[0] != key for name, _, _ in members) or not members:
-            raise ShardError(f"{key}: its offsets do not hold one sample")
-        fields = {name.partition(".")[2]: content for name, _, content in members}
-        if len(fields) != len(members):
-            raise ShardError(f"{key}: two members have the same name")
-        return self.make_sample(key, fields, offset=offset)
+        key, contents = sample_contents(data)
+        return self.make_sample(key, contents, offset=offset)
 
     def make_sample(self, key: str, contents: Mapping[str, Content], *, offset: int = 0) -> Sample:
         """The sample with these members by name after the key; ShardError when they do not fit."""

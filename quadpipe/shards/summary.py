@@ -36,6 +36,8 @@ def summarize(dataset: Dataset) -> dict[str, Any]:
         "format_version": manifest.format_version,
         "tokenizer_version": manifest.tokenizer_version,
         "revision": manifest.revision,
+        "fingerprint": manifest.fingerprint,
+        "quadpipe": manifest.quadpipe,
         "classes": None if manifest.classes is None else len(manifest.classes),
         "budgets": list(range(manifest.geometry.roots, manifest.tokenizer.tokens + 1, 3)),
         "tokenizer": manifest.tokenizer.as_json(),

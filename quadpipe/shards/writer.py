@@ -46,13 +46,17 @@ class ShardWriter:
         label: int | None,
         info: dict[str, Any],
         extra: Mapping[str, Any] | None = None,
+        *,
+        encoded: bytes | None = None,
     ) -> None:
         """Append one sample; label None omits its `cls` member.
+
+        encoded: the tokens as the codec has encoded them before, instead of those of the mosaic.
 
         extra: as `Sample.extra`: values of other members of `MEMBERS`, and bytes of unknown ones.
         """
         values = {
-            self._codec.member: mosaic.tokens,
+            self._codec.member: mosaic.tokens if encoded is None else encoded,
             "nodes.npy": mosaic.nodes,
             "importance.npy": mosaic.importance,
             "json": info,

@@ -19,7 +19,7 @@ def shards(image_folder, tmp_path_factory) -> Path:
     assert "inputs   23 images, 3 classes: train 18, val 5" in done.stderr
     assert "23 samples of about 104.7 kB" in done.stderr
     assert "100% 23 of 23 images" in done.stderr
-    assert "dataset   Temples, 3 classes" in done.stdout
+    assert "dataset     Temples, 3 classes" in done.stdout
     return out
 
 
@@ -59,7 +59,7 @@ def test_a_flag_of_an_earlier_version_works_and_is_not_in_the_help(tmp_path):
 
 def test_info_prints_text_or_json(shards):
     text = run("info", shards).stdout
-    assert "budgets   16 to 100 in steps of 3 tokens" in text
+    assert "budgets     16 to 100 in steps of 3 tokens" in text
     assert "train      18         0      1       18       3" in text
     summary = json.loads(run("info", shards, "--json").stdout)
     assert summary["splits"]["val"]["samples"] == 5

@@ -11,10 +11,12 @@ import os
 import re
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 VARIABLE = "QUADPIPE_TEST_FAULT"
 _HERE = Path(__file__).parent
@@ -100,6 +102,22 @@ class Fault:
         except FileExistsError:
             return False
         return True
+
+
+def killed_everywhere(script: str, *arguments: object) -> list[dict[str, Any]]:
+    """The rows of a script beside this file, which kills runs; each run again must be whole."""
+    done = subprocess.run(
+        [sys.executable, str(_HERE / script), *map(str, arguments)],
+        env=Fault().environment(),
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stderr
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [row for row in rows if not row["killed"]] == []
+    assert [row for row in rows if row["status"] or row["differing"] or row["temporary"]] == []
+    return rows
 
 
 def wait_for(condition: Callable[[], object], process: subprocess.Popen | None = None) -> None:

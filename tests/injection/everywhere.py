@@ -13,7 +13,7 @@ import shutil
 import signal
 import sys
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -42,6 +42,54 @@ def forked(work: Callable[[], object]) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
+def kills(
+    start: Callable[[Path], object],
+    run: Callable[[Path], object],
+    folder: Path,
+    look: Callable[[Path], object] = lambda out: None,
+) -> Iterator[dict[str, Any]]:
+    """A row for each point of a run: it is killed there, looked at, and run again.
+
+    start: puts into a new folder what is there before. look: what to note of a folder after a kill.
+    """
+    points: list[str] = []
+    whole = folder / "whole"
+    start(whole)
+    faults.hook = points.append
+    run(whole)
+    faults.hook = None
+    expected = tree(whole)
+    passed: Counter[str] = Counter()
+    for point in points:
+        if "logs/lock" in point:
+            continue
+        out = folder / "out"
+        shutil.rmtree(out, ignore_errors=True)
+        start(out)
+        faults.hook = Fault(at=point.replace(".", r"\."), skip=passed[point]).hook()
+        killed = forked(partial(run, out)) == -signal.SIGKILL
+        faults.hook = None
+        seen = look(out)
+        status = forked(partial(run, out))
+        found = tree(out)
+        lost, doubled = compare(found, expected)
+        differing = sorted(
+            name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name)
+        )
+        yield {
+            "point": point,
+            "passed": passed[point],
+            "killed": killed,
+            "seen": seen,
+            "status": status,
+            "differing": differing,
+            "lost": lost,
+            "doubled": doubled,
+            "temporary": (out / ".quadpipe" / "tmp").exists(),
+        }
+        passed[point] += 1
+
+
 def main(images: Path, folder: Path, options: dict[str, Any]) -> None:
     before = folder / "before"
     retry = bool(options.pop("retry_rejected", False))
@@ -55,47 +103,14 @@ def main(images: Path, folder: Path, options: dict[str, Any]) -> None:
         spoiled.write_bytes(repaired.read_bytes())
 
     def start(out: Path) -> None:
-        shutil.rmtree(out, ignore_errors=True)
         if retry:
             shutil.copytree(before, out)
 
     def run(out: Path) -> None:
         tokenize(out, retry_rejected=retry)
 
-    points: list[str] = []
-    whole = folder / "whole"
-    start(whole)
-    faults.hook = points.append
-    run(whole)
-    faults.hook = None
-    expected = tree(whole)
-    passed: Counter[str] = Counter()
-    for point in points:
-        if "logs/lock" in point:
-            continue
-        out = folder / "out"
-        start(out)
-        faults.hook = Fault(at=point.replace(".", r"\."), skip=passed[point]).hook()
-        killed = forked(partial(run, out)) == -signal.SIGKILL
-        faults.hook = None
-        status = forked(partial(run, out))
-        found = tree(out)
-        lost, doubled = compare(found, expected)
-        differing = sorted(
-            name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name)
-        )
-        row = {
-            "point": point,
-            "passed": passed[point],
-            "killed": killed,
-            "status": status,
-            "differing": differing,
-            "lost": lost,
-            "doubled": doubled,
-            "temporary": (out / ".quadpipe" / "tmp").exists(),
-        }
+    for row in kills(start, run, folder):
         print(json.dumps(row))
-        passed[point] += 1
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import pytest
 from command_line import run_cli
 
 import quadpipe
+from forging import edit_json
 from quadpipe.errors import ConfigError, JobError, ShardError, SourceError
 from quadpipe.job.reproduce import Reproducer
 
@@ -204,9 +205,8 @@ def test_a_hostile_listing_does_not_lead_outside_the_source(finished, images, tm
 def test_a_hostile_backbone_is_not_called(finished, images, tmp_path):
     copy = shutil.copytree(finished, tmp_path / "copy")
     for name in ("dataset.json", ".quadpipe/plan.json"):
-        document = json.loads((copy / name).read_text())
-        document["tokenizer"] |= {"scorer": "feature", "backbone": "os:abort"}
-        (copy / name).write_text(json.dumps(document))
+        edit_json(copy / name, tokenizer__scorer="feature", tokenizer__backbone="os:abort")
+        edit_json(copy / name, fingerprint=None)
     with pytest.raises(
         ConfigError, match="with backbone os:abort, a user's own code; if you trust it"
     ):

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import quadpipe
-from forging import remove_index
+from forging import edit_manifest, remove_index
 from quadpipe.errors import ConfigError, ShardError
 from quadpipe.loader import Loader, webdataset
 
@@ -196,10 +196,8 @@ def test_views_of_unequal_counts_are_refused(shards, tmp_path):
     for row in rows[:2]:
         row["view"], row["name"] = 1, f"train-v01-{90 + rows.index(row):06d}.tar"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    manifest = json.loads((copy / "dataset.json").read_text())
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    manifest["splits"]["train"]["shard_list_sha256"] = digest
-    (copy / "dataset.json").write_text(json.dumps(manifest))
+    edit_manifest(copy, splits__train__shard_list_sha256=digest)
     with pytest.raises(ShardError, match="the views have "):
         list(Loader(copy, "train", batch_size=5).epoch(0))
 

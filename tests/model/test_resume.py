@@ -174,13 +174,11 @@ def test_another_run_or_dataset_is_not_resumed(shards, undisturbed, image_folder
     with pytest.raises(ConfigError, match=r"train\.weight_decay was 0\.05, now 0\.5"):
         train(shards, undisturbed, **SMALL | {"weight_decay": 0.5}, resume=True)
     resealed = Path(shutil.copytree(shards, tmp_path / "resealed"))
-    manifest = json.loads((resealed / "dataset.json").read_text())
     rows = (resealed / "train.shards.jsonl").read_text().splitlines()
     text = "\n".join([rows[1], rows[0], *rows[2:]]) + "\n"
     (resealed / "train.shards.jsonl").write_text(text)
     digest = hashlib.sha256(text.encode()).hexdigest()
-    manifest["splits"]["train"]["shard_list_sha256"] = digest
-    (resealed / "dataset.json").write_text(json.dumps(manifest))
+    edit_manifest(resealed, splits__train__shard_list_sha256=digest)
     with pytest.raises(ConfigError, match=r"shard_lists\.train was "):
         train(resealed, undisturbed, **SMALL, resume=True)
     quadpipe.tokenize(image_folder, tmp_path / "other", in_process=True)

@@ -11,6 +11,7 @@ from command_line import run_cli
 from job_runs import tokenize_small
 
 import quadpipe
+from forging import edit_json
 from quadpipe.errors import ConfigError, JobError
 from quadpipe.job.reproduce import Reproducer
 from quadpipe.tokenizer import TokenizerConfig
@@ -141,9 +142,7 @@ def test_a_dataset_does_not_run_the_scorer_that_it_names(own, image_folder, tmp_
     made = tmp_path / "made"
     quadpipe.tokenize(image_folder, made, tokens=40, in_process=True, limit=3)
     for name in ("dataset.json", ".quadpipe/plan.json"):
-        document = json.loads((made / name).read_text())
-        document["tokenizer"]["scorer"] = "my_scorers:Brightness"
-        (made / name).write_text(json.dumps(document))
+        edit_json(made / name, tokenizer__scorer="my_scorers:Brightness", fingerprint=None)
     dataset = quadpipe.Dataset(made)
     assert len(list(dataset.samples("train"))) == 3
     with pytest.raises(ConfigError, match="a user's own code; if you trust it, name it with --sc"):

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import injection
 import pytest
-from fault_runs import NONE, check, command, run
-from injection import Fault, wait_for
+from fault_runs import check, command, run
+from injection import Fault, killed_everywhere, wait_for
 
 from quadpipe.files import LocalFolder, lock
 
@@ -52,20 +52,7 @@ def test_a_kill_at_any_point_loses_nothing(retry, tmp_path, jpeg, record_propert
     (images / "repaired").write_bytes(jpeg(7, (90, 80)))
     options = {"samples_per_shard": 3, "tokens": 40, "val_share": 0.15}
     options |= {"retry_rejected": True} if retry else {"views": 2}
-    done = subprocess.run(
-        [
-            *(sys.executable, str(Path(injection.__file__).with_name("everywhere.py"))),
-            *(str(images), str(tmp_path / "work"), json.dumps(options)),
-        ],
-        env=NONE.environment(),
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-    assert done.returncode == 0, done.stderr
-    rows = [json.loads(line) for line in done.stdout.splitlines()]
-    assert [row for row in rows if not row["killed"]] == []
-    assert [row for row in rows if row["status"] or row["differing"] or row["temporary"]] == []
+    rows = killed_everywhere("everywhere.py", images, tmp_path / "work", json.dumps(options))
     points = {row["point"] for row in rows}
     kinds = ["dataset.json", "train.shards.jsonl", ".tar", "markers/train/"]
     for name in [*kinds, *(["withdrawn.json"] if retry else ["plan.json", "rejected.jsonl"])]:

@@ -1,0 +1,164 @@
+"""One shard of a copy, made from the shards of its sources alone."""
+
+import os
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from quadpipe.errors import ConfigError, JobError, ShardError
+from quadpipe.files import Folder
+from quadpipe.images.library import describe, imaging_library
+from quadpipe.job.plan import Plan, ShardId
+from quadpipe.job.shard import ShardReport, finished_tar, write_gains, write_marker
+from quadpipe.mosaic import Mosaic
+from quadpipe.names import text_to_path
+from quadpipe.shards.format import sample_key, shard_name
+from quadpipe.shards.marker import Marker
+from quadpipe.shards.members import decode_members, sample_contents
+from quadpipe.shards.writer import ShardWriter
+from quadpipe.sharing.samples import open_cached, open_track, read_track
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drawn:
+    """The samples of a split of a copy, in its order: number of the source of each, and its number
+    there in each view."""
+
+    sources: np.ndarray
+    numbers: np.ndarray
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """Everything that decides the bytes of the shards; every worker gets a copy.
+
+    plan: of the copy, with its tokenizer, codec and classes. sources: location and fingerprint of
+    each. drawn: by split; without it the shards are those of the one source, with its keys.
+    indices: for each source, the class of the copy by that of the source. labels: class by path
+    or file name, instead of the stored ones. library: encodes tokens or decodes JPEGs, or None.
+    """
+
+    plan: Plan
+    out: Folder
+    sources: list[tuple[str, str]]
+    drawn: dict[str, Drawn] | None = None
+    indices: list[np.ndarray | None]
+    labels: dict[bytes, int] | None = None
+    library: dict[str, str | None] | None = None
+
+    def samples(self, shard: ShardId) -> Drawn:
+        if self.drawn is not None:
+            drawn, rows = self.drawn[shard.split], self.plan.inputs_of(shard)
+            part = slice(rows.start, rows.stop)
+            return Drawn(sources=drawn.sources[part], numbers=drawn.numbers[part])
+        numbers = open_track(*self.sources[0], shard.split, 0).of_tar(shard.index)
+        return Drawn(sources=np.zeros(len(numbers), np.int32), numbers=numbers)
+
+
+def remake_shard(recipe: Recipe, shard: ShardId) -> ShardReport:
+    """Write the tars of all views of a shard of the copy, then its done-marker.
+
+    Raises ShardError when a sample is damaged, JobError when this machine would write other bytes,
+    OutputError when the destination cannot be written.
+    """
+    started = time.monotonic()
+    if recipe.library not in (None, imaging_library()):
+        raise JobError(
+            f"{socket.gethostname()} has {describe(imaging_library())}, the copy is made with "
+            f"{describe(recipe.library)}; install the same library on all machines"
+        )
+    tars, writers = [], []
+    with ExitStack() as staged:
+        for view in range(recipe.plan.splits[shard.split].views):
+            name = shard_name(shard.split, view, shard.index)
+            writer: ShardWriter | None = None
+            for source, key, part in _samples(recipe, shard, view):
+                if writer is None:
+                    file = staged.enter_context(recipe.out.staged(name))
+                    writer = ShardWriter(file, recipe.plan.config.make_codec())
+                _add(recipe, writer, source, key, part)
+            if writer is not None:
+                writer.close()
+                tars.append(finished_tar(name, view, writer))
+                writers.append(writer)
+    write_gains(recipe.out, shard, writers)
+    samples = tars[0].info.samples if tars else 0
+    write_marker(recipe.out, shard, Marker(inputs=samples, rejected=[], tars=tars))
+    return ShardReport(
+        shard=shard,
+        inputs=samples,
+        rejected=0,
+        seconds=time.monotonic() - started,
+        host=socket.gethostname(),
+        process=os.getpid(),
+    )
+
+
+def _samples(
+    recipe: Recipe, shard: ShardId, view: int
+) -> Iterator[tuple[int, str | None, memoryview]]:
+    """Source, new key and members of each sample of a view of a shard."""
+    drawn = recipe.samples(shard)
+    first = recipe.plan.inputs_of(shard).start
+    readers = {}
+    for source in np.unique(drawn.sources).tolist():
+        place = recipe.sources[source]
+        numbers = drawn.numbers[drawn.sources == source]
+        track = open_track(*place, shard.split, view)
+        readers[source] = read_track(open_cached(*place), track, numbers)
+    for number, source in enumerate(drawn.sources.tolist()):
+        key = None if recipe.drawn is None else sample_key(first + number, view)
+        yield source, key, next(readers[source])
+
+
+def _add(
+    recipe: Recipe, writer: ShardWriter, source: int, new_key: str | None, part: memoryview
+) -> None:
+    """Add a sample to a shard of the copy."""
+    dataset = open_cached(*recipe.sources[source])
+    manifest, config = dataset.manifest, recipe.plan.config
+    member = manifest.make_codec().member
+    same = (
+        config.dataset.codec_parameters() == manifest.codec
+        and config.tokenizer.tokens == manifest.tokenizer.tokens
+    )
+    try:
+        key, contents = sample_contents(part)
+        values = decode_members(contents, manifest, encoded=(member,) if same else ())
+        stored = None if manifest.classes is None else values.pop("cls")
+        label, info = _labelled(recipe, source, stored, values.pop("json"))
+    except ShardError as error:
+        raise ShardError(f"{dataset.folder}: {error}; run quadpipe verify on it") from error
+    tokens: Any = values.pop(member)
+    mosaic = Mosaic(
+        geometry=manifest.geometry,
+        tokens=np.empty(0, np.uint8) if same else tokens,
+        nodes=values.pop("nodes.npy"),
+        importance=values.pop("importance.npy"),
+    )
+    reduced = mosaic.reduced(config.tokenizer.tokens)
+    writer.add(new_key or key, reduced, label, info, values, encoded=tokens if same else None)
+
+
+def _labelled(
+    recipe: Recipe, source: int, label: int | None, info: dict[str, Any]
+) -> tuple[int | None, dict[str, Any]]:
+    """The label of a sample in the copy, and its `json`, which names the class."""
+    if recipe.labels is not None:
+        path = text_to_path(info["path"])
+        label = recipe.labels.get(path, recipe.labels.get(path.rpartition(b"/")[2]))
+        if label is None:
+            raise ConfigError(f"--labels has no row for {info['path']}; add one for every image")
+        assert recipe.plan.classes is not None
+        return label, info | {"class": recipe.plan.classes[label]}
+    indices = recipe.indices[source]
+    if label is None or indices is None:
+        return label, info
+    if indices[label] < 0:  # it was chosen by the label in the index
+        raise ShardError(f"{info['path']} has another label in the index")
+    return int(indices[label]), info
