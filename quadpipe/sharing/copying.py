@@ -21,6 +21,7 @@ from quadpipe.shards.format import (
     json_bytes,
     listing_name,
     marker_name,
+    shard_gains_name,
 )
 from quadpipe.shards.reader import Dataset
 from quadpipe.sharing.config import CopyConfig
@@ -183,7 +184,8 @@ class WholeCopy:
         try:
             for split, planned in json.loads(plan)["splits"].items():
                 names += [listing_name(split, n) for n in range(len(planned["listing"]))]
-                names += [marker_name(split, n) for n in range(planned["shards"])]
+                for name in (shard_gains_name, marker_name):
+                    names += [name(split, shard) for shard in range(planned["shards"])]
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise ShardError(f"{folder.where(PLAN)} cannot be used: {error}") from error
         return [*names, PLAN]
