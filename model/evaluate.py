@@ -51,10 +51,11 @@ def evaluate(
     """
     world = world or World()
     started = time.perf_counter()
-    top1 = top5 = loss = seen = skipped = tokens = multiply_adds = 0.0
+    sums = torch.zeros(3, dtype=torch.float64, device=device)  # top1, top5, loss
+    seen = skipped = tokens = multiply_adds = 0.0
     was_training = model.training
     model.eval()
-    for batch in world.in_step(loader.epoch(0)):
+    for batch, _ in world.in_step(loader.epoch(0)):
         label = batch.label.to(device, non_blocking=True)
         seen += float(batch.weight.sum())
         skipped += batch.skipped
@@ -62,15 +63,15 @@ def evaluate(
             tokens += scored * length
             multiply_adds += scored * model.config.multiply_adds(length)
         weight = batch.weight.to(device, non_blocking=True)
-        inputs = batch.tokens.to(device, non_blocking=True), batch.boxes.to(device)
+        inputs = (x.to(device, non_blocking=True) for x in (batch.tokens, batch.boxes))
         logits, _ = model(*inputs, batch.lengths)
         best = logits.topk(min(5, logits.shape[1])).indices == label[:, None]
-        top1 += float((best[:, 0] * weight).sum())
-        top5 += float((best.any(dim=1) * weight).sum())
-        loss += float((F.cross_entropy(logits.float(), label, reduction="none") * weight).sum())
+        losses = F.cross_entropy(logits.float(), label, reduction="none")
+        scores = (best[:, 0], best.any(dim=1), losses)
+        sums += torch.stack([(score * weight).sum() for score in scores])
     model.train(was_training)
     top1, top5, loss, seen, skipped, tokens, multiply_adds = world.total(
-        top1, top5, loss, seen, skipped, tokens, multiply_adds
+        *sums.tolist(), seen, skipped, tokens, multiply_adds
     )
     if not seen:
         raise ShardError(

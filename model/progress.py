@@ -3,14 +3,15 @@
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from quadpipe.loader import Batch
 from quadpipe.model.distributed import World
 from quadpipe.model.evaluate import EvalResult
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +61,15 @@ class Interval:
         """Start a new interval."""
         self.steps = self.samples = self.skipped = 0
         self._loss = self._correct = torch.zeros((), device=self._device)
+        self._remember()
         self.restart_clock()
+
+    def _remember(self) -> None:
+        self._before = self.steps, self.samples, self.skipped, self._loss, self._correct
+
+    def undo(self) -> None:
+        """Take the last step out."""
+        self.steps, self.samples, self.skipped, self._loss, self._correct = self._before
 
     def restart_clock(self) -> None:
         """Measure rates from now on."""
@@ -86,7 +95,7 @@ class Interval:
         self._loss = self._loss + state["loss"] * share
         self._correct = self._correct + state["correct"] * share
 
-    def timed(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+    def timed(self, batches: Iterator[T]) -> Iterator[T]:
         """The batches; adds up the time spent waiting for them."""
         while True:
             before = time.perf_counter()
@@ -98,6 +107,7 @@ class Interval:
 
     def add(self, loss: Tensor, correct: Tensor, samples: int, skipped: int) -> None:
         """Add a step. loss, correct: of this process. samples, skipped: of the global batch."""
+        self._remember()
         self.steps += 1
         self.samples += samples
         self.skipped += skipped

@@ -29,6 +29,7 @@ from quadpipe.model.positions import (
     rope_angles,
     rope_frequencies,
     sinusoidal_2d,
+    sinusoidal_frequencies,
 )
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -302,6 +303,7 @@ class Quadformer(nn.Module):
     On the leaves of `uniform` shards it is a plain ViT. The names of its parameters are timm's.
     """
 
+    frequencies: Tensor
     rope_frequencies: Tensor
 
     def __init__(self, config: QuadformerConfig) -> None:
@@ -313,7 +315,9 @@ class Quadformer(nn.Module):
         if config.reg_tokens:
             self.reg_token = nn.Parameter(torch.zeros(1, config.reg_tokens, d))
         self.patch_embed = PatchEmbedding(config)
-        if config.positions == "learned":
+        if config.positions == "sinusoidal":
+            self.register_buffer("frequencies", sinusoidal_frequencies(d // 2), persistent=False)
+        elif config.positions == "learned":
             rows, columns = config.grid
             own = 0 if config.no_embed_class else config.prefix
             self.pos_embed = nn.Parameter(torch.zeros(1, own + rows * columns, d))
@@ -411,13 +415,13 @@ class Quadformer(nn.Module):
         """`[.., D]` of boxes `[.., 3]`."""
         centers = patch_centers(boxes)
         if self.config.positions == "sinusoidal":
-            return sinusoidal_2d(centers, self.config.width)
+            return sinusoidal_2d(centers, self.frequencies)
         rows, columns = self.config.grid
         cells = self.pos_embed[:, -rows * columns :]
         grid = cells.reshape(1, rows, columns, -1).permute(0, 3, 1, 2)
         grid = grid.to(torch.promote_types(grid.dtype, torch.float32))
-        extent = centers.new_tensor([columns, rows])
-        where = centers.flatten(0, -2)[None, None] / extent * 2 - 1  # [1, 1, B * N, 2] in -1..1
+        x, y = centers.flatten(0, -2).unbind(-1)
+        where = torch.stack([x / columns, y / rows], dim=-1)[None, None] * 2 - 1  # in -1..1
         sampled = F.grid_sample(
             grid, where.to(grid.dtype), mode="bilinear", padding_mode="border", align_corners=False
         )

@@ -13,13 +13,25 @@ from quadpipe.errors import QuadpipeError
 from quadpipe.loader import Batch
 from quadpipe.model.config import TrainConfig
 from quadpipe.model.distributed import World
-from quadpipe.model.optimize import MovingAverage, make_optimizer, set_learning_rate
+from quadpipe.model.optimize import (
+    MovingAverage,
+    has_fused,
+    make_optimizer,
+    set_learning_rate,
+)
 from quadpipe.model.quadformer import Quadformer
 from quadpipe.seeds import random_bits
 
 
 class NonFiniteLossError(QuadpipeError):
-    """The loss or its gradient is not finite; the weights are as before the step."""
+    """The loss or its gradient is not finite; the weights are as before that step.
+
+    samples: of the step's global batch.
+    """
+
+    def __init__(self, message: str, samples: int) -> None:
+        super().__init__(message)
+        self.samples = samples
 
 
 class StepResult(NamedTuple):
@@ -30,8 +42,26 @@ class StepResult(NamedTuple):
     skipped: int
 
 
+class _Unchecked(NamedTuple):
+    """A step of which the CPU does not know whether its loss is finite.
+
+    bad: 1 if not, on the CPU, once the device has `copied` it. keys, losses: of this process's
+    samples. samples: of the global batch.
+    """
+
+    step: int
+    samples: int
+    keys: list[str]
+    losses: Tensor
+    bad: Tensor
+    copied: torch.cuda.Event | None
+
+
 class TrainStep:
     """A model with its optimizer and the moving average of its weights, if there is one.
+
+    A step does not wait for the device. If its loss is not finite, the device leaves out its update
+    and all later ones; `check`, or the next step, raises NonFiniteLossError.
 
     columns: scale-0 patches per row of an image.
     """
@@ -45,41 +75,72 @@ class TrainStep:
         columns: int,
     ) -> None:
         self.model, self.config, self.device, self.world = model, config, device, world
-        self.optimizer = make_optimizer(model, config)
+        self.optimizer = make_optimizer(model, config, fused=has_fused(device))
         self.average = MovingAverage(model, config.ema_decay) if config.ema_decay else None
         self._columns = columns
         self._augment = config.make_augmentation()
         self._forward = _wrap(model, config, world)
+        self._bad = torch.zeros((), device=device)  # 1 from the first step that is not finite
+        self._unchecked: _Unchecked | None = None
 
-    def __call__(self, batch: Batch, *, step: int, rate: float) -> StepResult:
+    def __call__(self, batch: Batch, *, step: int, rate: float, skipped: int) -> StepResult:
         """Update the weights; step: number of updates before this one. rate: learning rate.
+        skipped: damaged samples of the global batch.
 
         The loss is the mean over the samples that were not skipped; a batch without any leaves the
-        weights as they are. Raises NonFiniteLossError in all processes.
+        weights as they are. Raises NonFiniteLossError, in all processes, if that of the step before
+        was not finite.
         """
-        skipped = self._count_skipped(batch)
         kept = batch.total - skipped
         set_learning_rate(self.optimizer, rate)
         losses, loss, correct = self._accumulate_gradients(batch, step, kept)
         norm = nn.utils.clip_grad_norm_(
             self.model.parameters(), self.config.clip_grad or float("inf")
         )
-        finite = bool(torch.isfinite(norm)) and bool(torch.isfinite(loss))
-        if self.world.total(float(not finite))[0]:
-            self.optimizer.zero_grad(set_to_none=True)
-            raise _not_finite(batch, losses, step)
+        not_finite = ~(torch.isfinite(norm) & torch.isfinite(loss))
+        torch.maximum(self._bad, not_finite.float(), out=self._bad)
+        self.world.max_(self._bad)
         if kept:
-            self.optimizer.step()
-            if self.average:
-                self.average.update(self.model, step + 1)
+            self._apply_gradients(step)
         self.optimizer.zero_grad(set_to_none=True)
+        # The device has this step to compute while the CPU waits for the result of the one before.
+        before, self._unchecked = self._unchecked, self._to_check(batch, step, losses)
+        self._check(before)
         return StepResult(loss, correct, skipped)
 
-    def _count_skipped(self, batch: Batch) -> int:
-        """Damaged samples of the global batch."""
-        if self.config.on_error == "raise":
-            return 0
-        return int(self.world.total(batch.skipped)[0])
+    def check(self) -> None:
+        """Wait for the last step; raise NonFiniteLossError if its loss was not finite."""
+        last, self._unchecked = self._unchecked, None
+        self._check(last)
+
+    def _check(self, step: _Unchecked | None) -> None:
+        if step is None:
+            return
+        if step.copied:
+            step.copied.synchronize()
+        if step.bad:
+            self._unchecked = None
+            self._bad.zero_()
+            raise _not_finite(step)
+
+    def _to_check(self, batch: Batch, step: int, losses: Tensor) -> _Unchecked:
+        bad = self._bad.to("cpu", non_blocking=True, copy=True)
+        copied = None
+        if self.device.type == "cuda":
+            copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            copied.record()
+        return _Unchecked(step, batch.total, batch.keys, losses, bad, copied)
+
+    def _apply_gradients(self, step: int) -> None:
+        """Update weights and moving average, unless the step is bad."""
+        unless = None
+        if self.optimizer.defaults["fused"]:
+            self.optimizer.found_inf = unless = self._bad  # type: ignore[attr-defined]
+        elif self._bad:
+            return
+        self.optimizer.step()
+        if self.average:
+            self.average.update(self.model, step + 1, unless)
 
     def _accumulate_gradients(
         self, batch: Batch, step: int, kept: int
@@ -173,12 +234,13 @@ def _wrap(model: nn.Module, config: TrainConfig, world: World) -> nn.Module:
     return model
 
 
-def _not_finite(batch: Batch, losses: Tensor, step: int) -> NonFiniteLossError:
-    finite = torch.isfinite(losses).tolist()
-    bad = [key for key, fine in zip(batch.keys, finite, strict=True) if not fine]
-    named = [key for key in bad or batch.keys if key]
+def _not_finite(step: _Unchecked) -> NonFiniteLossError:
+    finite = torch.isfinite(step.losses).tolist()
+    bad = [key for key, fine in zip(step.keys, finite, strict=True) if not fine]
+    named = [key for key in bad or step.keys if key]
     return NonFiniteLossError(
-        f"loss or gradient is not finite at step {step}; the weights from before it are saved. "
-        f"Samples: {', '.join(named[:8])}. Try a smaller --lr, more --warmup-epochs, or --amp off, "
-        f"with --resume"
+        f"loss or gradient is not finite at step {step.step}; the weights from before it are "
+        f"saved. Samples: {', '.join(named[:8])}. Try a smaller --lr, more --warmup-epochs, or "
+        f"--amp off, with --resume",
+        step.samples,
     )

@@ -171,37 +171,59 @@ class Trainer:
 
     def _train_epoch(self) -> None:
         self.model.train()
-        batches = self.world.in_step(self.loader.epoch(self.epoch, consumed=self.consumed))
+        batches = self.world.in_step(
+            self.loader.epoch(self.epoch, consumed=self.consumed),
+            lambda batch: (batch.skipped if batch else 0, self.signals.received),
+        )
         self._interval.restart_clock()
-        for batch in self._interval.timed(batches):
-            self.train_on(batch)
-            stop = self.world.total(float(self.signals.received))[0] > 0
+        for batch, (skipped, stop) in self._interval.timed(batches):
+            if stop:
+                self._stop()
+            self.train_on(batch, int(skipped))
             last = self.consumed == self.samples
             if self._interval.steps == self.config.log_interval or last:
                 self._report()
-            if stop:
-                self._save()
-                raise InterruptedTrainingError(
-                    f"stopped at step {self.step} and saved; continue with --resume"
-                )
             if self.step % self.config.checkpoint_interval == 0 and not last:
                 self._save()
+        if self.world.total(self.signals.received)[0]:
+            self._stop()
 
-    def train_on(self, batch: Batch) -> StepResult:
-        """Update the weights with the next global batch."""
+    def _stop(self) -> None:
+        self._save()
+        raise InterruptedTrainingError(
+            f"stopped at step {self.step} and saved; continue with --resume"
+        )
+
+    def train_on(self, batch: Batch, skipped: int) -> StepResult:
+        """Update the weights with the next global batch, of which `skipped` samples are damaged."""
         seen = self.epoch * self.samples + self.consumed + batch.total
         rate = learning_rate(self.config, seen, self.samples)
-        try:
-            result = self.update(batch, step=self.step, rate=rate)
-        except NonFiniteLossError:
-            self._save()
-            raise
+        with self._saved_before_a_bad_step():
+            result = self.update(batch, step=self.step, rate=rate, skipped=skipped)
         self.step += 1
         self.consumed += batch.total
         self._interval.add(result.loss, result.correct, batch.total, result.skipped)
         return result
 
+    @contextmanager
+    def _saved_before_a_bad_step(self) -> Iterator[None]:
+        """Go back to before the last step and save, if its loss turns out not to be finite."""
+        try:
+            yield
+        except NonFiniteLossError as error:
+            self.step -= 1
+            self.consumed -= error.samples
+            self._interval.undo()
+            self._save()
+            raise
+
+    def _check(self) -> None:
+        """Wait for the last step, and check it."""
+        with self._saved_before_a_bad_step():
+            self.update.check()
+
     def _report(self) -> None:
+        self._check()
         seen = self.epoch * self.samples + self.consumed
         report = self._interval.report(
             epoch=self.epoch,
@@ -216,6 +238,7 @@ class Trainer:
         self._interval.clear()
 
     def _finish_epoch(self) -> None:
+        self._check()
         self.epoch, self.consumed = self.epoch + 1, 0
         if self.validation is not None:
             score = self._validate(self.validation)
@@ -223,7 +246,8 @@ class Trainer:
                 self._save()
                 raise NonFiniteLossError(
                     f"the model's loss on val is not finite after epoch {self.epoch}; restart "
-                    f"with a smaller --lr or more --warmup-epochs"
+                    f"with a smaller --lr or more --warmup-epochs",
+                    score.samples,
                 )
             if self.world.is_rank_zero:
                 row = {"event": "eval", "epoch": self.epoch, "step": self.step, **score.as_json()}
@@ -242,6 +266,7 @@ class Trainer:
         return evaluate(averaged, loader, self.device, self.world)
 
     def _save(self, name: str = LAST) -> None:
+        self._check()
         interval = self._interval.state()
         if self.world.is_rank_zero:
             state = TrainingState(
