@@ -10,6 +10,7 @@ import torch.nn.functional as F  # noqa: N812  its usual name
 from quadpipe.errors import ConfigError, ShardError
 from quadpipe.loader import Batch, Loader
 from quadpipe.model.distributed import World
+from quadpipe.model.precision import autocast
 from quadpipe.model.quadformer import Quadformer, QuadformerConfig
 from quadpipe.model.run_manifest import DATASET_PARTS, RunManifest
 from quadpipe.shards.manifest import Manifest
@@ -42,9 +43,13 @@ class EvalResult:
 
 @torch.inference_mode()
 def evaluate(
-    model: Quadformer, loader: Loader, device: torch.device, world: World | None = None
+    model: Quadformer,
+    loader: Loader,
+    device: torch.device,
+    world: World | None = None,
+    amp: str = "auto",
 ) -> EvalResult:
-    """Score the loader's split, with the tokens that it gives.
+    """Score the loader's split, with the tokens that it gives; amp: see `precision.autocast`.
 
     With a world, each process scores its slice of every batch. Raises ShardError if all samples
     were skipped.
@@ -64,7 +69,8 @@ def evaluate(
             multiply_adds += scored * model.config.multiply_adds(length)
         weight = batch.weight.to(device, non_blocking=True)
         inputs = (x.to(device, non_blocking=True) for x in (batch.tokens, batch.boxes))
-        logits, _ = model(*inputs, batch.lengths)
+        with autocast(device, amp):
+            logits, _ = model(*inputs, batch.lengths)
         best = logits.topk(min(5, logits.shape[1])).indices == label[:, None]
         losses = F.cross_entropy(logits.float(), label, reduction="none")
         scores = (best[:, 0], best.any(dim=1), losses)

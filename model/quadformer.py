@@ -368,11 +368,12 @@ class Quadformer(nn.Module):
         self, tokens: Tensor, boxes: Tensor, packing: Packing | None = None
     ) -> tuple[Tensor, dict[str, Tensor]]:
         out: dict[str, Tensor] = {}
-        x = self.patch_embed(tokens)
+        # Under autocast the branches of the blocks are in half precision, their sum is not.
+        x = self.patch_embed(tokens).to(self.patch_embed.proj.weight.dtype)
         if self.config.positions != "none":
             x = x + self._positions(boxes).to(x.dtype)
         if self.config.scale_embedding:
-            x = x + self.scale_embed[boxes[..., 2].long()].to(x.dtype)
+            x = x + self.scale_embed[boxes[..., 2].long()]
         x = _join(self._prefix(x.dtype), x, packing)  # [B, R + N, D] or [S, D]
         out["embedded"] = x if packing is None else x.index_select(0, packing.rows)
         x, rotation = self.norm_pre(x), self._rotation(boxes, packing)
@@ -393,10 +394,11 @@ class Quadformer(nn.Module):
 
     def _prefix(self, dtype: torch.dtype) -> Tensor:
         """CLS and registers with their positions, `[1, R, D]`."""
-        tokens = [getattr(self, n) for n in ("cls_token", "reg_token") if hasattr(self, n)]
+        # An index has a contiguous gradient, which DDP wants, also in a batch of one image.
+        tokens = [getattr(self, n)[0] for n in ("cls_token", "reg_token") if hasattr(self, n)]
         if not tokens:
             return self.patch_embed.proj.weight.new_empty(1, 0, self.config.width, dtype=dtype)
-        prefix = torch.cat(tokens, dim=1)
+        prefix = torch.cat(tokens)[None]
         if self.config.positions == "learned" and not self.config.no_embed_class:
             prefix = prefix + self.pos_embed[:, : self.config.prefix]
         return prefix.to(dtype)

@@ -1,6 +1,7 @@
 """One update of the weights."""
 
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from inspect import signature
 from typing import Any, NamedTuple
 
@@ -19,7 +20,9 @@ from quadpipe.model.optimize import (
     make_optimizer,
     set_learning_rate,
 )
+from quadpipe.model.precision import autocast
 from quadpipe.model.quadformer import Quadformer
+from quadpipe.model.timing import StepTimes
 from quadpipe.seeds import random_bits
 
 
@@ -63,7 +66,7 @@ class TrainStep:
     A step does not wait for the device. If its loss is not finite, the device leaves out its update
     and all later ones; `check`, or the next step, raises NonFiniteLossError.
 
-    columns: scale-0 patches per row of an image.
+    columns: scale-0 patches per row of an image. budgets: different numbers of tokens per image.
     """
 
     def __init__(
@@ -73,13 +76,16 @@ class TrainStep:
         device: torch.device,
         world: World,
         columns: int,
+        budgets: int = 1,
     ) -> None:
         self.model, self.config, self.device, self.world = model, config, device, world
         self.optimizer = make_optimizer(model, config, fused=has_fused(device))
         self.average = MovingAverage(model, config.ema_decay) if config.ema_decay else None
         self._columns = columns
         self._augment = config.make_augmentation()
-        self._forward = _wrap(model, config, world)
+        forward = _compiled(model, budgets) if config.compile else model
+        self._forward = _distributed(forward, config, world, device)
+        self.times = StepTimes(device)
         self._bad = torch.zeros((), device=device)  # 1 from the first step that is not finite
         self._unchecked: _Unchecked | None = None
 
@@ -93,6 +99,10 @@ class TrainStep:
         """
         kept = batch.total - skipped
         set_learning_rate(self.optimizer, rate)
+        begin = self.times.mark()
+        names = ("tokens", "boxes", "label", "weight")
+        moved = {name: getattr(batch, name).to(self.device, non_blocking=True) for name in names}
+        batch, copied = replace(batch, **moved), self.times.mark()
         losses, loss, correct = self._accumulate_gradients(batch, step, kept)
         norm = nn.utils.clip_grad_norm_(
             self.model.parameters(), self.config.clip_grad or float("inf")
@@ -103,6 +113,7 @@ class TrainStep:
         if kept:
             self._apply_gradients(step)
         self.optimizer.zero_grad(set_to_none=True)
+        self.times.add(begin, copied, self.times.mark())
         # The device has this step to compute while the CPU waits for the result of the one before.
         before, self._unchecked = self._unchecked, self._to_check(batch, step, losses)
         self._check(before)
@@ -145,27 +156,28 @@ class TrainStep:
     def _accumulate_gradients(
         self, batch: Batch, step: int, kept: int
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Losses of this process's samples, their sum, and the number of correct answers."""
+        """Losses of this process's samples, their sum, and the number of correct answers.
+
+        batch: on the device, except for its lengths.
+        """
         tokens, boxes, lengths = self._augment(
-            batch.tokens.to(self.device, non_blocking=True),
-            batch.boxes.to(self.device, non_blocking=True),
+            batch.tokens,
+            batch.boxes,
             self._columns,
             self._seed(step),
             lengths=batch.lengths,
             total=batch.total,
             first=batch.first,
         )
-        labels = batch.label.to(self.device, non_blocking=True)
-        weights = batch.weight.to(self.device, non_blocking=True)
-        parts = min(self.config.grad_accum_steps, len(labels))
+        parts = min(self.config.grad_accum_steps, len(batch.label))
         loss = correct = torch.zeros((), device=self.device)
         losses = []
         inputs = _split_inputs(tokens, boxes, lengths, parts)
-        targets = (values.tensor_split(parts) for values in (labels, weights))
+        targets = (values.tensor_split(parts) for values in (batch.label, batch.weight))
         splits = zip(inputs, *targets, strict=True)
         for number, (given, label, weight) in enumerate(splits, start=1):
             with self._exchanging(last=number == parts):
-                with self._autocast():
+                with autocast(self.device, self.config.amp):
                     logits, _ = self._forward(*given)
                 each = weight * F.cross_entropy(
                     logits.float(),
@@ -198,14 +210,6 @@ class TrainStep:
             return context
         return nullcontext()
 
-    def _autocast(self) -> AbstractContextManager[Any]:
-        bf16 = self.config.amp == "bf16" or (
-            self.config.amp == "auto"
-            and self.device.type == "cuda"
-            and torch.cuda.is_bf16_supported()
-        )
-        return torch.autocast(self.device.type, torch.bfloat16) if bf16 else nullcontext()
-
 
 def _split_inputs(
     tokens: Tensor, boxes: Tensor, lengths: Tensor | None, parts: int
@@ -220,18 +224,36 @@ def _split_inputs(
     return list(zip(*splits, part_lengths, strict=True))
 
 
-def _wrap(model: nn.Module, config: TrainConfig, world: World) -> nn.Module:
-    """The model, compiled and distributed as configured."""
-    if config.compile:
-        model = torch.compile(model)  # type: ignore[assignment]
-    if world.size > 1:
-        # The buffers are constants; later versions of torch have another name for that.
-        parallel = nn.parallel.DistributedDataParallel
-        names = ("forward_sync_buffers", "broadcast_buffers")
-        name = next(n for n in names if n in signature(parallel).parameters)
-        not_synced: dict[str, Any] = {name: False}
-        model = parallel(model, **not_synced)
-    return model
+def _compiled(model: nn.Module, budgets: int) -> nn.Module:
+    """The model, to be compiled once for each shape of a batch."""
+    from torch._dynamo import config
+
+    # A short last batch, and the parts of a batch, have other shapes. Beyond the limit a shape is
+    # not compiled. Older versions of torch have another name for it.
+    name = "recompile_limit" if hasattr(config, "recompile_limit") else "cache_size_limit"
+    setattr(config, name, max(getattr(config, name), 4 * budgets))
+    compiled: nn.Module = torch.compile(model, dynamic=False)  # type: ignore[assignment]
+    return compiled
+
+
+def _distributed(
+    model: nn.Module, config: TrainConfig, world: World, device: torch.device
+) -> nn.Module:
+    if world.size == 1:
+        return model
+    # The buffers are constants; later versions of torch have another name for that.
+    parallel = nn.parallel.DistributedDataParallel
+    names = ("forward_sync_buffers", "broadcast_buffers")
+    name = next(n for n in names if n in signature(parallel).parameters)
+    not_synced: dict[str, Any] = {name: False}
+    return parallel(
+        model,
+        device_ids=[device] if device.type == "cuda" else None,
+        gradient_as_bucket_view=True,
+        # Every step uses all parameters. torch's `no_sync` does not work with it.
+        static_graph=config.grad_accum_steps == 1,
+        **not_synced,
+    )
 
 
 def _not_finite(step: _Unchecked) -> NonFiniteLossError:

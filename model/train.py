@@ -1,6 +1,6 @@
 """The training loop: shards in, a run folder out."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import cached_property
 from math import isfinite
@@ -28,6 +28,7 @@ from quadpipe.model.run_folder import BEST, LAST, RunFolder, pick_device
 from quadpipe.model.run_manifest import RunManifest
 from quadpipe.model.signals import InterruptedTrainingError, StopSignals
 from quadpipe.model.step import NonFiniteLossError, StepResult, TrainStep
+from quadpipe.model.timing import traced
 from quadpipe.model.training_state import TrainingState, load_optimizer, optimizer_tensors
 from quadpipe.shards.reader import Dataset
 
@@ -122,11 +123,18 @@ class Trainer:
         self.model = Quadformer(self.manifest.model).to(device)
         self.loaded = load_pretrained(self.model, weights, manifest.classes) if weights else None
         columns = manifest.geometry.grid(0)[1]
-        self.update = TrainStep(self.model, config, device, world, columns)
+        budgets = len(self.loader.budgets)
+        self.update = TrainStep(self.model, config, device, world, columns, budgets)
+        if config.compile and budgets > 1:
+            self.progress.warn(
+                f"--compile compiles the model for each of {budgets} numbers of tokens, in the "
+                f"first steps that have them"
+            )
         self.step, self.epoch, self.consumed, self.best = 0, 0, 0, -1.0
         self.signals = StopSignals()
         self._resume = resume
-        self._interval = Interval(device, world)
+        self._trace_step: Callable[[], None] = lambda: None
+        self._interval = Interval(device, world, self.update.times)
 
     @property
     def samples(self) -> int:
@@ -141,7 +149,8 @@ class Trainer:
         """Train to the end; on SIGTERM or Ctrl-C save and raise InterruptedTrainingError."""
         with self._opened_run():
             self.progress.started(self)
-            with self.signals.watched():
+            profiled = self.config.profile if self.world.is_rank_zero else 0
+            with self.signals.watched(), traced(profiled, self.run.folder) as self._trace_step:
                 while self.epoch < self.config.epochs:
                     self._train_epoch()
                     self._finish_epoch()
@@ -173,13 +182,19 @@ class Trainer:
         self.model.train()
         batches = self.world.in_step(
             self.loader.epoch(self.epoch, consumed=self.consumed),
-            lambda batch: (batch.skipped if batch else 0, self.signals.received),
+            lambda batch: (
+                batch.skipped if batch else 0,
+                batch.boxes.shape[:-1].numel() if batch else 0,
+                self.signals.received,
+            ),
         )
         self._interval.restart_clock()
-        for batch, (skipped, stop) in self._interval.timed(batches):
+        for batch, (skipped, tokens, stop) in self._interval.timed(batches):
             if stop:
                 self._stop()
             self.train_on(batch, int(skipped))
+            self._interval.count_tokens(int(tokens))
+            self._trace_step()
             last = self.consumed == self.samples
             if self._interval.steps == self.config.log_interval or last:
                 self._report()
@@ -259,11 +274,11 @@ class Trainer:
         self._save()
 
     def _validate(self, loader: Loader) -> EvalResult:
-        if self.update.average is None:
-            return evaluate(self.model, loader, self.device, self.world)
-        averaged = Quadformer(self.manifest.model).to(self.device)
-        averaged.load_state_dict(self.update.average.weights)
-        return evaluate(averaged, loader, self.device, self.world)
+        model = self.model
+        if self.update.average is not None:
+            model = Quadformer(self.manifest.model).to(self.device)
+            model.load_state_dict(self.update.average.weights)
+        return evaluate(model, loader, self.device, self.world, self.config.amp)
 
     def _save(self, name: str = LAST) -> None:
         self._check()

@@ -151,17 +151,26 @@ class _Event:
         return float(other._after - self._after)
 
 
+_backward = torch.autograd._engine_run_backward  # type: ignore[attr-defined]
+
+
+def _run_backward(*given: Any, **options: Any) -> Any:
+    """In this thread: torch starts one for each GPU that it knows in its first backward pass."""
+    with torch.autograd.set_multithreading_enabled(False):
+        return _backward(*given, **options)
+
+
 @contextmanager
 def fake_gpu(capability: tuple[int, int] = (8, 0)) -> Iterator[FakeGpu]:
     """A `FakeGpu` that torch.cuda tells of, too."""
     with ExitStack() as held:
-        held.enter_context(torch.autograd.set_multithreading_enabled(False))
         before = torch._C._only_lift_cpu_tensors()
         held.callback(torch._C._set_only_lift_cpu_tensors, before)
         torch._C._set_only_lift_cpu_tensors(True)
         gpu = FakeGpu()
         for name, value in {
             "torch.cuda.Event": partial(_Event, gpu),
+            "torch.autograd._engine_run_backward": _run_backward,
             "torch.cuda._lazy_init": lambda: None,
             "torch.cuda.get_device_capability": lambda device=None: capability,
             "torch.cuda.is_bf16_supported": lambda including_emulation=True: (

@@ -77,8 +77,11 @@ def test_a_training_step_does_not_wait_for_the_gpu(shards, tmp_path, gpu, option
     trainer = make_trainer(shards, tmp_path / "run", **options)
     assert all(value.is_cuda for value in trainer.model.state_dict().values())
     assert train_three_steps(gpu, trainer) == copies
-    with pytest.raises(WaitError), gpu.must_not_wait():
-        trainer.update.check()
+    for waits in (trainer.update.check, trainer.update.times.totals):
+        with pytest.raises(WaitError), gpu.must_not_wait():
+            waits()
+    copying, computing = trainer.update.times.totals()
+    assert computing > copying == 0  # the fake GPU counts matrix products
 
 
 @pytest.mark.parametrize("options", [{"tokens": 16}, {"mean_tokens": 16, "min_tokens": 7}])
