@@ -3,6 +3,7 @@
 # make check   lint, and the quick tests: half a minute
 # make lint    check style, and types of the package as it is installed
 # make bench   run the benchmarks and write docs/performance.md; PEERS=python adds other loaders
+# make gpu     run the tests and benchmarks that need a GPU, and write docs/gpu.md
 # make soak    MINUTES=5 of each: random kills, damaged images, damaged shards; and the rarer tests
 # make reliability    run the fault tests and write their table into docs/reliability.md
 # All of them create .venv on first use. PYTHON=python3.12 chooses another interpreter.
@@ -17,7 +18,7 @@ SIMD := $(filter Linux-x86_64,$(shell uname -s)-$(shell uname -m))
 AVX2 := $(shell grep -qm1 avx2 /proc/cpuinfo 2>/dev/null && echo -mavx2)
 
 .DELETE_ON_ERROR:
-.PHONY: check demo test lint bench soak reliability clean
+.PHONY: check demo test lint bench gpu soak reliability clean
 
 $(VENV)/created:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "quadpipe needs Python 3.11 or later; give make PYTHON=python3.11")'
@@ -70,6 +71,9 @@ lint: $(VENV)/installed
 
 bench: $(VENV)/installed
 	$(BIN)/python benchmarks/report.py $(if $(PEERS),--peers $(PEERS))
+
+gpu: $(VENV)/installed
+	$(BIN)/python benchmarks/gpu_report.py
 
 MINUTES ?= 5
 soak: $(VENV)/installed

@@ -16,6 +16,7 @@ from quadpipe.files import Cache
 from quadpipe.loader import Loader
 from quadpipe.loader.schedule import parse_tokens
 from quadpipe.model.evaluate import check_fits, evaluate, find_differences
+from quadpipe.model.precision import AMP, AMP_HELP
 from quadpipe.model.run_folder import RunFolder, load_run, pick_device
 from quadpipe.model.run_manifest import RunManifest
 from quadpipe.plot import Curve, draw_curves
@@ -59,6 +60,7 @@ _CURVE_BUDGETS = 8
     help="Damaged samples: stop with an error, or skip and count them.",
 )
 @click.option("--device", default="auto", type=click.Choice(["auto", "cpu", "cuda"]))
+@click.option("--amp", default="auto", show_default=True, type=click.Choice(AMP), help=AMP_HELP)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @dataset_options
 def command(
@@ -74,6 +76,7 @@ def command(
     workers: int,
     on_error: str,
     device: str,
+    amp: str,
     as_json: bool,
     cache: Cache | None,
     expect: str | None,
@@ -109,7 +112,7 @@ def command(
     counts = [loader.limits.counts if loader.limits else loader.budgets for loader in loaders]
     if unseen := config.unseen(sorted({n for several in counts for n in several})):
         say(f"note     {run} has not seen images with {budgets_text(unseen)} tokens")
-    scores = [evaluate(model, loader, where) for loader in loaders]
+    scores = [evaluate(model, loader, where, amp=amp) for loader in loaders]
     if plot:
         curve = Curve(
             name=run,

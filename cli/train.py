@@ -57,7 +57,9 @@ class _TerminalProgress(TrainProgress):
         click.echo(
             f"epoch {report.epoch} step {report.step}/{report.steps}  {_means(report)}  "
             f"lr {report.lr:.2e}  "
-            f"{report.images_per_second:,.0f} img/s  {report.waiting:.1%} waiting for data  "
+            f"{report.images_per_second:,.0f} img/s  {report.tokens_per_second:,.0f} tokens/s  "
+            f"{report.waiting:.1%} waiting for data, {report.copying:.1%} copying, "
+            f"{report.computing:.1%} computing  "
             f"{duration_text(report.seconds_left)} left{_skipped(report.skipped)}"
         )
 

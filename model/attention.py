@@ -15,6 +15,7 @@ import torch.nn.functional as F  # noqa: N812  its usual name
 from torch import Tensor
 
 from quadpipe.errors import ConfigError
+from quadpipe.loader.device import to_device
 
 _LARGEST_HEAD = 256  # of the flash kernels
 
@@ -46,14 +47,18 @@ class Packing:
         is_token = torch.ones(len(rows), dtype=torch.bool)
         numbers = torch.arange(prefix)
         is_token[begin[:, None] + numbers] = False
-        self.rows = _move(rows, device)
-        self.image = _move(order.repeat_interleave(ordered), device)
-        self.starts = _move(starts.int(), device)
         self.images = len(lengths)
-        self._order = _move(order, device)
-        self._lengths = _move(lengths - prefix, device)
-        self._prefix = _move((first[:, None] + numbers).flatten(), device)
-        self._tokens = _move(rows[is_token], device)
+        self.rows, self.image, self.starts, *own = to_device(
+            device,
+            rows,
+            order.repeat_interleave(ordered),
+            starts.int(),
+            order,
+            lengths - prefix,
+            (first[:, None] + numbers).flatten(),
+            rows[is_token],
+        )
+        self._order, self._lengths, self._prefix, self._tokens = own
 
     def join(self, prefix: Tensor, tokens: Tensor) -> Tensor:
         """The sequence `[S, ..]` of tokens `[T, ..]`, each image's after the prefix `[R, ..]`."""
@@ -156,10 +161,3 @@ def _is_for_flash(q: Tensor) -> bool:
         and q.shape[-1] <= _LARGEST_HEAD
         and torch.cuda.get_device_capability(q.device) >= (8, 0)
     )
-
-
-def _move(tensor: Tensor, device: torch.device) -> Tensor:
-    """A copy on the device; from pinned memory, so that the CPU does not wait for it."""
-    if device.type == "cuda":
-        tensor = tensor.pin_memory()
-    return tensor.to(device, non_blocking=True)

@@ -19,6 +19,7 @@ _WITHOUT_EFFECT = {
     "checkpoint_interval",
     "tensorboard",
     "compile",
+    "profile",
 }
 _WITH_EFFECT = {"lr", "min_lr", "warmup_epochs", "clip_grad", "amp", "on_error", "verify"}
 

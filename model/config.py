@@ -11,13 +11,13 @@ from quadpipe.geometry import Geometry
 from quadpipe.loader.augment import Augmentation
 from quadpipe.loader.samples import VERIFY
 from quadpipe.loader.schedule import parse_tokens
+from quadpipe.model.precision import AMP, AMP_HELP
 from quadpipe.model.quadformer import PRESETS, QuadformerConfig
 from quadpipe.seeds import LARGEST_SEED
 from quadpipe.shards.manifest import Manifest
 from quadpipe.shards.skipped import ON_ERROR
 
 _LARGEST_RATE = 1e6
-AMP = ("auto", "bf16", "off")
 TOKENS_DRAW = ("even", "multiply-adds")
 DEVICES = ("auto", "cpu", "cuda")
 _DEFAULT_MODEL = "tiny"
@@ -133,7 +133,7 @@ class TrainConfig:
     token_dropout: float = same_option(Augmentation, "token_dropout")
     mean: tuple[float, float, float] | None = _of_the_model("mean")
     std: tuple[float, float, float] | None = _of_the_model("std")
-    amp: str = option("auto", "bf16 autocast; auto uses it on GPUs that support it.", choices=AMP)
+    amp: str = option("auto", AMP_HELP, choices=AMP)
     compile: bool = option(False, "Compile the model with torch.compile.")
     gradient_checkpointing: bool = same_option(QuadformerConfig, "gradient_checkpointing")
     device: str = option(
@@ -157,6 +157,11 @@ class TrainConfig:
     log_interval: int = option(50, "Steps between progress lines.", low=1)
     checkpoint_interval: int = option(
         500, "Steps between checkpoints; one more is written after each epoch.", low=1
+    )
+    profile: int = option(
+        0,
+        "Write a trace of this many steps by torch's profiler to trace.json in the run folder.",
+        low=0,
     )
     tensorboard: bool = option(False, "Write TensorBoard events too (extra `tensorboard`).")
 

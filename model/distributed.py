@@ -1,13 +1,14 @@
 """The processes of a training run: one, or those that torchrun started."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from quadpipe.errors import ConfigError, QuadpipeError, first_line
 
@@ -42,6 +43,11 @@ class World:
             raise _lost() from error
         return [float(value) for value in tensor]
 
+    def max_(self, value: Tensor) -> None:
+        """Replace a value by the largest of all processes, on its device and without a wait."""
+        if self.size > 1:
+            dist.all_reduce(value, dist.ReduceOp.MAX)
+
     def wait(self) -> None:
         """Block until all processes get here."""
         self.total(0.0)
@@ -56,16 +62,31 @@ class World:
                 self.total(1.0)
             raise
         if self.total(0.0)[0]:
-            raise ProcessGroupError("another process of the run has failed; see its message")
+            raise _failed()
 
-    def in_step(self, items: Iterator[T]) -> Iterator[T]:
-        """The items, taken `together`; each process must have the same number of them."""
+    def in_step(
+        self,
+        items: Iterator[T],
+        along: Callable[[T | None], tuple[float, ...]] = lambda item: (),
+    ) -> Iterator[tuple[T, list[float]]]:
+        """The items, taken `together`; each process must have the same number of them.
+
+        along: numbers that the processes exchange in the same message, also where there is no
+        item. Their sums are with the item.
+        """
         while True:
-            with self.together():
+            try:
                 item = next(items, None)
+            except BaseException:
+                with suppress(ProcessGroupError):
+                    self.total(1.0, *along(None))
+                raise
+            failed, *sums = self.total(0.0, *along(item))
+            if failed:
+                raise _failed()
             if item is None:
                 return
-            yield item
+            yield item, sums
 
 
 _group: dist.ProcessGroup | None = None
@@ -121,6 +142,10 @@ def rank_variable(name: str, default: int, lowest: int = 0) -> int:
             f"{_TORCHRUN}"
         )
     return int(text)
+
+
+def _failed() -> ProcessGroupError:
+    return ProcessGroupError("another process of the run has failed; see its message")
 
 
 def _lost() -> ProcessGroupError:

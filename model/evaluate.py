@@ -10,6 +10,7 @@ import torch.nn.functional as F  # noqa: N812  its usual name
 from quadpipe.errors import ConfigError, ShardError
 from quadpipe.loader import Batch, Loader
 from quadpipe.model.distributed import World
+from quadpipe.model.precision import autocast
 from quadpipe.model.quadformer import Quadformer, QuadformerConfig
 from quadpipe.model.run_manifest import DATASET_PARTS, RunManifest
 from quadpipe.shards.manifest import Manifest
@@ -42,19 +43,24 @@ class EvalResult:
 
 @torch.inference_mode()
 def evaluate(
-    model: Quadformer, loader: Loader, device: torch.device, world: World | None = None
+    model: Quadformer,
+    loader: Loader,
+    device: torch.device,
+    world: World | None = None,
+    amp: str = "auto",
 ) -> EvalResult:
-    """Score the loader's split, with the tokens that it gives.
+    """Score the loader's split, with the tokens that it gives; amp: see `precision.autocast`.
 
     With a world, each process scores its slice of every batch. Raises ShardError if all samples
     were skipped.
     """
     world = world or World()
     started = time.perf_counter()
-    top1 = top5 = loss = seen = skipped = tokens = multiply_adds = 0.0
+    sums = torch.zeros(3, dtype=torch.float64, device=device)  # top1, top5, loss
+    seen = skipped = tokens = multiply_adds = 0.0
     was_training = model.training
     model.eval()
-    for batch in world.in_step(loader.epoch(0)):
+    for batch, _ in world.in_step(loader.epoch(0)):
         label = batch.label.to(device, non_blocking=True)
         seen += float(batch.weight.sum())
         skipped += batch.skipped
@@ -62,15 +68,16 @@ def evaluate(
             tokens += scored * length
             multiply_adds += scored * model.config.multiply_adds(length)
         weight = batch.weight.to(device, non_blocking=True)
-        inputs = batch.tokens.to(device, non_blocking=True), batch.boxes.to(device)
-        logits, _ = model(*inputs, batch.lengths)
+        inputs = (x.to(device, non_blocking=True) for x in (batch.tokens, batch.boxes))
+        with autocast(device, amp):
+            logits, _ = model(*inputs, batch.lengths)
         best = logits.topk(min(5, logits.shape[1])).indices == label[:, None]
-        top1 += float((best[:, 0] * weight).sum())
-        top5 += float((best.any(dim=1) * weight).sum())
-        loss += float((F.cross_entropy(logits.float(), label, reduction="none") * weight).sum())
+        losses = F.cross_entropy(logits.float(), label, reduction="none")
+        scores = (best[:, 0], best.any(dim=1), losses)
+        sums += torch.stack([(score * weight).sum() for score in scores])
     model.train(was_training)
     top1, top5, loss, seen, skipped, tokens, multiply_adds = world.total(
-        top1, top5, loss, seen, skipped, tokens, multiply_adds
+        *sums.tolist(), seen, skipped, tokens, multiply_adds
     )
     if not seen:
         raise ShardError(

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from quadpipe.errors import ConfigError, OutputError
 from quadpipe.model.layouts import is_eva, splits_qkv, splits_swiglu, to_timm
-from quadpipe.model.positions import patch_centers, sinusoidal_2d
+from quadpipe.model.positions import patch_centers, sinusoidal_2d, sinusoidal_frequencies
 from quadpipe.model.quadformer import QuadformerConfig
 from quadpipe.model.run_folder import RunFolder
 
@@ -66,7 +66,9 @@ def _without_own_parts(
     if config.positions == "sinusoidal":
         y, x = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
         boxes = torch.stack([x, y, torch.zeros_like(x)], dim=-1).view(1, cells, 3)
-        weights["pos_embed"] = sinusoidal_2d(patch_centers(boxes), config.width)
+        weights["pos_embed"] = sinusoidal_2d(
+            patch_centers(boxes), sinusoidal_frequencies(config.width // 2)
+        )
         changed["pos_embed"] = "holds the sinusoidal positions"
     if config.scale_embedding:
         scale = weights.pop("scale_embed")[0]

@@ -11,7 +11,14 @@ from quadpipe.model.quadformer import Quadformer
 _NO_DECAY = ("cls_token", "reg_token", "pos_embed", "scale_embed", "attn_pool.latent")
 
 
-def make_optimizer(model: Quadformer, config: TrainConfig) -> torch.optim.AdamW:
+def has_fused(device: torch.device) -> bool:
+    """Whether AdamW's fused kernel is used, which can leave out an update by itself."""
+    return device.type == "cuda"
+
+
+def make_optimizer(
+    model: Quadformer, config: TrainConfig, *, fused: bool = False
+) -> torch.optim.AdamW:
     """AdamW without decay on biases, norms and embeddings; `lr_scale` of a group is its layer's."""
     groups: dict[tuple[float, float], list[Tensor]] = {}
     depth = len(model.blocks) + 1
@@ -25,6 +32,7 @@ def make_optimizer(model: Quadformer, config: TrainConfig) -> torch.optim.AdamW:
             for (decay, scale), parameters in groups.items()
         ],
         lr=config.lr,
+        fused=fused or None,
     )
 
 
@@ -64,9 +72,14 @@ class MovingAverage:
             value.copy_(weights[name])
 
     @torch.no_grad()
-    def update(self, model: nn.Module, step: int) -> None:
-        decay = min(self.decay, (1 + step) / (10 + step))
-        current = model.state_dict()
-        torch._foreach_lerp_(
-            list(self.weights.values()), [current[name] for name in self.weights], 1 - decay
-        )
+    def update(self, model: nn.Module, step: int, unless: Tensor | None = None) -> None:
+        """unless: a float32 scalar on the device; where it is 1, the average stays as it is."""
+        share = 1 - min(self.decay, (1 + step) / (10 + step))
+        state = model.state_dict()
+        averages, current = list(self.weights.values()), [state[name] for name in self.weights]
+        if unless is None:
+            torch._foreach_lerp_(averages, current, share)
+            return
+        changes = torch._foreach_sub(current, averages)
+        torch._foreach_mul_(changes, share * (1 - unless))
+        torch._foreach_add_(averages, changes)

@@ -1,6 +1,6 @@
 """Positions of patches of any scale, from their centers: sinusoidal, and rotary (RoPE).
 
-Letters: P patch size; H heads; E components of a head.
+Letters: P patch size; H heads; E components of a head; F frequencies per axis.
 """
 
 import math
@@ -19,22 +19,23 @@ def patch_centers(boxes: Tensor) -> Tensor:
     return boxes[..., :2].float() + torch.exp2(boxes[..., 2:].float()) / 2
 
 
-def sinusoidal(positions: Tensor, width: int) -> Tensor:
-    """Sines, then cosines, `[.., width]`, of positions `[..]` at width / 2 frequencies.
-
-    The frequencies fall geometrically from 1 to 1 / 10000 (Vaswani et al., arXiv 1706.03762, as
-    the paper's code has them).
-    """
+def sinusoidal_frequencies(width: int) -> Tensor:
+    """Float32 `[width / 2]`, falling geometrically from 1 to 1 / 10000 (Vaswani et al.,
+    arXiv 1706.03762, as the paper's code has them)."""
     half = width // 2
     steps = torch.arange(half, dtype=torch.float64, device="cpu") / max(half - 1, 1)
-    frequencies = torch.exp(-math.log(_PERIOD) * steps).to(positions.device, torch.float32)
+    return torch.exp(-math.log(_PERIOD) * steps).float()
+
+
+def sinusoidal(positions: Tensor, frequencies: Tensor) -> Tensor:
+    """Sines, then cosines, `[.., 2 F]`, of positions `[..]` at F frequencies."""
     angles = positions[..., None] * frequencies
     return torch.cat([angles.sin(), angles.cos()], dim=-1)
 
 
-def sinusoidal_2d(centers: Tensor, width: int) -> Tensor:
-    """`[.., width]` of centers `[.., 2]`: x in the first half, y in the second."""
-    return torch.cat([sinusoidal(centers[..., axis], width // 2) for axis in (0, 1)], dim=-1)
+def sinusoidal_2d(centers: Tensor, frequencies: Tensor) -> Tensor:
+    """`[.., 4 F]` of centers `[.., 2]`: x in the first half, y in the second."""
+    return torch.cat([sinusoidal(centers[..., axis], frequencies) for axis in (0, 1)], dim=-1)
 
 
 def rope_frequencies(kind: str, head_width: int) -> Tensor:

@@ -3,20 +3,27 @@
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from quadpipe.loader import Batch
 from quadpipe.model.distributed import World
 from quadpipe.model.evaluate import EvalResult
+from quadpipe.model.timing import StepTimes
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
 class StepReport:
     """An interval of training. loss, accuracy: means over the samples that were not skipped, None
-    if all were. waiting: share of the time spent waiting for data."""
+    if all were.
+
+    waiting: share of the time in which the CPU waited for data. copying, computing: shares in which
+    the device copied batches and computed steps; on a GPU, which works while the CPU prepares the
+    next step, it did nothing in the rest.
+    """
 
     epoch: int
     step: int
@@ -26,7 +33,10 @@ class StepReport:
     accuracy: float | None
     lr: float
     images_per_second: float
+    tokens_per_second: float
     waiting: float
+    copying: float
+    computing: float
     seconds_left: float
 
 
@@ -52,19 +62,28 @@ class TrainProgress:
 class Interval:
     """Sums since the last progress report; a part of the checkpoint."""
 
-    def __init__(self, device: torch.device, world: World) -> None:
-        self._device, self._world = device, world
+    def __init__(self, device: torch.device, world: World, times: StepTimes) -> None:
+        self._device, self._world, self._times = device, world, times
         self.clear()
 
     def clear(self) -> None:
         """Start a new interval."""
         self.steps = self.samples = self.skipped = 0
         self._loss = self._correct = torch.zeros((), device=self._device)
+        self._remember()
         self.restart_clock()
+
+    def _remember(self) -> None:
+        self._before = self.steps, self.samples, self.skipped, self._loss, self._correct
+
+    def undo(self) -> None:
+        """Take the last step out."""
+        self.steps, self.samples, self.skipped, self._loss, self._correct = self._before
 
     def restart_clock(self) -> None:
         """Measure rates from now on."""
-        self._waited, self._timed = 0.0, 0
+        self._waited, self._timed, self._tokens = 0.0, 0, 0
+        self._times.clear()
         self._started = time.perf_counter()
 
     def state(self) -> dict[str, float]:
@@ -86,7 +105,7 @@ class Interval:
         self._loss = self._loss + state["loss"] * share
         self._correct = self._correct + state["correct"] * share
 
-    def timed(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+    def timed(self, batches: Iterator[T]) -> Iterator[T]:
         """The batches; adds up the time spent waiting for them."""
         while True:
             before = time.perf_counter()
@@ -98,6 +117,7 @@ class Interval:
 
     def add(self, loss: Tensor, correct: Tensor, samples: int, skipped: int) -> None:
         """Add a step. loss, correct: of this process. samples, skipped: of the global batch."""
+        self._remember()
         self.steps += 1
         self.samples += samples
         self.skipped += skipped
@@ -105,9 +125,14 @@ class Interval:
         self._loss = self._loss + loss
         self._correct = self._correct + correct
 
+    def count_tokens(self, tokens: int) -> None:
+        """Add the tokens of a step, of the global batch."""
+        self._tokens += tokens
+
     def report(self, *, epoch: int, step: int, steps: int, lr: float, left: int) -> StepReport:
         """The report of the interval; left: samples until the end of the run."""
         sums = self.state()
+        copying, computing = self._times.totals()
         seconds = time.perf_counter() - self._started
         rate = self._timed / seconds
         whole = self.samples - self.skipped
@@ -120,6 +145,9 @@ class Interval:
             accuracy=sums["correct"] / whole if whole else None,
             lr=lr,
             images_per_second=rate,
+            tokens_per_second=self._tokens / seconds,
             waiting=self._waited / seconds,
+            copying=copying / seconds,
+            computing=computing / seconds,
             seconds_left=left / rate,
         )

@@ -29,6 +29,7 @@ from quadpipe.model.positions import (
     rope_angles,
     rope_frequencies,
     sinusoidal_2d,
+    sinusoidal_frequencies,
 )
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -302,6 +303,7 @@ class Quadformer(nn.Module):
     On the leaves of `uniform` shards it is a plain ViT. The names of its parameters are timm's.
     """
 
+    frequencies: Tensor
     rope_frequencies: Tensor
 
     def __init__(self, config: QuadformerConfig) -> None:
@@ -313,7 +315,9 @@ class Quadformer(nn.Module):
         if config.reg_tokens:
             self.reg_token = nn.Parameter(torch.zeros(1, config.reg_tokens, d))
         self.patch_embed = PatchEmbedding(config)
-        if config.positions == "learned":
+        if config.positions == "sinusoidal":
+            self.register_buffer("frequencies", sinusoidal_frequencies(d // 2), persistent=False)
+        elif config.positions == "learned":
             rows, columns = config.grid
             own = 0 if config.no_embed_class else config.prefix
             self.pos_embed = nn.Parameter(torch.zeros(1, own + rows * columns, d))
@@ -364,11 +368,12 @@ class Quadformer(nn.Module):
         self, tokens: Tensor, boxes: Tensor, packing: Packing | None = None
     ) -> tuple[Tensor, dict[str, Tensor]]:
         out: dict[str, Tensor] = {}
-        x = self.patch_embed(tokens)
+        # Under autocast the branches of the blocks are in half precision, their sum is not.
+        x = self.patch_embed(tokens).to(self.patch_embed.proj.weight.dtype)
         if self.config.positions != "none":
             x = x + self._positions(boxes).to(x.dtype)
         if self.config.scale_embedding:
-            x = x + self.scale_embed[boxes[..., 2].long()].to(x.dtype)
+            x = x + self.scale_embed[boxes[..., 2].long()]
         x = _join(self._prefix(x.dtype), x, packing)  # [B, R + N, D] or [S, D]
         out["embedded"] = x if packing is None else x.index_select(0, packing.rows)
         x, rotation = self.norm_pre(x), self._rotation(boxes, packing)
@@ -389,10 +394,11 @@ class Quadformer(nn.Module):
 
     def _prefix(self, dtype: torch.dtype) -> Tensor:
         """CLS and registers with their positions, `[1, R, D]`."""
-        tokens = [getattr(self, n) for n in ("cls_token", "reg_token") if hasattr(self, n)]
+        # An index has a contiguous gradient, which DDP wants, also in a batch of one image.
+        tokens = [getattr(self, n)[0] for n in ("cls_token", "reg_token") if hasattr(self, n)]
         if not tokens:
             return self.patch_embed.proj.weight.new_empty(1, 0, self.config.width, dtype=dtype)
-        prefix = torch.cat(tokens, dim=1)
+        prefix = torch.cat(tokens)[None]
         if self.config.positions == "learned" and not self.config.no_embed_class:
             prefix = prefix + self.pos_embed[:, : self.config.prefix]
         return prefix.to(dtype)
@@ -411,13 +417,13 @@ class Quadformer(nn.Module):
         """`[.., D]` of boxes `[.., 3]`."""
         centers = patch_centers(boxes)
         if self.config.positions == "sinusoidal":
-            return sinusoidal_2d(centers, self.config.width)
+            return sinusoidal_2d(centers, self.frequencies)
         rows, columns = self.config.grid
         cells = self.pos_embed[:, -rows * columns :]
         grid = cells.reshape(1, rows, columns, -1).permute(0, 3, 1, 2)
         grid = grid.to(torch.promote_types(grid.dtype, torch.float32))
-        extent = centers.new_tensor([columns, rows])
-        where = centers.flatten(0, -2)[None, None] / extent * 2 - 1  # [1, 1, B * N, 2] in -1..1
+        x, y = centers.flatten(0, -2).unbind(-1)
+        where = torch.stack([x / columns, y / rows], dim=-1)[None, None] * 2 - 1  # in -1..1
         sampled = F.grid_sample(
             grid, where.to(grid.dtype), mode="bilinear", padding_mode="border", align_corners=False
         )

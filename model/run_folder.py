@@ -243,7 +243,8 @@ def pick_device(name: str) -> torch.device:
     if number >= there:
         raise ConfigError(
             f"LOCAL_RANK {number} has no GPU: torch sees {there} here; start at most {there} "
-            f"processes per machine, or use --device cpu"
+            f"{'process' if there == 1 else 'processes'} per machine, or use --device cpu; where "
+            f"each process sees only its own GPU (SLURM's --gpus-per-task=1), set LOCAL_RANK=0"
         )
     return torch.device("cuda", number)
 

@@ -1,6 +1,7 @@
 """One update of the weights."""
 
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from inspect import signature
 from typing import Any, NamedTuple
 
@@ -13,13 +14,27 @@ from quadpipe.errors import QuadpipeError
 from quadpipe.loader import Batch
 from quadpipe.model.config import TrainConfig
 from quadpipe.model.distributed import World
-from quadpipe.model.optimize import MovingAverage, make_optimizer, set_learning_rate
+from quadpipe.model.optimize import (
+    MovingAverage,
+    has_fused,
+    make_optimizer,
+    set_learning_rate,
+)
+from quadpipe.model.precision import autocast
 from quadpipe.model.quadformer import Quadformer
+from quadpipe.model.timing import StepTimes
 from quadpipe.seeds import random_bits
 
 
 class NonFiniteLossError(QuadpipeError):
-    """The loss or its gradient is not finite; the weights are as before the step."""
+    """The loss or its gradient is not finite; the weights are as before that step.
+
+    samples: of the step's global batch.
+    """
+
+    def __init__(self, message: str, samples: int) -> None:
+        super().__init__(message)
+        self.samples = samples
 
 
 class StepResult(NamedTuple):
@@ -30,10 +45,28 @@ class StepResult(NamedTuple):
     skipped: int
 
 
+class _Unchecked(NamedTuple):
+    """A step of which the CPU does not know whether its loss is finite.
+
+    bad: 1 if not, on the CPU, once the device has `copied` it. keys, losses: of this process's
+    samples. samples: of the global batch.
+    """
+
+    step: int
+    samples: int
+    keys: list[str]
+    losses: Tensor
+    bad: Tensor
+    copied: torch.cuda.Event | None
+
+
 class TrainStep:
     """A model with its optimizer and the moving average of its weights, if there is one.
 
-    columns: scale-0 patches per row of an image.
+    A step does not wait for the device. If its loss is not finite, the device leaves out its update
+    and all later ones; `check`, or the next step, raises NonFiniteLossError.
+
+    columns: scale-0 patches per row of an image. budgets: different numbers of tokens per image.
     """
 
     def __init__(
@@ -43,68 +76,108 @@ class TrainStep:
         device: torch.device,
         world: World,
         columns: int,
+        budgets: int = 1,
     ) -> None:
         self.model, self.config, self.device, self.world = model, config, device, world
-        self.optimizer = make_optimizer(model, config)
+        self.optimizer = make_optimizer(model, config, fused=has_fused(device))
         self.average = MovingAverage(model, config.ema_decay) if config.ema_decay else None
         self._columns = columns
         self._augment = config.make_augmentation()
-        self._forward = _wrap(model, config, world)
+        forward = _compiled(model, budgets) if config.compile else model
+        self._forward = _distributed(forward, config, world, device)
+        self.times = StepTimes(device)
+        self._bad = torch.zeros((), device=device)  # 1 from the first step that is not finite
+        self._unchecked: _Unchecked | None = None
 
-    def __call__(self, batch: Batch, *, step: int, rate: float) -> StepResult:
+    def __call__(self, batch: Batch, *, step: int, rate: float, skipped: int) -> StepResult:
         """Update the weights; step: number of updates before this one. rate: learning rate.
+        skipped: damaged samples of the global batch.
 
         The loss is the mean over the samples that were not skipped; a batch without any leaves the
-        weights as they are. Raises NonFiniteLossError in all processes.
+        weights as they are. Raises NonFiniteLossError, in all processes, if that of the step before
+        was not finite.
         """
-        skipped = self._count_skipped(batch)
         kept = batch.total - skipped
         set_learning_rate(self.optimizer, rate)
+        begin = self.times.mark()
+        names = ("tokens", "boxes", "label", "weight")
+        moved = {name: getattr(batch, name).to(self.device, non_blocking=True) for name in names}
+        batch, copied = replace(batch, **moved), self.times.mark()
         losses, loss, correct = self._accumulate_gradients(batch, step, kept)
         norm = nn.utils.clip_grad_norm_(
             self.model.parameters(), self.config.clip_grad or float("inf")
         )
-        finite = bool(torch.isfinite(norm)) and bool(torch.isfinite(loss))
-        if self.world.total(float(not finite))[0]:
-            self.optimizer.zero_grad(set_to_none=True)
-            raise _not_finite(batch, losses, step)
+        not_finite = ~(torch.isfinite(norm) & torch.isfinite(loss))
+        torch.maximum(self._bad, not_finite.float(), out=self._bad)
+        self.world.max_(self._bad)
         if kept:
-            self.optimizer.step()
-            if self.average:
-                self.average.update(self.model, step + 1)
+            self._apply_gradients(step)
         self.optimizer.zero_grad(set_to_none=True)
+        self.times.add(begin, copied, self.times.mark())
+        # The device has this step to compute while the CPU waits for the result of the one before.
+        before, self._unchecked = self._unchecked, self._to_check(batch, step, losses)
+        self._check(before)
         return StepResult(loss, correct, skipped)
 
-    def _count_skipped(self, batch: Batch) -> int:
-        """Damaged samples of the global batch."""
-        if self.config.on_error == "raise":
-            return 0
-        return int(self.world.total(batch.skipped)[0])
+    def check(self) -> None:
+        """Wait for the last step; raise NonFiniteLossError if its loss was not finite."""
+        last, self._unchecked = self._unchecked, None
+        self._check(last)
+
+    def _check(self, step: _Unchecked | None) -> None:
+        if step is None:
+            return
+        if step.copied:
+            step.copied.synchronize()
+        if step.bad:
+            self._unchecked = None
+            self._bad.zero_()
+            raise _not_finite(step)
+
+    def _to_check(self, batch: Batch, step: int, losses: Tensor) -> _Unchecked:
+        bad = self._bad.to("cpu", non_blocking=True, copy=True)
+        copied = None
+        if self.device.type == "cuda":
+            copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            copied.record()
+        return _Unchecked(step, batch.total, batch.keys, losses, bad, copied)
+
+    def _apply_gradients(self, step: int) -> None:
+        """Update weights and moving average, unless the step is bad."""
+        unless = None
+        if self.optimizer.defaults["fused"]:
+            self.optimizer.found_inf = unless = self._bad  # type: ignore[attr-defined]
+        elif self._bad:
+            return
+        self.optimizer.step()
+        if self.average:
+            self.average.update(self.model, step + 1, unless)
 
     def _accumulate_gradients(
         self, batch: Batch, step: int, kept: int
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Losses of this process's samples, their sum, and the number of correct answers."""
+        """Losses of this process's samples, their sum, and the number of correct answers.
+
+        batch: on the device, except for its lengths.
+        """
         tokens, boxes, lengths = self._augment(
-            batch.tokens.to(self.device, non_blocking=True),
-            batch.boxes.to(self.device, non_blocking=True),
+            batch.tokens,
+            batch.boxes,
             self._columns,
             self._seed(step),
             lengths=batch.lengths,
             total=batch.total,
             first=batch.first,
         )
-        labels = batch.label.to(self.device, non_blocking=True)
-        weights = batch.weight.to(self.device, non_blocking=True)
-        parts = min(self.config.grad_accum_steps, len(labels))
+        parts = min(self.config.grad_accum_steps, len(batch.label))
         loss = correct = torch.zeros((), device=self.device)
         losses = []
         inputs = _split_inputs(tokens, boxes, lengths, parts)
-        targets = (values.tensor_split(parts) for values in (labels, weights))
+        targets = (values.tensor_split(parts) for values in (batch.label, batch.weight))
         splits = zip(inputs, *targets, strict=True)
         for number, (given, label, weight) in enumerate(splits, start=1):
             with self._exchanging(last=number == parts):
-                with self._autocast():
+                with autocast(self.device, self.config.amp):
                     logits, _ = self._forward(*given)
                 each = weight * F.cross_entropy(
                     logits.float(),
@@ -137,14 +210,6 @@ class TrainStep:
             return context
         return nullcontext()
 
-    def _autocast(self) -> AbstractContextManager[Any]:
-        bf16 = self.config.amp == "bf16" or (
-            self.config.amp == "auto"
-            and self.device.type == "cuda"
-            and torch.cuda.is_bf16_supported()
-        )
-        return torch.autocast(self.device.type, torch.bfloat16) if bf16 else nullcontext()
-
 
 def _split_inputs(
     tokens: Tensor, boxes: Tensor, lengths: Tensor | None, parts: int
@@ -159,26 +224,45 @@ def _split_inputs(
     return list(zip(*splits, part_lengths, strict=True))
 
 
-def _wrap(model: nn.Module, config: TrainConfig, world: World) -> nn.Module:
-    """The model, compiled and distributed as configured."""
-    if config.compile:
-        model = torch.compile(model)  # type: ignore[assignment]
-    if world.size > 1:
-        # The buffers are constants; later versions of torch have another name for that.
-        parallel = nn.parallel.DistributedDataParallel
-        names = ("forward_sync_buffers", "broadcast_buffers")
-        name = next(n for n in names if n in signature(parallel).parameters)
-        not_synced: dict[str, Any] = {name: False}
-        model = parallel(model, **not_synced)
-    return model
+def _compiled(model: nn.Module, budgets: int) -> nn.Module:
+    """The model, to be compiled once for each shape of a batch."""
+    from torch._dynamo import config
+
+    # A short last batch, and the parts of a batch, have other shapes. Beyond the limit a shape is
+    # not compiled. Older versions of torch have another name for it.
+    name = "recompile_limit" if hasattr(config, "recompile_limit") else "cache_size_limit"
+    setattr(config, name, max(getattr(config, name), 4 * budgets))
+    compiled: nn.Module = torch.compile(model, dynamic=False)  # type: ignore[assignment]
+    return compiled
 
 
-def _not_finite(batch: Batch, losses: Tensor, step: int) -> NonFiniteLossError:
-    finite = torch.isfinite(losses).tolist()
-    bad = [key for key, fine in zip(batch.keys, finite, strict=True) if not fine]
-    named = [key for key in bad or batch.keys if key]
+def _distributed(
+    model: nn.Module, config: TrainConfig, world: World, device: torch.device
+) -> nn.Module:
+    if world.size == 1:
+        return model
+    # The buffers are constants; later versions of torch have another name for that.
+    parallel = nn.parallel.DistributedDataParallel
+    names = ("forward_sync_buffers", "broadcast_buffers")
+    name = next(n for n in names if n in signature(parallel).parameters)
+    not_synced: dict[str, Any] = {name: False}
+    return parallel(
+        model,
+        device_ids=[device] if device.type == "cuda" else None,
+        gradient_as_bucket_view=True,
+        # Every step uses all parameters. torch's `no_sync` does not work with it.
+        static_graph=config.grad_accum_steps == 1,
+        **not_synced,
+    )
+
+
+def _not_finite(step: _Unchecked) -> NonFiniteLossError:
+    finite = torch.isfinite(step.losses).tolist()
+    bad = [key for key, fine in zip(step.keys, finite, strict=True) if not fine]
+    named = [key for key in bad or step.keys if key]
     return NonFiniteLossError(
-        f"loss or gradient is not finite at step {step}; the weights from before it are saved. "
-        f"Samples: {', '.join(named[:8])}. Try a smaller --lr, more --warmup-epochs, or --amp off, "
-        f"with --resume"
+        f"loss or gradient is not finite at step {step.step}; the weights from before it are "
+        f"saved. Samples: {', '.join(named[:8])}. Try a smaller --lr, more --warmup-epochs, or "
+        f"--amp off, with --resume",
+        step.samples,
     )

@@ -1,6 +1,6 @@
 """The training loop: shards in, a run folder out."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import cached_property
 from math import isfinite
@@ -28,6 +28,7 @@ from quadpipe.model.run_folder import BEST, LAST, RunFolder, pick_device
 from quadpipe.model.run_manifest import RunManifest
 from quadpipe.model.signals import InterruptedTrainingError, StopSignals
 from quadpipe.model.step import NonFiniteLossError, StepResult, TrainStep
+from quadpipe.model.timing import traced
 from quadpipe.model.training_state import TrainingState, load_optimizer, optimizer_tensors
 from quadpipe.shards.gains import read_gains
 from quadpipe.shards.reader import Dataset
@@ -123,11 +124,18 @@ class Trainer:
         self.model = Quadformer(self.manifest.model).to(device)
         self.loaded = load_pretrained(self.model, weights, manifest.classes) if weights else None
         columns = manifest.geometry.grid(0)[1]
-        self.update = TrainStep(self.model, config, device, world, columns)
+        budgets = len(self.loader.budgets)
+        self.update = TrainStep(self.model, config, device, world, columns, budgets)
+        if config.compile and budgets > 1:
+            self.progress.warn(
+                f"--compile compiles the model for each of {budgets} numbers of tokens, in the "
+                f"first steps that have them"
+            )
         self.step, self.epoch, self.consumed, self.best = 0, 0, 0, -1.0
         self.signals = StopSignals()
         self._resume = resume
-        self._interval = Interval(device, world)
+        self._trace_step: Callable[[], None] = lambda: None
+        self._interval = Interval(device, world, self.update.times)
 
     @property
     def samples(self) -> int:
@@ -142,7 +150,8 @@ class Trainer:
         """Train to the end; on SIGTERM or Ctrl-C save and raise InterruptedTrainingError."""
         with self._opened_run():
             self.progress.started(self)
-            with self.signals.watched():
+            profiled = self.config.profile if self.world.is_rank_zero else 0
+            with self.signals.watched(), traced(profiled, self.run.folder) as self._trace_step:
                 while self.epoch < self.config.epochs:
                     self._train_epoch()
                     self._finish_epoch()
@@ -174,37 +183,65 @@ class Trainer:
 
     def _train_epoch(self) -> None:
         self.model.train()
-        batches = self.world.in_step(self.loader.epoch(self.epoch, consumed=self.consumed))
+        batches = self.world.in_step(
+            self.loader.epoch(self.epoch, consumed=self.consumed),
+            lambda batch: (
+                batch.skipped if batch else 0,
+                batch.boxes.shape[:-1].numel() if batch else 0,
+                self.signals.received,
+            ),
+        )
         self._interval.restart_clock()
-        for batch in self._interval.timed(batches):
-            self.train_on(batch)
-            stop = self.world.total(float(self.signals.received))[0] > 0
+        for batch, (skipped, tokens, stop) in self._interval.timed(batches):
+            if stop:
+                self._stop()
+            self.train_on(batch, int(skipped))
+            self._interval.count_tokens(int(tokens))
+            self._trace_step()
             last = self.consumed == self.samples
             if self._interval.steps == self.config.log_interval or last:
                 self._report()
-            if stop:
-                self._save()
-                raise InterruptedTrainingError(
-                    f"stopped at step {self.step} and saved; continue with --resume"
-                )
             if self.step % self.config.checkpoint_interval == 0 and not last:
                 self._save()
+        if self.world.total(self.signals.received)[0]:
+            self._stop()
 
-    def train_on(self, batch: Batch) -> StepResult:
-        """Update the weights with the next global batch."""
+    def _stop(self) -> None:
+        self._save()
+        raise InterruptedTrainingError(
+            f"stopped at step {self.step} and saved; continue with --resume"
+        )
+
+    def train_on(self, batch: Batch, skipped: int) -> StepResult:
+        """Update the weights with the next global batch, of which `skipped` samples are damaged."""
         seen = self.epoch * self.samples + self.consumed + batch.total
         rate = learning_rate(self.config, seen, self.samples)
-        try:
-            result = self.update(batch, step=self.step, rate=rate)
-        except NonFiniteLossError:
-            self._save()
-            raise
+        with self._saved_before_a_bad_step():
+            result = self.update(batch, step=self.step, rate=rate, skipped=skipped)
         self.step += 1
         self.consumed += batch.total
         self._interval.add(result.loss, result.correct, batch.total, result.skipped)
         return result
 
+    @contextmanager
+    def _saved_before_a_bad_step(self) -> Iterator[None]:
+        """Go back to before the last step and save, if its loss turns out not to be finite."""
+        try:
+            yield
+        except NonFiniteLossError as error:
+            self.step -= 1
+            self.consumed -= error.samples
+            self._interval.undo()
+            self._save()
+            raise
+
+    def _check(self) -> None:
+        """Wait for the last step, and check it."""
+        with self._saved_before_a_bad_step():
+            self.update.check()
+
     def _report(self) -> None:
+        self._check()
         seen = self.epoch * self.samples + self.consumed
         report = self._interval.report(
             epoch=self.epoch,
@@ -219,6 +256,7 @@ class Trainer:
         self._interval.clear()
 
     def _finish_epoch(self) -> None:
+        self._check()
         self.epoch, self.consumed = self.epoch + 1, 0
         if self.validation is not None:
             score = self._validate(self.validation)
@@ -226,7 +264,8 @@ class Trainer:
                 self._save()
                 raise NonFiniteLossError(
                     f"the model's loss on val is not finite after epoch {self.epoch}; restart "
-                    f"with a smaller --lr or more --warmup-epochs"
+                    f"with a smaller --lr or more --warmup-epochs",
+                    score.samples,
                 )
             if self.world.is_rank_zero:
                 row = {"event": "eval", "epoch": self.epoch, "step": self.step, **score.as_json()}
@@ -238,13 +277,14 @@ class Trainer:
         self._save()
 
     def _validate(self, loader: Loader) -> EvalResult:
-        if self.update.average is None:
-            return evaluate(self.model, loader, self.device, self.world)
-        averaged = Quadformer(self.manifest.model).to(self.device)
-        averaged.load_state_dict(self.update.average.weights)
-        return evaluate(averaged, loader, self.device, self.world)
+        model = self.model
+        if self.update.average is not None:
+            model = Quadformer(self.manifest.model).to(self.device)
+            model.load_state_dict(self.update.average.weights)
+        return evaluate(model, loader, self.device, self.world, self.config.amp)
 
     def _save(self, name: str = LAST) -> None:
+        self._check()
         interval = self._interval.state()
         if self.world.is_rank_zero:
             state = TrainingState(

@@ -90,8 +90,8 @@ def stop_after(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
     """Make training behave as if a signal arrived during this step."""
     real = Trainer.train_on
 
-    def stopping(trainer: Trainer, batch: Batch) -> StepResult:
-        result = real(trainer, batch)
+    def stopping(trainer: Trainer, batch: Batch, skipped: int) -> StepResult:
+        result = real(trainer, batch, skipped)
         trainer.signals.received = trainer.step == step
         return result
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from quadpipe.fields import check_fields, option
+from quadpipe.loader.device import to_device
 
 # ITU-R BT.601 luma, as PIL and torchvision use it for saturation and contrast.
 _LUMA = (0.299, 0.587, 0.114)
@@ -62,29 +63,34 @@ class Augmentation:
         images = len(tokens) if lengths is None else len(lengths)
         total = images if total is None else total
         mine = slice(first, first + images)
+        drawn = []
         if self.flip:
             chosen = torch.rand(total, generator=generator)[mine] < self.flip
-            chosen = _per_token(chosen, lengths).to(tokens.device)
-            tokens, boxes = flip(tokens, boxes, chosen, columns)
+            drawn.append(_per_token(chosen, lengths))
         if self.color_jitter:
             low, high = 1 - self.color_jitter, 1 + self.color_jitter
             factors = torch.rand(3, total, generator=generator)[:, mine] * (high - low) + low
-            factors = _per_token(factors, lengths).to(tokens.device)
-            tokens = jitter_colors(tokens, boxes, *factors, lengths=lengths)
-        if not self.token_dropout:
-            return tokens, boxes, lengths
-        if lengths is None:
+            drawn.append(_per_token(factors, lengths))
+        after = lengths
+        if self.token_dropout and lengths is None:
             keep = self._kept(tokens.shape[1])
             draws = torch.rand(total, tokens.shape[1], generator=generator)[mine]
-            kept = draws.argsort(dim=1)[:, :keep].sort(dim=1).values.to(tokens.device)
-            rows = torch.arange(len(tokens), device=tokens.device)[:, None]
-            tokens, boxes = tokens[rows, kept], boxes[rows, kept]
-        else:
+            drawn.append(draws.argsort(dim=1)[:, :keep].sort(dim=1).values)
+        elif self.token_dropout and lengths is not None:
             # One seed per image: an image's draws do not depend on the lengths of the others.
             seeds = torch.randint(2**63 - 1, (total,), generator=generator)[mine]
-            lengths, kept = self._draw_kept(lengths, seeds)
-            tokens, boxes = (x[kept.to(x.device)] for x in (tokens, boxes))
-        return tokens, boxes, lengths
+            after, kept = self._draw_kept(lengths, seeds)
+            drawn.append(kept)
+        if not drawn:
+            return tokens, boxes, lengths
+        there = iter(to_device(tokens.device, *drawn))
+        if self.flip:
+            tokens, boxes = flip(tokens, boxes, next(there), columns)
+        if self.color_jitter:
+            tokens = jitter_colors(tokens, boxes, *next(there), lengths=lengths)
+        if self.token_dropout:
+            tokens, boxes = _take(tokens, boxes, next(there))
+        return tokens, boxes, after
 
     def _kept(self, tokens: int) -> int:
         """The tokens that an image keeps."""
@@ -132,13 +138,23 @@ def jitter_colors(
     def per_pixel(values: Tensor) -> Tensor:
         return values[..., None, None, None]
 
-    luma = tokens.new_tensor(_LUMA, dtype=torch.float32)
+    (luma,) = to_device(tokens.device, torch.tensor(_LUMA))
+    if lengths is not None:
+        (lengths,) = to_device(tokens.device, lengths)
     pixels = (tokens.float() * per_pixel(brightness)).clamp(0, 255)
     areas = torch.exp2(2 * boxes[..., 2].float())
     token_means = (pixels @ luma).mean(dim=(-2, -1))  # [b | T]
     mean = _sum_per_image(token_means * areas, lengths) / _sum_per_image(areas, lengths)
     pixels = _blend(pixels, per_pixel(mean), per_pixel(contrast))
     return _blend(pixels, (pixels @ luma)[..., None], per_pixel(saturation))
+
+
+def _take(tokens: Tensor, boxes: Tensor, kept: Tensor) -> tuple[Tensor, Tensor]:
+    """The tokens at the positions `[b, kept]` of each image, or `[kept]` of all."""
+    if kept.dim() == 1:
+        return tokens[kept], boxes[kept]
+    rows = torch.arange(len(tokens), device=tokens.device)[:, None]
+    return tokens[rows, kept], boxes[rows, kept]
 
 
 def _blend(pixels: Tensor, towards: Tensor, factor: Tensor) -> Tensor:
@@ -154,6 +170,5 @@ def _sum_per_image(values: Tensor, lengths: Tensor | None) -> Tensor:
     """Sums `[b, 1]` or `[T]` over the tokens of each image, of values `[b | T]`."""
     if lengths is None:
         return values.sum(dim=1, keepdim=True)
-    lengths = lengths.to(values.device, non_blocking=True)
     sums = torch.segment_reduce(values, "sum", lengths=lengths, unsafe=True)
     return sums.repeat_interleave(lengths, output_size=len(values))

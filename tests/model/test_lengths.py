@@ -132,6 +132,32 @@ def test_half_precision_equals_that_of_the_images_one_by_one(options):
     assert all(torch.isfinite(gradient).all() for gradient in gradients(model, logits))
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"scale_embedding": True, "pool": "area"},
+        {"positions": "learned", "layer_scale": True, "pool": "attention"},
+        {"positions": "none", "rope": "dinov3", "reg_tokens": 2},
+    ],
+)
+@pytest.mark.parametrize("lengths", [LENGTHS, None])
+def test_under_autocast_the_residual_stream_is_float32(options, lengths):
+    model = make_model(torch.float32, **options)
+    inside: list[torch.dtype] = []
+    between: list[torch.dtype] = []
+    for block in model.blocks:
+        block.attn.proj.register_forward_hook(lambda _, given, out: inside.append(out.dtype))
+        block.register_forward_hook(lambda _, given, out: between.append(out.dtype))
+    tokens, boxes = make_images(LENGTHS)
+    if lengths is None:
+        tokens, boxes = tokens[None, :7], boxes[None, :7]
+    with torch.autocast("cpu", torch.bfloat16):
+        logits, out = model(tokens, boxes, lengths)
+    assert set(inside) == {torch.bfloat16}
+    assert {*between, out["embedded"].dtype, out["tokens"].dtype} == {torch.float32}
+    assert logits.dtype == torch.bfloat16
+
+
 def test_intermediates_are_in_the_order_of_the_batch():
     model = make_model(pool="area")
     _, out = model(*make_images(LENGTHS), LENGTHS)

@@ -139,7 +139,7 @@ def test_a_step_equals_that_of_the_batch_without_the_skipped_samples(damaged, tm
     small = without_blanks(batch)
     results = []
     for trainer, given in zip(trainers, (batch, small), strict=True):
-        loss, correct, skipped = trainer.train_on(given)
+        loss, correct, skipped = trainer.train_on(given, given.skipped)
         assert skipped == given.skipped
         results.append((float(loss), int(correct)))
     assert results[0][0] == pytest.approx(results[1][0], rel=1e-5)
@@ -152,11 +152,11 @@ def test_a_batch_of_skipped_samples_changes_no_weight_average_or_momentum(damage
     trainer = make_trainer(damaged, tmp_path / "run", warmup_epochs=0.0, ema_decay=0.9)
     batch = next(iter(trainer.loader.epoch(0)))
     nothing = replace(batch, weight=torch.zeros_like(batch.weight), skipped=len(batch.keys))
-    trainer.train_on(batch)  # the optimizer has momentum from here on
+    trainer.train_on(batch, batch.skipped)  # the optimizer has momentum from here on
     kept = (trainer.model.state_dict(), trainer.update.average.weights)
     before = [{name: value.clone() for name, value in weights.items()} for weights in kept]
     momentum = copy.deepcopy(trainer.update.optimizer.state_dict()["state"])
-    loss, correct, skipped = trainer.train_on(nothing)
+    loss, correct, skipped = trainer.train_on(nothing, nothing.skipped)
     assert (float(loss), int(correct), skipped, trainer.step) == (0, 0, 5, 2)
     for weights, those in zip(kept, before, strict=True):
         assert all(torch.equal(value, those[name]) for name, value in weights.items())

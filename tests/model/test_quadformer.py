@@ -13,7 +13,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import quadpipe
 from quadpipe.errors import ConfigError, ShardError
-from quadpipe.model.positions import patch_centers, sinusoidal, sinusoidal_2d
+from quadpipe.model.positions import (
+    patch_centers,
+    sinusoidal,
+    sinusoidal_2d,
+    sinusoidal_frequencies,
+)
 from quadpipe.model.pretrained import load_pretrained
 from quadpipe.model.quadformer import PRESETS, Quadformer, QuadformerConfig
 from reference import vit
@@ -44,9 +49,9 @@ def grid(square) -> tuple[torch.Tensor, torch.Tensor]:
 def test_positions_equal_those_of_the_papers_code():
     with np.load(GOLDEN) as golden:
         arrays = {name: torch.from_numpy(golden[name]) for name in golden.files}
-    found = sinusoidal(arrays["positions"], 192)
+    found = sinusoidal(arrays["positions"], sinusoidal_frequencies(192))
     assert torch.allclose(found, arrays["sinusoidal_192"], atol=1e-5)
-    found = sinusoidal_2d(arrays["centres"], 384)
+    found = sinusoidal_2d(arrays["centres"], sinusoidal_frequencies(192))
     assert torch.allclose(found, arrays["sinusoidal_2d_384"], atol=1e-5)
 
 

@@ -61,7 +61,7 @@ def test_a_step_takes_the_mean_gradient_of_its_images(shards, tmp_path, parts, s
     trainer.update.optimizer.register_step_pre_hook(
         lambda *_: found.extend(p.grad.clone() for p in trainer.model.parameters())  # type: ignore[union-attr]
     )
-    result = trainer.train_on(batch)
+    result = trainer.train_on(batch, batch.skipped)
     assert float(result.loss) == pytest.approx(float(each.detach().sum()), rel=1e-5)
     assert result.skipped == (skipped is not None)
     for one, other in zip(found, expected, strict=True):
@@ -78,7 +78,7 @@ def test_a_step_augments_images_of_several_lengths(shards, tmp_path):
         seen = []
         trainer.model.register_forward_pre_hook(lambda _, given, seen=seen: seen.append(given[2]))
         batch = shortened(next(iter(trainer.loader.epoch(0))))
-        results.append(float(trainer.train_on(batch).loss))
+        results.append(float(trainer.train_on(batch, batch.skipped).loss))
         assert torch.cat(seen).tolist() == [11, 5, 7, 5, 9, 11, 3, 7]
     assert results[0] == pytest.approx(results[1], rel=1e-5)
 
