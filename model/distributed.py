@@ -48,6 +48,17 @@ class World:
         if self.size > 1:
             dist.all_reduce(value, dist.ReduceOp.MAX)
 
+    def gather(self, names: list[str]) -> list[str]:
+        """The names of all processes."""
+        if self.size == 1:
+            return names
+        found: list[list[str]] = [[] for _ in range(self.size)]
+        try:
+            dist.all_gather_object(found, names, group=_control_group())
+        except RuntimeError as error:
+            raise _lost() from error
+        return [name for some in found for name in some]
+
     def wait(self) -> None:
         """Block until all processes get here."""
         self.total(0.0)

@@ -46,6 +46,8 @@ def export(run: RunFolder, to: Path) -> Exported:
         raise ConfigError(f"{to} exists; delete it, or choose another --to")
     manifest, model = run.config(), run.model(torch.device("cpu"))
     config, changed = model.config, dict[str, str]()
+    if is_eva(config) and not config.swiglu and config.activation != "gelu":
+        raise ConfigError(f"timm's models with RoPE have GELU, and {run} has {config.activation}")
     weights = _without_own_parts(dict(model.state_dict()), config, changed)
     metadata = {
         "format": "pt",

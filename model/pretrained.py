@@ -21,6 +21,7 @@ from quadpipe.model.run_manifest import RunManifest
 from quadpipe.weights import listing, parse_weights, read_weights_file, state_dict_problems
 
 _PREFIXES = ("module.", "_orig_mod.", "model.", "backbone.", "encoder.", "visual.trunk.")
+_LARGEST_KERNEL = 64  # pixels; the pseudo-inverse has this to the fourth power of numbers
 _ASKED = ("heads", "activation", "mean", "std")
 
 
@@ -165,6 +166,11 @@ def _embed_patches(
         return
     size = kernel.shape[-1]
     if size != wanted:
+        if size > _LARGEST_KERNEL:
+            raise ConfigError(
+                f"{name} is for patches of {size} pixels, too large to be resampled to {wanted}; "
+                f"use weights for patches of at most {_LARGEST_KERNEL} pixels"
+            )
         kernel = resample_kernel(kernel, wanted)
         changed[name] = f"resampled from patches of {size} to {wanted} pixels, by pseudo-inverse"
     elif side is None:
@@ -219,7 +225,7 @@ def _split_positions(
     """Learned positions of the prefix tokens `[1, R or 0, D]` and patches `[1, D, rows, columns]`.
 
     timm's `pos_embed` is `[1, R + G, D]`, or `[1, G, D]` with `no_embed_class`. grid: of the
-    positions, if it is known; otherwise a square is tried, then the model's grid. None without
+    positions, if it is known; otherwise the model's grid is tried, then a square. None without
     positions, or if none of these fits.
     """
     positions, width = weights.get("pos_embed"), model.config.width
@@ -230,7 +236,7 @@ def _split_positions(
         return None
     prefix, count = sum(token.shape[1] for token in tokens), positions.shape[1]
     square = [(math.isqrt(c), math.isqrt(c)) for c in (count - prefix, count) if c > 0]
-    for rows, columns in [grid] if grid else [*square, model.config.grid]:
+    for rows, columns in [grid] if grid else [model.config.grid, *square]:
         own = count - rows * columns
         if own in (0, prefix):
             cells = positions[:, own:].reshape(1, rows, columns, width).permute(0, 3, 1, 2)

@@ -132,7 +132,7 @@ class TrainStep:
         if step.bad:
             self._unchecked = None
             self._bad.zero_()
-            raise _not_finite(step)
+            raise _not_finite(step, self.world)
 
     def _to_check(self, batch: Batch, step: int, losses: Tensor) -> _Unchecked:
         bad = self._bad.to("cpu", non_blocking=True, copy=True)
@@ -256,9 +256,9 @@ def _distributed(
     )
 
 
-def _not_finite(step: _Unchecked) -> NonFiniteLossError:
+def _not_finite(step: _Unchecked, world: World) -> NonFiniteLossError:
     finite = torch.isfinite(step.losses).tolist()
-    bad = [key for key, fine in zip(step.keys, finite, strict=True) if not fine]
+    bad = world.gather([k for k, fine in zip(step.keys, finite, strict=True) if not fine])
     named = [key for key in bad or step.keys if key]
     return NonFiniteLossError(
         f"loss or gradient is not finite at step {step.step}; the weights from before it are "

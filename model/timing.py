@@ -12,7 +12,7 @@ import torch
 from quadpipe.files import LocalFolder
 
 TRACE = "trace.json"
-_STEPS_BEFORE_TRACE = 5  # the first ones compile, allocate and read
+STEPS_BEFORE_TRACE = 5  # the first ones compile, allocate and read
 
 
 class StepTimes:
@@ -67,6 +67,6 @@ def traced(steps: int, folder: LocalFolder) -> Iterator[Callable[[], None]]:
             finished.export_chrome_trace(str(path))
             folder.write(TRACE, path.read_bytes())
 
-    plan = schedule(wait=_STEPS_BEFORE_TRACE - 1, warmup=1, active=steps, repeat=1)
+    plan = schedule(wait=STEPS_BEFORE_TRACE - 1, warmup=1, active=steps, repeat=1)
     with profile(schedule=plan, on_trace_ready=write) as running:
         yield running.step

@@ -28,7 +28,7 @@ from quadpipe.model.run_folder import BEST, LAST, RunFolder, pick_device
 from quadpipe.model.run_manifest import RunManifest
 from quadpipe.model.signals import InterruptedTrainingError, StopSignals
 from quadpipe.model.step import NonFiniteLossError, StepResult, TrainStep
-from quadpipe.model.timing import traced
+from quadpipe.model.timing import STEPS_BEFORE_TRACE, traced
 from quadpipe.model.training_state import TrainingState, load_optimizer, optimizer_tensors
 from quadpipe.shards.gains import read_gains
 from quadpipe.shards.reader import Dataset
@@ -151,6 +151,8 @@ class Trainer:
         with self._opened_run():
             self.progress.started(self)
             profiled = self.config.profile if self.world.is_rank_zero else 0
+            if profiled and self.steps - self.step < STEPS_BEFORE_TRACE + profiled:
+                self.progress.warn(f"too few steps are left to trace {profiled}; no trace.json")
             with self.signals.watched(), traced(profiled, self.run.folder) as self._trace_step:
                 while self.epoch < self.config.epochs:
                     self._train_epoch()
@@ -184,7 +186,7 @@ class Trainer:
     def _train_epoch(self) -> None:
         self.model.train()
         batches = self.world.in_step(
-            self.loader.epoch(self.epoch, consumed=self.consumed),
+            self._interval.timed(self.loader.epoch(self.epoch, consumed=self.consumed)),
             lambda batch: (
                 batch.skipped if batch else 0,
                 batch.boxes.shape[:-1].numel() if batch else 0,
@@ -192,7 +194,7 @@ class Trainer:
             ),
         )
         self._interval.restart_clock()
-        for batch, (skipped, tokens, stop) in self._interval.timed(batches):
+        for batch, (skipped, tokens, stop) in batches:
             if stop:
                 self._stop()
             self.train_on(batch, int(skipped))
@@ -257,16 +259,16 @@ class Trainer:
 
     def _finish_epoch(self) -> None:
         self._check()
+        score = self._validate(self.validation) if self.validation is not None else None
+        if score and not isfinite(score.loss):
+            self._save()  # within the epoch, so that a resumed run fails too
+            raise NonFiniteLossError(
+                f"the model's loss on val is not finite after epoch {self.epoch + 1}; restart "
+                f"with a smaller --lr or more --warmup-epochs",
+                score.samples,
+            )
         self.epoch, self.consumed = self.epoch + 1, 0
-        if self.validation is not None:
-            score = self._validate(self.validation)
-            if not isfinite(score.loss):
-                self._save()
-                raise NonFiniteLossError(
-                    f"the model's loss on val is not finite after epoch {self.epoch}; restart "
-                    f"with a smaller --lr or more --warmup-epochs",
-                    score.samples,
-                )
+        if score:
             if self.world.is_rank_zero:
                 row = {"event": "eval", "epoch": self.epoch, "step": self.step, **score.as_json()}
                 self.metrics.append(row)

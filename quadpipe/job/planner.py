@@ -15,7 +15,7 @@ from quadpipe.job.config import JobConfig
 from quadpipe.job.plan import SHARDS_PER_CHUNK, Plan, PlannedSplit, read_plan
 from quadpipe.scorers import Scorer
 from quadpipe.seeds import permutation
-from quadpipe.shards.format import LISTING, MARKERS, PLAN, json_bytes, listing_name
+from quadpipe.shards.format import COPY, LISTING, MARKERS, PLAN, json_bytes, listing_name
 from quadpipe.sources import ClassNames, Inputs, Source
 
 
@@ -89,6 +89,7 @@ class Planner:
         for split in self._ordered:
             for chunk, rows in enumerate(self._chunks(split)):
                 out.write(listing_name(split, chunk), rows)
+        out.remove(COPY)  # of a copy that was here before
         out.write(PLAN, json_bytes(self.plan.to_json(), indent=2))
 
     def _chunks(self, split: str) -> Iterator[bytes]:

@@ -30,6 +30,7 @@ SHORTEST_FINGERPRINT = 12
 """Hex digits of a fingerprint that name a dataset."""
 
 _LARGEST_LINE = 4096
+_MOST_GENERATIONS = 32
 _LARGEST_SHARD = 2**62
 
 
@@ -170,8 +171,13 @@ class Manifest:
                 f"{folder} is not a finished dataset: it has no {MANIFEST}; finish copying it, or "
                 f"rerun the quadpipe tokenize command that writes it"
             )
+        return cls.parse(folder.read(name), where)
+
+    @classmethod
+    def parse(cls, data: bytes, where: str) -> "Manifest":
+        """The manifest in these bytes of the file `where`; ShardError when it is invalid."""
         try:
-            document = json.loads(folder.read(name))
+            document = json.loads(data)
             _check_version(where, document["format_version"])
             manifest = cls._from_json(document)
         except (ValueError, TypeError, KeyError, RecursionError, ConfigError) as error:
@@ -226,6 +232,8 @@ class Manifest:
                 "imaging_library needs a name and a version, and only text or null as values"
             )
         _check_parents(self.parents)
+        if self.classes is not None and len(set(self.classes)) < len(self.classes):
+            raise ConfigError("classes names one class twice")
         self.make_codec()
         if not self.fingerprint:
             object.__setattr__(self, "fingerprint", fingerprint_of(self._as_json()))
@@ -242,7 +250,9 @@ def fingerprint_of(document: dict[str, Any]) -> str:
     return hashlib.sha256(json_bytes(content | {"shard_lists": lists})).hexdigest()
 
 
-def _check_parents(parents: Any) -> None:
+def _check_parents(parents: Any, depth: int = 0) -> None:
+    if depth > _MOST_GENERATIONS:
+        raise ConfigError(f"parents are nested more than {_MOST_GENERATIONS} deep")
     for parent in parents:
         if not isinstance(parent, dict) or not isinstance(parent.get("fingerprint"), str):
             raise ConfigError("parents needs a fingerprint of each dataset")
@@ -253,7 +263,7 @@ def _check_parents(parents: Any) -> None:
         above = parent.get("parents", [])
         if not isinstance(above, list):
             raise ConfigError("parents of parents must be a list")
-        _check_parents(above)
+        _check_parents(above, depth + 1)
 
 
 def _split_info(name: str, document: Any) -> SplitInfo:

@@ -23,6 +23,7 @@ from quadpipe.shards.format import (
     marker_name,
     shard_gains_name,
 )
+from quadpipe.shards.manifest import Manifest
 from quadpipe.shards.reader import Dataset
 from quadpipe.sharing.config import CopyConfig
 from quadpipe.sharing.destination import Destination, check_room, edited_card
@@ -123,18 +124,20 @@ class WholeCopy:
             check_room(self.out, sum(file.bytes for file in missing))
             there.begin()
             stale = there.stale({file.name for file in files})
+            last, words = self._last()
+            changes = bool(missing or stale) or self.out.get(MANIFEST) != last
+            if changes:
+                there.withdraw()
             for name, data in zip(
                 provenance, self.dataset.folder.read_many(provenance), strict=True
             ):
                 if data is not None and self.out.get(name) != data:
                     self.out.write(name, data)
-            last = self._last()
-            if missing or stale or (self.out.get(MANIFEST), self.out.get(CARD)) != last:
-                there.withdraw()
+            if changes:
                 self._copy(transfer, missing)
                 for name in stale:
                     self.out.remove(name)
-                there.publish(*last)
+                there.publish(last, words)
             self.out.clear_staging()
 
     def _files(self) -> Iterator[CheckedFile]:
@@ -148,13 +151,19 @@ class WholeCopy:
             for shard in self.dataset.shards(split):
                 yield CheckedFile(name=shard.name, bytes=shard.bytes, sha256=shard.sha256)
 
-    def _last(self) -> tuple[bytes, bytes | None]:
-        """Manifest and card: as they are, or with another name, license or source."""
-        texts = self.config.texts
-        if not texts:
-            return self.dataset.folder.read(MANIFEST), self.dataset.folder.get(CARD)
-        changed = replaced(self.dataset.manifest, **texts)
-        return changed.to_bytes(), card(changed).encode()
+    def _last(self) -> tuple[bytes, bytes]:
+        """Manifest and card: as they are, or with another name, license or source.
+
+        ShardError if the source was changed since it was opened.
+        """
+        folder, manifest, texts = self.dataset.folder, self.dataset.manifest, self.config.texts
+        data = folder.read(MANIFEST)
+        if Manifest.parse(data, folder.where(MANIFEST)).fingerprint != manifest.fingerprint:
+            raise ShardError(f"{folder} was changed while it was copied; rerun the same command")
+        if texts:  # the fields as they are, also those that this version does not know
+            data = json_bytes(json.loads(data) | texts, indent=2)
+            return data, card(replaced(manifest, **texts)).encode()
+        return data, folder.get(CARD) or card(manifest).encode()
 
     def _preview(self, files: list[CheckedFile]) -> CopyPreview:
         splits = self.dataset.manifest.splits.values()

@@ -59,8 +59,6 @@ class Destination:
         is not the output of a job may be replaced.
         """
         out = self.out
-        if self.is_begun:
-            return
         if not out.exists(COPY):
             if out.exists(PLAN):
                 raise OutputError(
@@ -78,17 +76,17 @@ class Destination:
             there = Manifest.read(out).fingerprint
         except ShardError:
             there = "that cannot be read"
-        if there != fingerprint:
+        if there != fingerprint and not (self.is_begun and fingerprint is None):
             raise OutputError(
                 f"{out} holds another dataset, fingerprint {there}; copy to another place, or give "
                 f"--replace"
             )
 
     def begin(self) -> None:
-        """Store what is being made, without what is known of the making of an earlier dataset."""
+        """Store what is being made, without the card of an earlier dataset and how it was made."""
         if self.is_begun:
             return
-        for name in (PLAN, REJECTED):
+        for name in (PLAN, REJECTED, CARD):
             self.out.remove(name)
         for folder in (LISTING, MARKERS):
             self.out.remove_folder(folder)
@@ -104,8 +102,8 @@ class Destination:
         found = self.out.names() or []
         return [name for name in found if _OURS.fullmatch(name) and name not in names]
 
-    def publish(self, manifest: bytes, card: bytes | None) -> None:
-        """Write the card and, last, the manifest."""
-        if card is not None and self.out.get(CARD) != card:
+    def publish(self, manifest: bytes, card: bytes) -> None:
+        """Write the card, if people have not edited one here, and, last, the manifest."""
+        if not self.out.exists(CARD):
             self.out.write(CARD, card)
         self.out.write(MANIFEST, manifest)

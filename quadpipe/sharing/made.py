@@ -155,6 +155,7 @@ class MadeCopy:
             "parents": [manifest.fingerprint for manifest in self._manifests],
             "options": self._config.given | {"classes": self._config.class_names()},
             "labels_sha256": labels,
+            "imaging_library": self._recipe.library,
         }
         return json_bytes(document, indent=2)
 
@@ -218,6 +219,9 @@ class MadeCopy:
             again = "their pixels are encoded again, and lose a little"
             pixels = "the copy has their pixels, not those of the images"
             notes.append(f"the source holds JPEGs: {again if self._codec == 'jpg' else pixels}")
+        libraries = [describe(manifest.imaging_library) for manifest in self._manifests]
+        if len(set(libraries)) > 1:
+            notes.append(f"the sources were made with {', '.join(dict.fromkeys(libraries))}")
         library, made_with = self._recipe.library, self._manifests[0].imaging_library
         if library not in (None, made_with):
             notes.append(

@@ -174,7 +174,7 @@ def test_permanent_server_errors_end_the_run(
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
     fsspec.get_filesystem_class("s3").clear_instance_cache()
     proxy.troubles.append(Trouble("refuse", "PUT", "markers/train/0000/000001", 10**6))
-    with pytest.raises(OutputError, match="cannot write s3://.*000001.json: .*run the same"):
+    with pytest.raises(OutputError, match="cannot write s3://.*000001.gains.npy: .*run the same"):
         quadpipe.tokenize(image_folder, url, in_process=True, **OPTIONS)
     proxy.troubles.clear()
     quadpipe.tokenize(image_folder, url, in_process=True, **OPTIONS)

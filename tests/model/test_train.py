@@ -109,6 +109,8 @@ def test_a_non_finite_validation_loss_is_reported_after_saving(shards, tmp_path,
         train(shards, tmp_path / "run", **SMALL)
     _, _, metadata = RunFolder(tmp_path / "run").weights("last.safetensors")
     assert metadata["step"] == "8"
+    with pytest.raises(NonFiniteLossError, match="loss on val is not finite after epoch 1"):
+        train(shards, tmp_path / "run", **SMALL, resume=True)
 
 
 def test_bf16_and_other_options_train(shards, tmp_path):
