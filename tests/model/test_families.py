@@ -236,3 +236,17 @@ def test_parts_that_do_not_go_together_are_refused(options, message):
     shape |= {"width": 32, "depth": 2, "heads": 2}
     with pytest.raises(ConfigError, match=message):
         QuadformerConfig(**shape | options)
+
+
+@pytest.mark.parametrize("grid", [(4, 16), (7, 9)])  # 64 patches, and 63 with a CLS token
+def test_positions_of_a_grid_that_is_not_square_stay_where_they_are(grid, tmp_path):
+    shape = QuadformerConfig(
+        grid=grid, classes=2, patch_size=8, max_scale=0, width=32, depth=1, heads=2,
+        positions="learned",
+    )  # fmt: skip
+    given, model = Quadformer(shape), Quadformer(shape)
+    kernel = given.patch_embed.proj.weight.view(32, 8, 8, 3).permute(0, 3, 1, 2)
+    state = dict(given.state_dict()) | {"patch_embed.proj.weight": kernel.contiguous()}
+    save_file(state, tmp_path / "vit.safetensors")
+    load_pretrained(model, tmp_path / "vit.safetensors")
+    assert torch.equal(model.pos_embed, given.pos_embed)

@@ -1,0 +1,81 @@
+"""What a copy finds at its destination, and sources that change."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+import quadpipe
+from forging import edit_json, make_dataset
+from quadpipe.errors import OutputError, ShardError
+from quadpipe.sharing import CopyPreview, CopyProgress
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory) -> Path:
+    return make_dataset(tmp_path_factory.mktemp("source"), name="Noise")
+
+
+def test_a_new_name_keeps_the_fields_that_this_version_does_not_write(source, tmp_path):
+    old = Path(shutil.copytree(source, tmp_path / "old"))
+    edit_json(old / "dataset.json", tokenizer__scale_weight=None, fingerprint=None, later="field")
+    made = quadpipe.copy(old, tmp_path / "out", name="Other")
+    document = json.loads((tmp_path / "out/dataset.json").read_text())
+    assert made.manifest.name == document["name"] == "Other"
+    assert document["later"] == "field"
+    assert made.manifest.fingerprint == quadpipe.Dataset(old).manifest.fingerprint
+
+
+def test_a_source_that_changes_meanwhile_is_not_called_whole(source, tmp_path):
+    changing = Path(shutil.copytree(source, tmp_path / "changing"))
+    other = make_dataset(tmp_path / "other", inputs=18, seed=1)
+
+    class Changing(CopyProgress):
+        def planned(self, preview: CopyPreview) -> None:
+            shutil.copytree(other, changing, dirs_exist_ok=True)
+
+    with pytest.raises(ShardError, match="was changed while it was copied; rerun the same command"):
+        quadpipe.copy(changing, tmp_path / "out", progress=Changing())
+    assert not (tmp_path / "out/dataset.json").exists()
+
+
+def test_an_output_of_tokenize_in_the_place_of_a_copy_is_not_replaced(source, tmp_path):
+    made = make_dataset(tmp_path)
+    shutil.rmtree(made)
+    quadpipe.copy(source, made)
+    for path in made.glob("[!.]*"):
+        path.unlink()
+    make_dataset(tmp_path)
+    with pytest.raises(OutputError, match="is the output of quadpipe tokenize"):
+        quadpipe.copy(source, made)
+
+
+def test_a_copy_does_not_replace_what_another_tool_put_in_its_place(source, tmp_path):
+    out = tmp_path / "out"
+    quadpipe.copy(source, out)
+    shutil.copytree(make_dataset(tmp_path / "other", seed=1), out, dirs_exist_ok=True)
+    shutil.rmtree(out / ".quadpipe/listing")
+    (out / ".quadpipe/plan.json").unlink()
+    with pytest.raises(OutputError, match="holds another dataset, fingerprint .*--replace"):
+        quadpipe.copy(source, out)
+
+
+def test_an_edited_card_stays_and_that_of_another_dataset_does_not(source, tmp_path):
+    out = tmp_path / "out"
+    quadpipe.copy(source, out)
+    (out / "README.md").write_text("our words")
+    (out / "train-000001.tar").unlink()
+    quadpipe.copy(source, out)
+    assert (out / "README.md").read_text() == "our words"
+    bare = Path(shutil.copytree(make_dataset(tmp_path / "other", seed=1), tmp_path / "bare"))
+    (bare / "README.md").unlink()
+    quadpipe.copy(bare, out, replace=True)
+    assert "our words" not in (out / "README.md").read_text()
+
+
+def test_a_manifest_with_one_class_twice_is_refused(source, tmp_path):
+    forged = Path(shutil.copytree(source, tmp_path / "forged"))
+    edit_json(forged / "dataset.json", classes=["left", "left"], fingerprint=None)
+    with pytest.raises(ShardError, match="classes names one class twice"):
+        quadpipe.Dataset(forged)
