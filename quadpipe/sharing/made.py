@@ -35,7 +35,7 @@ _MAY_DIFFER = ("seed", "max_pixels")
 
 
 class MadeCopy:
-    """A copy in which some shards are made anew. Raises ConfigError as `copy` does."""
+    """A copy with shards of its own. Raises ConfigError as `copy` does."""
 
     def __init__(
         self,

@@ -129,7 +129,9 @@ def _labels(dataset: Dataset, split: str) -> np.ndarray:
     labels: np.ndarray = index["label"][views[index["shard"]] == 0]
     classes = len(dataset.manifest.classes or ())
     if ((labels < 0) | (labels >= classes)).any():
-        raise ShardError(f"{dataset.folder}: the index of {split} has labels that are no classes")
+        raise ShardError(
+            f"{dataset.folder}: the index of {split} has labels above its number of classes"
+        )
     return labels
 
 
