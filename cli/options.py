@@ -141,10 +141,9 @@ def sharing_options(function: Any) -> Any:
     )
     @functools.wraps(function)
     def with_mean(*arguments: Any, gain_discount: int | None, **options: Any) -> Any:
-        given = (options.pop(name) for name in ("mean_tokens", "min_tokens", "max_tokens"))
-        mean, least, most = given
-        limits = None if least is most is gain_discount is None else (least, most, gain_discount)
-        check_given(mean, limits, None)
+        names = ("mean_tokens", "min_tokens", "max_tokens")
+        mean, least, most = (options.pop(name) for name in names)
+        check_given(mean, least, most, gain_discount)
         discount = DISCOUNT if gain_discount is None else gain_discount
         return function(*arguments, mean=mean, limits=(least, most, discount), **options)
 

@@ -144,9 +144,9 @@ class CountLimits:
         return images * (mean - self.least) // 3
 
 
-def check_given(mean: object, least: object, most: object) -> None:
+def check_given(mean: object, *limits: object) -> None:
     """Raise ConfigError if limits are given without a mean; None: not given."""
-    if mean is None and (least is not None or most is not None):
+    if mean is None and any(limit is not None for limit in limits):
         raise ConfigError(
             "min_tokens, max_tokens and gain_discount are for mean_tokens; give that too"
         )
