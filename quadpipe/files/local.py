@@ -101,7 +101,7 @@ class LocalFolder(Folder):
 
     def names(self) -> list[str]:
         if self.root.is_file():
-            raise OutputError(f"{self} is a file; choose a new or empty folder for --out")
+            raise OutputError(f"{self} is a file; choose a new or empty folder")
         found = []
         for folder, folders, files in os.walk(self.root):
             if Path(folder) == self.root:
@@ -201,7 +201,7 @@ class LocalFolder(Folder):
                 raise in_use(self, holder) from error
             except OSError as error:
                 raise OutputError(
-                    f"{path} cannot be locked ({error.strerror}); choose an --out on a file system "
+                    f"{path} cannot be locked ({error.strerror}); choose a folder on a file system "
                     f"with locks"
                 ) from error
             with held(self, record, alone_here=True):
@@ -251,7 +251,7 @@ def _reason(error: OSError) -> str:
     advice = {
         errno.ENOSPC: "; free some space and rerun the same command",
         errno.EDQUOT: "; free some space and rerun the same command",
-        errno.EROFS: "; choose a writable --out",
+        errno.EROFS: "; choose a folder that can be written",
         errno.EACCES: "; choose a path that you have access to",
     }
     return f"{error.strerror or error}{advice.get(error.errno or 0, '')}"

@@ -136,7 +136,7 @@ def check_held(folder: "Folder") -> None:
 def in_use(folder: "Folder", holder: Holder | None) -> OutputError:
     who = f" ({holder})" if holder else ""
     return OutputError(
-        f"another quadpipe{who} is writing to {folder}; wait for it to end, or choose another --out"
+        f"another quadpipe{who} is writing to {folder}; wait for it to end, or choose another place"
     )
 
 

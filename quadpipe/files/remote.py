@@ -149,8 +149,8 @@ class RemoteFolder(Folder):
             lengths = np.fromiter(map(len, parts), np.int64, len(parts))
             if (lengths > stops - starts).any():
                 raise UnreadableError(
-                    f"{self.where(name)}: the server does not serve parts of files; cache "
-                    f"shards in a local folder with --cache DIR"
+                    f"{self.where(name)}: the server does not serve parts of files; "
+                    f"copy the whole dataset to a local folder, or read it with --cache DIR"
                 )
             begins = np.fromiter(accumulate(lengths.tolist(), initial=0), np.int64)
             return np.frombuffer(b"".join(parts), np.uint8), begins[:-1]

@@ -100,6 +100,16 @@ def decode_members(
     return values
 
 
+def decode_info(contents: Mapping[str, Content], manifest: Manifest) -> dict[str, Any]:
+    """The `json` of a sample alone; ShardError when it is missing or damaged."""
+    member = MEMBERS["json"]
+    if "json" not in contents:
+        raise ShardError("json: missing")
+    info: dict[str, Any] = member.decode(contents["json"], manifest)
+    member.check(info, manifest)
+    return info
+
+
 def _count_nodes(manifest: Manifest) -> int:
     return manifest.geometry.num_nodes(manifest.tokenizer.tokens)
 

@@ -189,12 +189,14 @@ class WholeCopy:
             raise ConfigError(
                 f"{folder} has no {PLAN}: it records how a dataset was made; omit --provenance"
             )
+        manifest = self.dataset.manifest
         names = [REJECTED]
         try:
             for split, planned in json.loads(plan)["splits"].items():
+                shards = -(-manifest.splits[split].inputs // manifest.samples_per_shard)
                 names += [listing_name(split, n) for n in range(len(planned["listing"]))]
                 for name in (shard_gains_name, marker_name):
-                    names += [name(split, shard) for shard in range(planned["shards"])]
+                    names += [name(split, shard) for shard in range(shards)]
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise ShardError(f"{folder.where(PLAN)} cannot be used: {error}") from error
         return [*names, PLAN]

@@ -214,7 +214,7 @@ class MadeCopy:
         )
 
     def _notes(self) -> list[str]:
-        notes = [*self._cards]
+        notes = [*self._cards, *self._selection.notes]
         if self._decodes_jpeg:
             again = "their pixels are encoded again, and lose a little"
             pixels = "the copy has their pixels, not those of the images"

@@ -10,13 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from quadpipe.errors import ConfigError, JobError, ShardError
+from quadpipe.errors import JobError, ShardError
 from quadpipe.files import Folder
 from quadpipe.images.library import describe, imaging_library
 from quadpipe.job.plan import Plan, ShardId
 from quadpipe.job.shard import ShardReport, finished_tar, write_gains, write_marker
 from quadpipe.mosaic import Mosaic
-from quadpipe.names import text_to_path
 from quadpipe.shards.format import sample_key, shard_name
 from quadpipe.shards.marker import Marker
 from quadpipe.shards.members import decode_members, sample_contents
@@ -39,8 +38,9 @@ class Recipe:
 
     plan: of the copy, with its tokenizer, codec and classes. sources: location and fingerprint of
     each. drawn: by split; without it the shards are those of the one source, with its keys.
-    indices: for each source, the class of the copy by that of the source. labels: class by path
-    or file name, instead of the stored ones. library: encodes tokens or decodes JPEGs, or None.
+    indices: for each source, the class of the copy by that of the source. labels: by split, the
+    class of each sample of the one source by its number, instead of the stored ones. library:
+    encodes tokens or decodes JPEGs, or None.
     """
 
     plan: Plan
@@ -48,7 +48,7 @@ class Recipe:
     sources: list[tuple[str, str]]
     drawn: dict[str, Drawn] | None = None
     indices: list[np.ndarray | None]
-    labels: dict[bytes, int] | None = None
+    labels: dict[str, np.ndarray] | None = None
     library: dict[str, str | None] | None = None
 
     def samples(self, shard: ShardId) -> Drawn:
@@ -77,11 +77,11 @@ def remake_shard(recipe: Recipe, shard: ShardId) -> ShardReport:
         for view in range(recipe.plan.splits[shard.split].views):
             name = shard_name(shard.split, view, shard.index)
             writer: ShardWriter | None = None
-            for source, key, part in _samples(recipe, shard, view):
+            for sample in _samples(recipe, shard, view):
                 if writer is None:
                     file = staged.enter_context(recipe.out.staged(name))
                     writer = ShardWriter(file, recipe.plan.config.make_codec())
-                _add(recipe, writer, source, key, part)
+                _add(recipe, writer, sample)
             if writer is not None:
                 writer.close()
                 tars.append(finished_tar(name, view, writer))
@@ -99,10 +99,18 @@ def remake_shard(recipe: Recipe, shard: ShardId) -> ShardReport:
     )
 
 
-def _samples(
-    recipe: Recipe, shard: ShardId, view: int
-) -> Iterator[tuple[int, str | None, memoryview]]:
-    """Source, new key and members of each sample of a view of a shard."""
+@dataclass(frozen=True, kw_only=True)
+class _Stored:
+    """A sample of a source. key, label: those of the copy where it has others."""
+
+    source: int
+    key: str | None
+    label: int | None
+    part: memoryview
+
+
+def _samples(recipe: Recipe, shard: ShardId, view: int) -> Iterator[_Stored]:
+    """The samples of a view of a shard, in the order of the copy."""
     drawn = recipe.samples(shard)
     first = recipe.plan.inputs_of(shard).start
     readers = {}
@@ -111,16 +119,19 @@ def _samples(
         numbers = drawn.numbers[drawn.sources == source]
         track = open_track(*place, shard.split, view)
         readers[source] = read_track(open_cached(*place), track, numbers)
+    labels = None if recipe.labels is None else recipe.labels[shard.split][drawn.numbers]
     for number, source in enumerate(drawn.sources.tolist()):
-        key = None if recipe.drawn is None else sample_key(first + number, view)
-        yield source, key, next(readers[source])
+        yield _Stored(
+            source=source,
+            key=None if recipe.drawn is None else sample_key(first + number, view),
+            label=None if labels is None else int(labels[number]),
+            part=next(readers[source]),
+        )
 
 
-def _add(
-    recipe: Recipe, writer: ShardWriter, source: int, new_key: str | None, part: memoryview
-) -> None:
+def _add(recipe: Recipe, writer: ShardWriter, sample: _Stored) -> None:
     """Add a sample to a shard of the copy."""
-    dataset = open_cached(*recipe.sources[source])
+    dataset = open_cached(*recipe.sources[sample.source])
     manifest, config = dataset.manifest, recipe.plan.config
     member = manifest.make_codec().member
     same = (
@@ -128,10 +139,10 @@ def _add(
         and config.tokenizer.tokens == manifest.tokenizer.tokens
     )
     try:
-        key, contents = sample_contents(part)
+        key, contents = sample_contents(sample.part)
         values = decode_members(contents, manifest, encoded=(member,) if same else ())
         stored = None if manifest.classes is None else values.pop("cls")
-        label, info = _labelled(recipe, source, stored, values.pop("json"))
+        label, info = _labelled(recipe, sample, stored, values.pop("json"))
     except ShardError as error:
         raise ShardError(f"{dataset.folder}: {error}; run quadpipe verify on it") from error
     tokens: Any = values.pop(member)
@@ -142,21 +153,17 @@ def _add(
         importance=values.pop("importance.npy"),
     )
     reduced = mosaic.reduced(config.tokenizer.tokens)
-    writer.add(new_key or key, reduced, label, info, values, encoded=tokens if same else None)
+    writer.add(sample.key or key, reduced, label, info, values, encoded=tokens if same else None)
 
 
 def _labelled(
-    recipe: Recipe, source: int, label: int | None, info: dict[str, Any]
+    recipe: Recipe, sample: _Stored, label: int | None, info: dict[str, Any]
 ) -> tuple[int | None, dict[str, Any]]:
     """The label of a sample in the copy, and its `json`, which names the class."""
-    if recipe.labels is not None:
-        path = text_to_path(info["path"])
-        label = recipe.labels.get(path, recipe.labels.get(path.rpartition(b"/")[2]))
-        if label is None:
-            raise ConfigError(f"--labels has no row for {info['path']}; add one for every image")
+    if sample.label is not None:
         assert recipe.plan.classes is not None
-        return label, info | {"class": recipe.plan.classes[label]}
-    indices = recipe.indices[source]
+        return sample.label, info | {"class": recipe.plan.classes[sample.label]}
+    indices = recipe.indices[sample.source]
     if label is None or indices is None:
         return label, info
     if indices[label] < 0:  # it was chosen by the label in the index

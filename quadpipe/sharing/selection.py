@@ -1,35 +1,44 @@
 """Which samples of its sources a copy has, in which order, and with which classes."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from quadpipe.errors import ConfigError, ShardError
 from quadpipe.job.plan import PlannedSplit
-from quadpipe.names import SPLITS, path_to_text
+from quadpipe.names import SPLITS, text_to_path
 from quadpipe.seeds import permutation
+from quadpipe.shards.members import decode_info, sample_contents
 from quadpipe.shards.reader import Dataset
 from quadpipe.sharing.config import CopyConfig
 from quadpipe.sharing.remake import Drawn
-from quadpipe.sharing.samples import location_of, open_track
-from quadpipe.sources.labels import ClassTable, read_labels
+from quadpipe.sharing.samples import location_of, open_cached, open_track, read_track
+from quadpipe.sources.labels import ClassTable, given_label, read_labels, settle_listings
+from quadpipe.sources.listing import Listing
+from quadpipe.sources.names import split_of_word
 
 
 @dataclass(frozen=True, kw_only=True)
 class Selection:
-    """splits: what the job makes of each split. The other fields are those of a `Recipe`."""
+    """splits: what the job makes of each split. notes: what the user should know. The other fields
+    are those of a `Recipe`.
+    """
 
     splits: dict[str, PlannedSplit]
     classes: list[str] | None
     indices: list[np.ndarray | None]
     drawn: dict[str, Drawn] | None = None
-    labels: dict[bytes, int] | None = None
+    labels: dict[str, np.ndarray] | None = None
+    notes: tuple[str, ...] = ()
 
 
 def select(datasets: Sequence[Dataset], config: CopyConfig, labels: Path | None) -> Selection:
-    """ConfigError when the datasets cannot be joined, or a class or all samples are missing."""
+    """ConfigError when the datasets cannot be joined, or a class or all samples are missing.
+
+    labels: a file; SourceError when it cannot be used, or an image has no label in it.
+    """
     if labels is not None:
         return _relabelled(datasets, config, labels)
     classes, indices = join_classes(datasets, config.class_names())
@@ -37,6 +46,7 @@ def select(datasets: Sequence[Dataset], config: CopyConfig, labels: Path | None)
         return Selection(splits=_whole(datasets[0], config), classes=classes, indices=indices)
     drawn = {}
     splits = {}
+    notes = []
     size = datasets[0].manifest.samples_per_shard
     for split in [name for name in SPLITS if any(name in d.manifest.splits for d in datasets)]:
         chosen = _draw(datasets, split, config, indices)
@@ -46,9 +56,13 @@ def select(datasets: Sequence[Dataset], config: CopyConfig, labels: Path | None)
             views = _views(datasets, split)
             shards = -(-count // size)
             splits[split] = PlannedSplit(inputs=count, views=views, shards=shards, listing=[])
+        elif any(d.manifest.splits[split].inputs for d in datasets if split in d.manifest.splits):
+            notes.append(f"{split} has no image of these classes; the copy has no {split}")
     if not splits:
         raise ConfigError(f"no image is left; {datasets[0].folder} has none of --classes")
-    return Selection(splits=splits, classes=classes, indices=indices, drawn=drawn)
+    return Selection(
+        splits=splits, classes=classes, indices=indices, drawn=drawn, notes=tuple(notes)
+    )
 
 
 def join_classes(
@@ -155,17 +169,35 @@ def _relabelled(datasets: Sequence[Dataset], config: CopyConfig, file: Path) -> 
         raise ConfigError(
             "--labels is for one source and all of its classes; give it in a copy of its own"
         )
-    by_path = read_labels(file)
-    table = ClassTable()
-    for name in by_path.values():
-        table.id(name)
-    classes = table.settle([], numbers_are_indices=True)
-    place = {name: index for index, name in enumerate(classes)}
-    labels = {}
-    for path, name in by_path.items():
-        text = path_to_text(name)
-        labels[path] = place[text] if text in place else int(name)
+    dataset, given, table = datasets[0], read_labels(file), ClassTable()
     rest = select(datasets, config, None)
-    return Selection(
-        splits=rest.splits, classes=classes, indices=[None], drawn=rest.drawn, labels=labels
-    )
+    listings, numbers = {}, {}
+    for split, planned in rest.splits.items():
+        every = np.arange(planned.inputs)
+        numbers[split] = every if rest.drawn is None else rest.drawn[split].numbers
+        listing = listings[split] = Listing()
+        for path in _paths(dataset, split, numbers[split]):
+            folder, _, inside = path.partition(b"/")
+            is_split = split_of_word(folder) == split
+            label = given_label(given, path, inside if is_split else path)
+            listing.append(path, None if label is None else table.id(label))
+    classes = settle_listings(dataset.folder, listings, table, file)
+    assert classes is not None
+    labels = {}
+    for split, listing in listings.items():
+        labels[split] = np.full(numbers[split].max(initial=-1) + 1, -1, np.int32)
+        labels[split][numbers[split]] = listing.labels
+    notes = [*rest.notes]
+    if table.unused:
+        notes.append(f"{table.unused:,} of {len(classes):,} classes have no image")
+    if len(classes) == 1:
+        notes.append(f"all images are of one class, {classes[0]!r}")
+    return replace(rest, classes=classes, indices=[None], labels=labels, notes=tuple(notes))
+
+
+def _paths(dataset: Dataset, split: str, numbers: np.ndarray) -> Iterator[bytes]:
+    """The paths of samples of a split, given by ascending numbers."""
+    place = location_of(dataset.folder), dataset.manifest.fingerprint
+    for part in read_track(open_cached(*place), open_track(*place, split, 0), numbers):
+        _, contents = sample_contents(part)
+        yield text_to_path(decode_info(contents, dataset.manifest)["path"])

@@ -1,12 +1,9 @@
 """A folder of images: classes and splits from its folders, in the order of the paths' bytes."""
 
-import os
-from pathlib import Path
-
 from quadpipe.errors import ConfigError, SourceError
 from quadpipe.names import SPLITS, path_to_text, text_to_path
 from quadpipe.sources.base import ListOptions, Source
-from quadpipe.sources.labels import ClassTable, read_labels
+from quadpipe.sources.labels import ClassTable, given_label, read_labels, settle_listings
 from quadpipe.sources.listing import Inputs, Listing
 from quadpipe.sources.names import is_compressed_tar_name, is_image_name, is_tar_name, split_of_word
 from quadpipe.sources.roots import Root
@@ -49,7 +46,7 @@ class FolderSource(Source):
                 label = _label(path, path[len(prefix) :], given) if options.use_labels else None
                 listing.append(path, None if label is None else table.id(label))
                 walk.note_read(path)
-        names = _settle(self.root, listings, table, options.labels)
+        names = settle_listings(self.root, listings, table, options.labels)
         warnings = table.warnings + walk.warnings
         if names and options.labels is None:
             splits = [name for name in names if split_of_word(text_to_path(name))]
@@ -142,31 +139,6 @@ def _listed(paths: list[bytes]) -> str:
 def _label(path: bytes, inside: bytes, given: dict[bytes, bytes] | None) -> bytes | None:
     """Of an image by its path below the source, below its split, or by its file name."""
     if given is not None:
-        names = (path, inside, os.path.basename(path))
-        return next((given[name] for name in names if name in given), None)
+        return given_label(given, path, inside)
     folder, slash, _ = inside.partition(b"/")
     return folder if slash else None
-
-
-def _settle(
-    root: Root, listings: dict[str, Listing], table: ClassTable, labels: Path | None
-) -> list[str] | None:
-    total = sum(len(listing) for listing in listings.values())
-    without = sum(listing.unlabelled for listing in listings.values())
-    if without == total:
-        if labels and total:
-            raise SourceError(f"{labels} names none of the {total} images in {root}")
-        return None
-    if without:
-        listing = next(listing for listing in listings.values() if listing.unlabelled)
-        entries = (listing[index] for index in range(len(listing)))
-        first = next(entry for entry in entries if entry.label is None)
-        raise SourceError(
-            f"{without} of {total} images in {root} have no class, the first is {first.path}; "
-            + (
-                f"add them to {labels}"
-                if labels
-                else "put every image into a class folder, or give --labels FILE or --no-labels"
-            )
-        )
-    return table.settle(list(listings.values()), numbers_are_indices=labels is not None)

@@ -151,6 +151,41 @@ def read_class_names(file: Path) -> ClassNames:
     return ClassNames(names=names, file=str(file))
 
 
+def given_label(given: dict[bytes, bytes], path: bytes, inside: bytes) -> bytes | None:
+    """The label of an image by its path below the source, below its split, or by its file name."""
+    names = (path, inside, os.path.basename(path))
+    return next((given[name] for name in names if name in given), None)
+
+
+def settle_listings(
+    where: object, listings: dict[str, Listing], table: ClassTable, labels: Path | None
+) -> list[str] | None:
+    """The names of the classes of all listings, None without labels; `where` holds their images.
+
+    labels: the file that gave the labels, instead of the folders. SourceError when only some images
+    have one, or none has one of the file.
+    """
+    total = sum(len(listing) for listing in listings.values())
+    without = sum(listing.unlabelled for listing in listings.values())
+    if without == total:
+        if labels and total:
+            raise SourceError(f"{labels} names none of the {total} images in {where}")
+        return None
+    if without:
+        listing = next(listing for listing in listings.values() if listing.unlabelled)
+        entries = (listing[index] for index in range(len(listing)))
+        first = next(entry for entry in entries if entry.label is None)
+        raise SourceError(
+            f"{without} of {total} images in {where} have no class, the first is {first.path}; "
+            + (
+                f"add them to {labels}"
+                if labels
+                else "put every image into a class folder, or give --labels FILE or --no-labels"
+            )
+        )
+    return table.settle(list(listings.values()), numbers_are_indices=labels is not None)
+
+
 def read_labels(file: Path) -> dict[bytes, bytes]:
     """Label by path or file name; SourceError when a row has none or two rows disagree."""
     labels: dict[bytes, bytes] = {}

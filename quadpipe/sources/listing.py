@@ -114,6 +114,11 @@ class Listing:
         return bytes(self._blob[self._ends[index - 1] if index else 0 : self._ends[index]])
 
     @property
+    def labels(self) -> np.ndarray:
+        """int32 `[inputs]`: class indices, before `relabel` ids; -1 without a label."""
+        return np.array(self._labels, np.int32)
+
+    @property
     def unlabelled(self) -> int:
         """How many inputs have no label."""
         return self._labels.count(_NO_LABEL)

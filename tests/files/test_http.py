@@ -42,7 +42,7 @@ def test_a_web_server_with_range_requests_is_read_and_verified(published):
 def test_a_web_server_without_range_requests_needs_a_cache(published, tmp_path):
     with files_by_http(published, ranges=False) as url:
         with pytest.raises(
-            ShardError, match="does not serve parts of files; cache shards in a local"
+            ShardError, match="does not serve parts of files; copy the whole dataset"
         ):
             keys(quadpipe.Dataset(url))
         cache = Cache(folder=tmp_path, bytes=10**7)

@@ -63,7 +63,7 @@ def test_a_lock_is_exclusive_is_released_and_needs_a_file_system_with_locks(tmp_
         raise OSError(errno.EOPNOTSUPP, "Operation not supported")
 
     monkeypatch.setattr("quadpipe.files.local.fcntl.flock", none)
-    with pytest.raises(OutputError, match="cannot be locked .*choose an --out on a file system"):
+    with pytest.raises(OutputError, match="cannot be locked .*choose a folder on a file system"):
         with folder.lock("lock"):
             pass
 

@@ -186,6 +186,11 @@ def test_provenance_is_copied_on_request_without_logs(source, files_of, tmp_path
     ((count, differing),) = Reproducer(made, source.parent / "images").check(1, seed=0)
     assert count
     assert differing == []
+    plan = tmp_path / "out" / ".quadpipe" / "plan.json"
+    forged = json.loads(plan.read_bytes())
+    forged["splits"]["train"]["shards"] = 10**15  # the manifest counts them
+    plan.write_text(json.dumps(forged))
+    quadpipe.copy(tmp_path / "out", tmp_path / "again", provenance=True)
     quadpipe.copy(source, tmp_path / "bare")
     with pytest.raises(ConfigError, match=r"has no .quadpipe/plan.json: .*; omit --provenance"):
         quadpipe.copy(tmp_path / "bare", tmp_path / "other", provenance=True)

@@ -12,10 +12,12 @@ from command_line import run_cli
 import quadpipe
 from forging import edit_manifest, make_dataset, members_of, put_index
 from quadpipe import Dataset
-from quadpipe.errors import ConfigError, JobError
+from quadpipe.errors import ConfigError, JobError, SourceError
 from quadpipe.loader import Loader
 from quadpipe.shards.reader import Sample
 from quadpipe.shards.verify import verify
+from quadpipe.sharing.config import CopyConfig
+from quadpipe.sharing.selection import select
 
 
 @pytest.fixture(scope="module")
@@ -97,10 +99,7 @@ def test_images_are_drawn_by_the_seed_and_smaller_draws_are_parts_of_larger_ones
     assert len(pixels(copy(noise, out=tmp_path / "more", samples=99), "val")) == 4
 
 
-def test_every_image_is_drawn_equally_often(noise, tmp_path, monkeypatch):
-    from quadpipe.sharing.config import CopyConfig
-    from quadpipe.sharing.selection import select
-
+def test_every_image_is_drawn_equally_often(noise):
     counts = Counter[int]()
     for seed in range(400):
         selection = select([Dataset(noise)], CopyConfig(samples=4, seed=seed), None)
@@ -162,6 +161,12 @@ def test_two_datasets_are_joined_by_the_names_of_their_classes(noise, animals, t
     assert "license cc0" in card
 
 
+def test_a_split_without_images_of_the_classes_is_said(noise, animals):
+    selection = select([Dataset(noise), Dataset(animals)], CopyConfig(classes="zebra"), None)
+    assert list(selection.splits) == ["train"]
+    assert selection.notes == ("val has no image of these classes; the copy has no val",)
+
+
 def test_shared_classes_have_one_index(noise, animals, tmp_path):
     part = copy(noise, out=tmp_path / "part", classes="right", samples=3)
     made = copy(part_of(part), animals, out=tmp_path / "a", license="mit")
@@ -210,11 +215,32 @@ def test_labels_are_replaced_without_touching_pixels(noise, tmp_path):
             made.manifest.classes[sample.label or 0] == named(sample) == rows[sample.info["path"]]
         )
     assert made.manifest.fingerprint != Dataset(noise).manifest.fingerprint
+    assert select([Dataset(noise)], CopyConfig(), listing).notes == ()
     listing.write_text(listing.read_text().partition("\n")[2])
-    with pytest.raises(JobError, match=r"--labels has no row for .*\.png; add one for every image"):
+    with pytest.raises(
+        SourceError, match=r"1 of 20 images in .* have no class, .*; add them to .*"
+    ):
         copy(noise, out=tmp_path / "x", labels=listing)
+    assert not (tmp_path / "x").exists()
     with pytest.raises(ConfigError, match="--labels is for one source and all of its classes"):
         copy(noise, out=tmp_path / "y", labels=listing, classes="left")
+
+
+def test_classes_without_an_image_are_none_of_a_copy_and_numbers_are_indices(noise, tmp_path):
+    listing = tmp_path / "labels.csv"
+    paths = [s.info["path"] for split in ("train", "val") for s in Dataset(noise).samples(split, 0)]
+    below = [path.partition("/")[2] for path in paths]  # as `tokenize` finds them too
+    others = "elsewhere.png,unused\n"
+    listing.write_text(others + "".join(f"{path},one\n" for path in below))
+    selection = select([Dataset(noise)], CopyConfig(samples=3), listing)
+    assert selection.classes == ["one"]
+    assert selection.notes == ("all images are of one class, 'one'",)
+    listing.write_text("".join(f"{path},{2 * (n % 2)}\n" for n, path in enumerate(paths)))
+    made = copy(noise, out=tmp_path / "out", labels=listing, samples=5)
+    assert made.manifest.classes == ["0", "1", "2"]
+    assert select([Dataset(noise)], CopyConfig(), listing).notes == (
+        "1 of 3 classes have no image",
+    )
 
 
 def test_labels_are_added_to_a_dataset_without(tmp_path, files_of):

@@ -60,4 +60,4 @@ def fill(path: Path) -> None:
 def test_a_read_only_output_is_refused(images, tmp_path, small_disk):
     subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
     errors = check(run(images, small_disk / "out", "--in-process"), 1)
-    assert "Read-only file system; choose a writable --out" in errors
+    assert "Read-only file system; choose a folder that can be written" in errors

@@ -175,7 +175,7 @@ def test_of_two_drivers_the_second_is_refused(images, tmp_path, undisturbed, acc
         wait_for(lambda: _state(first.pid) == "T")
         errors = check(run(images, out, "--in-process"), 1)
         assert f"another quadpipe (process {first.pid} on " in errors
-        assert "wait for it to end, or choose another --out" in errors
+        assert "wait for it to end, or choose another place" in errors
         first.send_signal(signal.SIGCONT)
         first.communicate(timeout=60)
     assert first.returncode == 0
