@@ -5,6 +5,7 @@ import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -43,24 +44,43 @@ def folder(image_folder, tmp_path_factory) -> Path:
     (folder / "imagenet").symlink_to(image_folder)
     (folder / "cat.jpg").write_bytes(next(image_folder.rglob("*.jpg")).read_bytes())
     # Of the commands that stand in several pages, the first is run.
-    for line in dict.fromkeys("".join(blocks(README + TRAINING, "console")).splitlines()):
-        run(line, folder)
+    run(dict.fromkeys(console(README + TRAINING)), folder)
     return folder
 
 
-def run(line: str, folder: Path, **places: str) -> None:
-    """Run a command of a page, with names in capitals replaced."""
-    command = line.removeprefix("$ quadpipe ")
-    assert command != line, f"not a quadpipe command: {line}"
-    for name, place in places.items():
-        command = command.replace(name, place)
+def console(page: str) -> list[str]:
+    return "".join(blocks(page, "console")).splitlines()
+
+
+# In one process: most of the time of a command is that of imports.
+COMMANDS = """
+import json, sys
+from quadpipe.cli import main
+for sys.argv in json.loads(sys.argv[1]):
+    try:
+        main()
+    except SystemExit as end:
+        if end.code:
+            sys.exit(f"{sys.argv}: exit code {end.code}")
+"""
+
+
+def run(lines: Iterable[str], folder: Path, **places: str) -> None:
+    """Run commands of a page, with names in capitals replaced."""
+    commands = []
+    for line in lines:
+        command = line.removeprefix("$ quadpipe ")
+        assert command != line, f"not a quadpipe command: {line}"
+        for name, place in places.items():
+            command = command.replace(name, place)
+        commands.append(["quadpipe", *shlex.split(command)])
     done = subprocess.run(
-        [sys.executable, "-m", "quadpipe.cli", *shlex.split(command)],
+        [sys.executable, "-c", COMMANDS, json.dumps(commands)],
         cwd=folder,
         capture_output=True,
         text=True,
     )
-    assert done.returncode == 0, f"{line}\n{done.stderr}"
+    assert done.returncode == 0, done.stderr
 
 
 def test_the_commands_of_the_scorers_page_run(folder, image_folder, tmp_path):
@@ -68,8 +88,8 @@ def test_the_commands_of_the_scorers_page_run(folder, image_folder, tmp_path):
     (tmp_path / "imagenet").symlink_to(image_folder)
     (module,) = blocks(SCORERS, 'python title="my_scorers.py"')
     (tmp_path / "my_scorers.py").write_text(module)
-    for line in "".join(blocks(SCORERS, "console")).splitlines():
-        run(f"{line} --in-process" if "tokenize" in line else line, tmp_path)
+    lines = console(SCORERS)
+    run([f"{line} --in-process" if "tokenize" in line else line for line in lines], tmp_path)
     (example,) = blocks(SCORERS, "python")
     done = subprocess.run(
         [sys.executable, "-c", example], cwd=tmp_path, capture_output=True, text=True
@@ -83,8 +103,7 @@ def test_the_commands_of_the_cluster_page_run(image_folder, tmp_path):
     (tmp_path / "imagenet").symlink_to(image_folder)
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2})
     try:
-        for line in "".join(blocks(CLUSTER, "console")).splitlines():
-            run(line, tmp_path, **{"HEAD:6379": cluster.address})
+        run(console(CLUSTER), tmp_path, **{"HEAD:6379": cluster.address})
     finally:
         cluster.shutdown()
 
@@ -92,8 +111,7 @@ def test_the_commands_of_the_cluster_page_run(image_folder, tmp_path):
 def test_the_commands_of_the_sharing_page_run(folder, s3, tmp_path):
     (tmp_path / "shards").symlink_to(folder / "shards")
     fingerprint = json.loads((folder / "shards" / "dataset.json").read_text())["fingerprint"]
-    for line in "".join(blocks(SHARING, "console")).splitlines():
-        run(line, tmp_path, FINGERPRINT=fingerprint)
+    run(console(SHARING), tmp_path, FINGERPRINT=fingerprint)
 
 
 def test_every_scorer_is_on_the_scorers_page():
