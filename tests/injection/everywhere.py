@@ -24,6 +24,34 @@ import quadpipe
 from injection import Fault
 from quadpipe import faults
 from quadpipe.errors import QuadpipeError
+from quadpipe.job import isolation
+
+
+os.fsync = lambda file: None  # as in conftest.py
+
+
+class ForkedDecoder:
+    """Instead of the decoding process of `isolation`: a fork, so that it imports nothing."""
+
+    def __init__(self, command: list[str], pass_fds: list[int], **streams: int) -> None:
+        self._status: int | None = None
+        self.pid = os.fork()
+        if not self.pid:
+            (descriptor,) = pass_fds
+            os.closerange(3, descriptor)
+            os.closerange(descriptor + 1, 4096)
+            faults.hook = None
+            isolation.serve(descriptor)
+            os._exit(0)
+
+    def kill(self) -> None:
+        if self._status is None:
+            os.kill(self.pid, signal.SIGKILL)
+
+    def wait(self) -> int:
+        if self._status is None:
+            self._status = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+        return self._status
 
 
 def forked(work: Callable[[], object]) -> int:
@@ -52,6 +80,7 @@ def kills(
 
     start: puts into a new folder what is there before. look: what to note of a folder after a kill.
     """
+    isolation.subprocess.Popen = ForkedDecoder
     points: list[str] = []
     whole = folder / "whole"
     start(whole)
