@@ -4,6 +4,7 @@ from typing import Any
 
 import click
 
+from quadpipe.cli.statistics import counts_table, statistics_parts
 from quadpipe.cli.text import bytes_text, table
 from quadpipe.images.library import describe
 from quadpipe.shards.reader import Dataset
@@ -47,7 +48,9 @@ def summary_text(summary: dict[str, Any]) -> str:
     lines += [(key, summary[key]) for key in ("license", "source") if summary[key]]
     parts = [_splits(summary), _scales(summary)]
     if "counts" in summary:
-        parts.append(_counts(summary["counts"]))
+        parts.append(counts_table(summary["counts"]))
+    if "statistics" in summary:
+        parts += statistics_parts(summary["statistics"], summary["class_names"])
     return "\n\n".join(["\n".join(f"{key:<11} {value}" for key, value in lines), *parts])
 
 
@@ -65,21 +68,6 @@ def _splits(summary: dict[str, Any]) -> str:
             bytes_text(split["bytes_per_sample"] or 0),
         )
         for name, split in summary["splits"].items()
-    ]
-    return table(header, rows)
-
-
-def _counts(counts: dict[str, dict[str, float]]) -> str:
-    names = ("mean", "smallest", "10%", "50%", "90%", "largest")
-    header = ("tokens per image", *names, "at the least", "at the most")
-    rows = [
-        (
-            split,
-            *(f"{found[name]:g}" for name in names),
-            f"{found['at_least']:.1%}",
-            f"{found['at_most']:.1%}",
-        )
-        for split, found in counts.items()
     ]
     return table(header, rows)
 

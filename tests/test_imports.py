@@ -14,7 +14,7 @@ REPOSITORY = Path(__file__).parents[1]
 
 # From the ground up; a room may import from rooms before it, and from within itself.
 ROOMS = (
-    ("errors", "faults", "names", "plot", "seeds"),
+    ("errors", "faults", "names", "plot", "seeds", "text"),
     ("fields", "retries", "weights"),
     ("files", "geometry"),
     ("compiled",),
