@@ -170,13 +170,12 @@ def _look(dataset: Dataset, split: str, whole: bool) -> tuple[np.ndarray, np.nda
 
 
 def _size(dataset: Dataset, sample: Sample) -> tuple[int, int, bool]:
-    width, height = (sample.info.get(key) for key in ("width", "height"))
-    for side in (width, height):
-        if type(side) is not int or not 0 < side < _LARGEST_SIDE:
-            raise ShardError(f"{dataset.folder}: {sample.key}.json: has no width and height")
+    sides: list[Any] = [sample.info.get(key) for key in ("width", "height")]
+    if any(type(side) is not int or not 0 < side < _LARGEST_SIDE for side in sides):
+        raise ShardError(f"{dataset.folder}: {sample.key}.json: has no width and height")
     x0, y0, x1, y1 = sample.info["box"]
     rows, columns = dataset.manifest.tokenizer.image_size
-    return int(width), int(height), bool(x1 - x0 < columns or y1 - y0 < rows)
+    return sides[0], sides[1], bool(x1 - x0 < columns or y1 - y0 < rows)
 
 
 def original_sizes(sizes: np.ndarray) -> dict[str, Any]:
