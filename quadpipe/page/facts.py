@@ -9,12 +9,16 @@ from urllib.parse import urlsplit, urlunsplit
 
 from quadpipe.images.library import describe
 from quadpipe.shards.reader import Dataset
+from quadpipe.shards.tables import (
+    Statistics,
+    Table,
+    balance_table,
+    classes_table,
+    originals_table,
+    rejects_table,
+    tokens_table,
+)
 from quadpipe.text import bytes_text
-
-_CLASSES = 6
-_QUANTILES = ("smallest", "10%", "50%", "90%", "largest")
-
-Statistics = Mapping[str, dict[str, Any]]
 
 
 def headline(dataset: Dataset) -> str:
@@ -52,9 +56,9 @@ def facts(dataset: Dataset, split: str, statistics: Statistics) -> str:
     sections = {
         "Splits": _splits(dataset),
         "Classes": _classes(statistics, split, manifest.classes),
-        "Tokens as needed": _tokens(statistics),
-        "Size of the originals": _originals(statistics),
-        "Rejected inputs": _rejects(statistics),
+        "Tokens as needed": _table("Tokens as needed", tokens_table(statistics)),
+        "Originals": _table("Originals", originals_table(statistics)),
+        "Rejected inputs": _table("Rejected inputs", rejects_table(statistics)) or "<p>None.</p>",
         "Scorer": _list(_flat({"name": manifest.scorer["name"]} | manifest.scorer)),
         "Tokenizer": _list(_flat(_tokenizer(dataset))),
         "Origin": _origin(dataset),
@@ -77,111 +81,49 @@ def address_of(dataset: Dataset) -> str:
     return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
 
 
-def _table(name: str, header: Iterable[str], rows: Iterable[Sequence[str]], note: str = "") -> str:
-    """A table that scrolls on narrow screens. rows: HTML, the first cell names the row."""
-    head = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in header)
-    body = "\n".join(
-        f'<tr><th scope="row">{first}</th>' + "".join(f"<td>{cell}</td>" for cell in rest) + "</tr>"
-        for first, *rest in rows
+def _table(name: str, table: Table, bars: Sequence[str] = ()) -> str:
+    """A table that scrolls on narrow screens. bars: HTML in place of the last column."""
+    note = f'<p class="note">{escape(table.note)}</p>' if table.note else ""
+    if not table.rows:
+        return note
+    columns = table.header[:-1] if bars else table.header
+    head = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in columns)
+    body = []
+    for number, row in enumerate(table.rows):
+        first, *rest = (f"<bdi>{escape(cell)}</bdi>" for cell in row[: len(columns)])
+        bar = f'<td class="bar">{bars[number]}</td>' if bars else ""
+        cells = "".join(f"<td>{cell}</td>" for cell in rest)
+        body.append(f'<tr><th scope="row">{first}</th>{cells}{bar}</tr>')
+    head += "<td></td>" if bars else ""
+    rows = "\n".join(body)
+    return (
+        f'<div class="scroll" role="region" tabindex="0" aria-label="{escape(name)}">'
+        f"<table><thead><tr>{head}</tr></thead>\n<tbody>{rows}</tbody></table></div>{note}"
     )
-    table = f"<table><thead><tr>{head}</tr></thead>\n<tbody>{body}</tbody></table>"
-    scrolled = f'<div class="scroll" role="region" tabindex="0" aria-label="{name}">{table}</div>'
-    return scrolled + (f'<p class="note">{escape(note)}</p>' if note else "")
 
 
 def _splits(dataset: Dataset) -> str:
-    header = ("", "inputs", "rejected", "views", "samples", "shards", "size")
-    rows = (
+    header = ("split", "inputs", "rejected", "views", "samples", "shards", "size")
+    rows = [
         (
-            escape(name),
+            name,
             *(f"{n:,}" for n in (s.inputs, s.rejected, s.views, s.samples, s.shards)),
             bytes_text(s.bytes),
         )
         for name, s in dataset.manifest.splits.items()
-    )
-    return _table("Splits", header, rows)
+    ]
+    return _table("Splits", Table(header=header, rows=rows))
 
 
 def _classes(statistics: Statistics, split: str, names: Sequence[str] | None) -> str:
-    known = {name: found["classes"] for name, found in statistics.items() if found["classes"]}
-    if not known or not names:
-        return ""
-    header = ("images per class", "smallest", "median", "largest", "imbalance", "empty")
-    rows = (
-        (
-            escape(name),
-            f"{found['smallest']:,}",
-            f"{found['median']:,g}",
-            f"{found['largest']:,}",
-            "-" if found["imbalance"] is None else f"{found['imbalance']:,g}",
-            f"{found['empty']:,}",
-        )
-        for name, found in known.items()
-    )
-    table = _table("Class balance", header, rows)
-    return table + (_named_classes(known[split]["counts"], split, names) if split in known else "")
-
-
-def _named_classes(counts: Sequence[int], split: str, names: Sequence[str]) -> str:
-    """The largest and the smallest classes, with bars."""
-    order = sorted(range(len(counts)), key=lambda index: (-counts[index], index))
-    largest = max(counts[order[0]], 1)
-    rows = []
-    for place, index in enumerate(order):
-        if _CLASSES <= place < len(order) - _CLASSES:
-            continue
-        share = 100 * counts[index] / largest
-        bar = (
-            f'<svg viewBox="0 0 100 8" preserveAspectRatio="none" aria-hidden="true">'
-            f'<rect width="{share:.2f}" height="8"/></svg>'
-        )
-        rows.append((f"<bdi>{escape(names[index])}</bdi>", f"{counts[index]:,}", bar))
-    cut = len(order) - len(rows)
-    note = f"{cut:,} classes between these are not shown" if cut else ""
-    table = _table("Classes", (f"classes of {split}", "images", ""), rows, note)
-    return table.replace("<td><svg", '<td class="bar"><svg')
-
-
-def _tokens(statistics: Statistics) -> str:
-    known = {name: found["tokens"] for name, found in statistics.items() if found["tokens"]}
-    header = ("split, mean wanted", "mean", *_QUANTILES)
-    rows = [
-        (
-            f"{escape(split)}, {escape(mean)}",
-            f"{found['mean']:g}",
-            *(f"{found[name]}" for name in _QUANTILES),
-        )
-        for split, tokens in known.items()
-        for mean, found in tokens["means"].items()
+    """Class balance, and the largest and the smallest classes with bars."""
+    named = classes_table(statistics, split, names)
+    bars = [
+        f'<svg viewBox="0 0 100 8" preserveAspectRatio="none" aria-hidden="true">'
+        f'<rect width="{share.rstrip("%")}" height="8"/></svg>'
+        for *_, share in named.rows
     ]
-    looked_at = ", ".join(f"{tokens['of']:,} of {split}" for split, tokens in known.items())
-    note = f"{looked_at}; all at the gain that gives the first split the mean wanted"
-    return _table("Tokens per image", header, rows, note) if rows else ""
-
-
-def _originals(statistics: Statistics) -> str:
-    known = {name: found["originals"] for name, found in statistics.items() if found["originals"]}
-    rows = [
-        (f"{escape(split)}, {side}", *(f"{found[side][name]:,}" for name in _QUANTILES))
-        for split, found in known.items()
-        for side in ("width", "height")
-    ]
-    note = ", ".join(
-        f"{found['of']:,} samples of {split}, {found['enlarged']:.1%} were enlarged"
-        for split, found in known.items()
-    )
-    return _table("Size of the originals", ("pixels", *_QUANTILES), rows, note) if rows else ""
-
-
-def _rejects(statistics: Statistics) -> str:
-    if any(found["rejected"] is None for found in statistics.values()):
-        return "<p>The reasons are not known: this is a copy without its provenance.</p>"
-    rows = [
-        (f"<bdi>{escape(reason)}</bdi>", escape(split), f"{count:,}")
-        for split, found in statistics.items()
-        for reason, count in found["rejected"].items()
-    ]
-    return _table("Rejects", ("reason", "split", "inputs"), rows) if rows else "<p>None.</p>"
+    return _table("Class balance", balance_table(statistics)) + _table("Classes", named, bars)
 
 
 def _tokenizer(dataset: Dataset) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from quadpipe.shards.statistics import (
     statistics,
     summarize_counts,
 )
+from quadpipe.shards.tables import classes_table
 
 
 @pytest.fixture(scope="module")
@@ -154,6 +155,17 @@ def test_a_dataset_without_labels_index_and_gains_has_the_other_statistics(datas
     assert found["tokens"]["of"] == opened.manifest.splits["train"].samples
 
 
+def test_of_many_classes_the_largest_and_the_smallest_are_listed():
+    counts = [number * 7 % 20 for number in range(20)]
+    names = [f"class {number}" for number in range(20)]
+    found = classes_table({"val": {"classes": {"counts": counts}}}, "val", names)
+    assert [int(images) for _, images, _ in found.rows] == [
+        19, 18, 17, 16, 15, 14, 5, 4, 3, 2, 1, 0
+    ]  # fmt: skip
+    assert found.rows[-1] == ("class 0", "0", "0.0%")
+    assert found.note == "8 classes between these are not shown"
+
+
 def info(*arguments: object) -> tuple[int, str]:
     done = CliRunner().invoke(commands, ["info", *map(str, arguments)])
     assert done.exception is None or isinstance(done.exception, SystemExit), done.exception
@@ -163,7 +175,7 @@ def info(*arguments: object) -> tuple[int, str]:
 def test_info_prints_statistics_as_text_or_json(finished):
     code, text = info(finished, "--stats")
     assert code == 0
-    for part in ("images per class", "yak", "rejected", "val, 22 on average", "val, width"):
+    for part in ("images per class", "yak", "rejected", "val, 22", "val, width"):
         assert part in text
     summary = json.loads(info(finished, "--stats", "--all", "--json")[1])
     assert summary["statistics"]["train"]["classes"]["empty"] >= 1
