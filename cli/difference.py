@@ -18,7 +18,7 @@ def difference_text(found: dict[str, Any]) -> str:
     else:
         lines = [f"fingerprints differ: {one}", f"                 and {other}"]
     parts = ["\n".join(lines)]
-    rows = [(name, *map(_value, pair)) for name, pair in found["fields"].items()]
+    rows = [(printable(name), *map(_value, pair)) for name, pair in found["fields"].items()]
     rows += [
         (f"{split}, {name}", *map(_value, pair))
         for split, counts in found["splits"].items()

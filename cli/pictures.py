@@ -27,8 +27,8 @@ def write_picture(picture: Image.Image, out: Path) -> None:
 
 
 def write_page(page: str, out: Path) -> None:
-    """Save a page and print its name."""
-    _write(out, lambda: out.write_text(page, encoding="utf-8", newline="\n"))
+    """Save a page and print its name. Text that UTF-8 cannot have becomes question marks."""
+    _write(out, lambda: out.write_bytes(page.encode(errors="replace")))
 
 
 def _write(out: Path, save: Callable[[], object]) -> None:

@@ -40,8 +40,9 @@ def build_page(
     """An HTML document about a dataset with these samples of a split; the same text every time.
 
     limits: of the numbers of tokens when images have their own. tokens, mean: where the slider
-    starts, by default at the stored budget. Raises ConfigError when a budget is not legal, and
-    without exhibits; ShardError when the dataset is damaged.
+    starts, by default at the stored budget; a mean is moved to the nearest legal budget. Raises
+    ConfigError when a budget is not legal, and without exhibits; ShardError when the dataset is
+    damaged.
     """
     if not exhibits:
         raise ConfigError("no samples to draw")

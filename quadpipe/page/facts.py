@@ -20,6 +20,8 @@ from quadpipe.shards.tables import (
 )
 from quadpipe.text import bytes_text
 
+_DEPTH = 4
+
 
 def headline(dataset: Dataset) -> str:
     """The most important numbers and the fingerprint."""
@@ -75,9 +77,9 @@ def facts(dataset: Dataset, split: str, statistics: Statistics) -> str:
 def address_of(dataset: Dataset) -> str:
     """The URL of a dataset without credentials, or the name of its folder on this machine."""
     place = str(dataset.folder)
-    if "://" not in place:
-        return Path(place).resolve().name or "shards"
     parts = urlsplit(place)
+    if "://" not in place or parts.scheme in ("file", "local"):
+        return Path(parts.path if "://" in place else place).resolve().name or "shards"
     return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
 
 
@@ -138,12 +140,14 @@ def _tokenizer(dataset: Dataset) -> dict[str, Any]:
     }
 
 
-def _flat(document: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, str]]:
+def _flat(
+    document: Mapping[str, Any], above: str = "", depth: int = 0
+) -> Iterator[tuple[str, str]]:
     """Names and values of a JSON object as text, without those that are null."""
     for key, value in document.items():
         name = f"{above}{key}".replace("_", " ")
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{name} ")
+        if isinstance(value, Mapping) and depth < _DEPTH:
+            yield from _flat(value, f"{name} ", depth + 1)
         elif isinstance(value, list | tuple):
             yield name, ", ".join(map(str, value))
         elif value is not None:

@@ -22,6 +22,7 @@ _FIELDS = (
     "tokenizer",
     "parents",
 )
+_DEPTH = 4
 _COUNTS = ("inputs", "rejected", "samples", "views", "shards", "bytes")
 
 
@@ -52,10 +53,13 @@ def _document(manifest: Manifest) -> dict[str, Any]:
     return fields | {"tokenizer": manifest.tokenizer.as_json(), "parents": list(manifest.parents)}
 
 
-def _fields(one: Any, other: Any, name: str = "") -> Iterator[tuple[str, list[Any]]]:
-    if isinstance(one, dict) and isinstance(other, dict):
+def _fields(
+    one: Any, other: Any, name: str = "", depth: int = 0
+) -> Iterator[tuple[str, list[Any]]]:
+    if isinstance(one, dict) and isinstance(other, dict) and depth < _DEPTH:
         for key in dict.fromkeys([*one, *other]):
-            yield from _fields(one.get(key), other.get(key), f"{name}.{key}" if name else key)
+            below = f"{name}.{key}" if name else key
+            yield from _fields(one.get(key), other.get(key), below, depth + 1)
     elif one != other:
         yield name, [one, other]
 

@@ -6,6 +6,7 @@ from typing import Any
 
 _QUANTILES = ("smallest", "10%", "50%", "90%", "largest")
 _CLASSES = 6
+_REASONS = 60
 
 Statistics = Mapping[str, dict[str, Any]]
 """What `statistics` finds, by split."""
@@ -64,7 +65,9 @@ def rejects_table(statistics: Statistics) -> Table:
         for split, found in statistics.items()
         for reason, count in found["rejected"].items()
     ]
-    return Table(header=header, rows=rows)
+    cut = len(rows) - _REASONS
+    note = f"{cut:,} more are not shown" if cut > 0 else ""
+    return Table(header=header, rows=rows[:_REASONS], note=note)
 
 
 def tokens_table(statistics: Statistics) -> Table:

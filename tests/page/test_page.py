@@ -1,5 +1,6 @@
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,14 @@ from PIL import Image
 
 import quadpipe
 from quadpipe.cli import commands
+from quadpipe.cli.difference import difference_text
 from quadpipe.cli.gallery import exhibits
+from quadpipe.cli.pictures import write_page
 from quadpipe.counts import CountLimits
 from quadpipe.errors import ConfigError
 from quadpipe.page.build import build_page
 from quadpipe.page.facts import address_of
+from quadpipe.shards.difference import difference
 
 
 @pytest.fixture(scope="module")
@@ -127,12 +131,28 @@ def test_hostile_text_stays_text(shards):
     assert "<img" not in page
 
 
+def test_text_of_any_depth_and_any_characters_is_written(shards, tmp_path):
+    dataset = quadpipe.Dataset(shards)
+    nested: dict[str, Any] = {}
+    for _ in range(900):
+        nested = {"deeper": nested}
+    library = dataset.manifest.imaging_library | {"jpeg": "\ud800"}
+    scorer = dataset.manifest.scorer | {"nested": nested}
+    dataset.manifest = replace(dataset.manifest, imaging_library=library, scorer=scorer)
+    write_page(page_of(dataset), tmp_path / "page.html")
+    assert "scorer nested deeper" not in (tmp_path / "page.html").read_text(encoding="utf-8")
+    found = difference(dataset, quadpipe.Dataset(shards))
+    assert "scorer.nested" in found["fields"]
+    assert "\ud800" not in difference_text(found)
+
+
 def test_addresses_have_no_credentials_and_no_folders_of_this_machine(shards):
     for folder, address in (
         (str(shards), "shards"),
         (f"{shards}/../shards/", "shards"),
         ("https://user:secret@host/data?X-Signature=secret#secret", "https://host/data"),
         ("s3://bucket/a b", "s3://bucket/a b"),
+        (f"file://{shards}", "shards"),
     ):
         dataset = quadpipe.Dataset(shards)
         dataset.folder = folder  # type: ignore[assignment]
