@@ -1,7 +1,6 @@
 """Samples of a dataset as exhibits for `render`."""
 
 from dataclasses import replace
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -12,24 +11,27 @@ from quadpipe.images.crop import Box, decode_and_resample
 from quadpipe.images.decode import EncodedImage
 from quadpipe.names import text_to_path
 from quadpipe.render import Exhibit
+from quadpipe.shards.excerpt import spread_samples
 from quadpipe.shards.reader import Dataset, Sample
 from quadpipe.sources import Input, open_source
 
 
 def exhibits(dataset: Dataset, split: str, count: int, source: Path | None = None) -> list[Exhibit]:
-    """The first samples of a split; with their source images when `source` is given.
+    """Samples of a split at equal distances; with their source images when `source` is given.
 
     Raises SourceError when an image cannot be read, ConfigError when it is not below `source`.
     """
     if count < 1:
         raise ConfigError(f"--samples {count} is below 1; give 1 or more")
+    classes = dataset.manifest.classes
     return [
         Exhibit(
             mosaic=sample.mosaic,
             title=sample.info["path"],
+            label="" if classes is None or sample.label is None else classes[sample.label],
             image=None if source is None else _original(dataset, sample, source),
         )
-        for sample in islice(dataset.samples(split), count)
+        for sample in spread_samples(dataset, split, count)
     ]
 
 

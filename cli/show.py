@@ -10,9 +10,10 @@ from click.core import ParameterSource
 
 from quadpipe.cli.gallery import exhibits, share_tokens
 from quadpipe.cli.options import options_of, sharing_options
-from quadpipe.cli.pictures import check_png, write_picture
+from quadpipe.cli.pictures import check_suffix, write_page, write_picture
 from quadpipe.counts import CountLimits
 from quadpipe.errors import ConfigError, QuadpipeError, SourceError
+from quadpipe.page.build import build_page
 from quadpipe.render import Exhibit, draw, draw_quadtrees, draw_scorers
 from quadpipe.scorers import Scorer, scorer_type
 from quadpipe.scorers.maps import read_array
@@ -24,7 +25,12 @@ _COLUMNS = 4
 
 @click.command("show")
 @click.argument("what", type=click.Path())
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="PNG file to write.")
+@click.option(
+    "--out",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="File to write: a picture .png, or a page .html.",
+)
 @click.option(
     "--tokens",
     "budgets",
@@ -89,36 +95,61 @@ def command(
     Repeat --tokens to compare budgets side by side, and --scorer to compare scorers, with their
     importance as a heat map. With --in, a dataset's mosaics are shown beside their source images.
     With --mean-tokens, the samples share the tokens of a batch, and only their quadtrees are drawn.
+
+    An --out that ends in .html becomes a page about the dataset, a single file that needs no
+    network: samples with a slider over budgets, classes, rejects, and how it was made.
     """
-    check_png(out)
+    page = check_suffix(out, ".png", ".html") == ".html"
     if "://" in what or Path(what).is_dir():
         of_images = [f.name for f in fields(TokenizerConfig)]
         of_images += ["class_name", "map_path", "scorers", "scorer_weights"]
         _refuse_given(context, of_images, "an image file")
-        dataset = Dataset(what)
-        shown = exhibits(dataset, split or next(iter(dataset.manifest.splits)), samples, source)
         if mean is not None:
             _refuse_given(context, ["budgets"], "pictures without --mean-tokens")
-            stored = dataset.manifest.tokenizer.tokens
-            allowed = CountLimits.of(dataset.manifest.geometry, stored, *limits)
+        if page and len(budgets) > 1:
+            raise ConfigError("a page has a slider over budgets; give one --tokens, or none")
+        dataset = Dataset(what)
+        allowed = CountLimits.of(
+            dataset.manifest.geometry, dataset.manifest.tokenizer.tokens, *limits
+        )
+        split = split or next(iter(dataset.manifest.splits))
+        shown = exhibits(dataset, split, samples, source)
+        if page:
+            tokens = budgets[0] if budgets else None
+            text = build_page(dataset, split, shown, allowed, tokens=tokens, mean=mean)
+            write_page(text, out)
+            return
+        if mean is not None:
             picture = draw_quadtrees(share_tokens(shown, mean, allowed), columns=_COLUMNS)
         else:
             picture = draw(shown, sorted(budgets or (dataset.manifest.tokenizer.tokens,)))
     else:
         _refuse_given(context, ["samples", "split", "source", "mean_tokens"], "a dataset")
-        budgets = budgets or (TokenizerConfig.tokens,)
-        tokenizers = [
-            Tokenizer(tokens=max(budgets), scorer=name, **own)
-            for name, own in _options_by_scorer(
-                scorers, options | {"scorer_weights": scorer_weights}
-            )
-        ]
-        given = {"--class": class_name, "--map": map_path and read_array(map_path)}
-        hints = _hints([tokenizer.scorer for tokenizer in tokenizers], given)
-        path = Path(what)
-        shown = [_exhibit(path, *pair) for pair in zip(tokenizers, hints, strict=True)]
-        picture = (draw_scorers if len(shown) > 1 else draw)(shown, sorted(budgets))
+        if page:
+            raise ConfigError(f"a page is about a dataset, not an image; {out} must end in .png")
+        shown = _of_scorers(Path(what), budgets, class_name, map_path, scorers,
+                            options | {"scorer_weights": scorer_weights})  # fmt: skip
+        drawn = sorted(budgets or (TokenizerConfig.tokens,))
+        picture = (draw_scorers if len(shown) > 1 else draw)(shown, drawn)
     write_picture(picture, out)
+
+
+def _of_scorers(
+    path: Path,
+    budgets: Sequence[int],
+    class_name: str | None,
+    map_path: Path | None,
+    scorers: Sequence[str],
+    options: dict[str, Any],
+) -> list[Exhibit]:
+    """An image under each scorer."""
+    tokenizers = [
+        Tokenizer(tokens=max(budgets or (TokenizerConfig.tokens,)), scorer=name, **own)
+        for name, own in _options_by_scorer(scorers, options)
+    ]
+    given = {"--class": class_name, "--map": map_path and read_array(map_path)}
+    hints = _hints([tokenizer.scorer for tokenizer in tokenizers], given)
+    return [_exhibit(path, *pair) for pair in zip(tokenizers, hints, strict=True)]
 
 
 def _options_by_scorer(

@@ -1,13 +1,22 @@
 """The summary of a dataset as text, for `quadpipe info` and `quadpipe tokenize`."""
 
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import click
 
-from quadpipe.cli.text import bytes_text, table
+from quadpipe.cli.text import bytes_text, printable, table
 from quadpipe.images.library import describe
 from quadpipe.shards.reader import Dataset
 from quadpipe.shards.summary import summarize
+from quadpipe.shards.tables import (
+    Statistics,
+    balance_table,
+    classes_table,
+    originals_table,
+    rejects_table,
+    tokens_table,
+)
 
 
 def print_summary(dataset: Dataset) -> None:
@@ -48,6 +57,8 @@ def summary_text(summary: dict[str, Any]) -> str:
     parts = [_splits(summary), _scales(summary)]
     if "counts" in summary:
         parts.append(_counts(summary["counts"]))
+    if "statistics" in summary:
+        parts += _statistics(summary["statistics"], summary["class_names"])
     return "\n\n".join(["\n".join(f"{key:<11} {value}" for key, value in lines), *parts])
 
 
@@ -67,6 +78,18 @@ def _splits(summary: dict[str, Any]) -> str:
         for name, split in summary["splits"].items()
     ]
     return table(header, rows)
+
+
+def _statistics(statistics: Statistics, classes: Sequence[str] | None) -> Iterator[str]:
+    each = [classes_table(statistics, split, classes) for split in statistics]
+    for found in (balance_table(statistics), *each, rejects_table(statistics),
+                  tokens_table(statistics), originals_table(statistics)):  # fmt: skip
+        lines = [f"({found.note})"] if found.note else []
+        if found.rows:
+            rows = [[printable(cell) for cell in row] for row in found.rows]
+            lines.insert(0, table(found.header, rows))
+        if lines:
+            yield "\n".join(lines)
 
 
 def _counts(counts: dict[str, dict[str, float]]) -> str:

@@ -5,20 +5,13 @@ from contextlib import suppress
 
 import click
 
+from quadpipe.text import bytes_text as bytes_text
+
 
 def say(text: str) -> None:
     """Print to standard error; when it is closed, the run continues without it."""
     with suppress(OSError, RuntimeError, ValueError):
         click.echo(text, err=True)
-
-
-def bytes_text(count: float) -> str:
-    """1.3 GB, in powers of 1000."""
-    for unit in ("bytes", "kB", "MB", "GB", "TB"):
-        if count < 1000 or unit == "TB":
-            break
-        count /= 1000
-    return f"{count:,.0f} bytes" if unit == "bytes" else f"{count:,.1f} {unit}"
 
 
 def count_text(count: float) -> str:
@@ -42,6 +35,12 @@ def duration_text(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def printable(text: str, longest: int = 60) -> str:
+    """A stranger's text for a terminal: without control characters, cut at its end."""
+    shown = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text[:longest])
+    return shown if len(text) <= longest else f"{shown}.."
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

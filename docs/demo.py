@@ -34,16 +34,18 @@ def main(photographs: Path, out: Path) -> None:
     quadpipe("tokenize", "--in", images, "--out", shards, "--tokens", 196, "--val-share", 0.15,
              "--samples-per-shard", 64, "--name", "Crops of photographs")  # fmt: skip
     quadpipe("verify", shards)
-    picture, gallery = out / "coffee.png", out / "dataset.png"
+    picture, gallery, page = out / "coffee.png", out / "dataset.png", out / "page.html"
     budgets = [option for n in (64, 100, 196) for option in ("--tokens", n)]
     quadpipe("show", photographs / "coffee.png", *budgets, "--out", picture)
     quadpipe("show", shards, "--in", images, "--samples", 4, "--tokens", 100, "--out", gallery)
+    quadpipe("show", shards, "--in", images, "--samples", 24, "--out", page)
     run, seen = out / "run", out / "seen.png"
     quadpipe("train", shards, "--out", run, "--model", "nano", "--tokens", 100, "--epochs", 15,
              "--batch-size", 32, "--warmup-epochs", 1.5, "--workers", 1)  # fmt: skip
     quadpipe("eval", run, shards, "--split", "val", "--tokens", 64, "--tokens", 100)
     quadpipe("predict", run, photographs / "chelsea.png", "--top", 3, "--show", seen)
     print(f"\nOpen these:\n  {picture}  a photograph, its quadtrees and mosaics at three budgets")
+    print(f"  {page}  the dataset as a page with a slider over budgets")
     print(f"  {gallery}  samples of the dataset\n  {shards / 'README.md'}  its card")
     print(f"  {seen}  what the model saw of the photograph that it classified")
 

@@ -100,10 +100,10 @@ class CountLimits:
         equal = np.argwhere(threshold == free.T)[:left, 1]
         return counts + np.bincount(equal, minlength=len(gains))
 
-    def threshold(self, gains: np.ndarray, mean: int) -> float:
+    def threshold(self, gains: np.ndarray, mean: int, *, quiet: bool = False) -> float:
         """The discounted gain down to which images are split for `mean` tokens per image.
 
-        With many equal gains the images get less, which is logged.
+        With many equal gains the images get less, which is logged unless `quiet`.
         """
         _, free = self._free(gains)
         wanted = self._wanted(len(gains), mean)
@@ -115,7 +115,7 @@ class CountLimits:
             larger = free[free > value]
             value = float(larger.min()) if len(larger) else np.inf
         reached = self.least + 3 * np.count_nonzero(free >= value) / len(gains)
-        if reached < mean - 1:
+        if reached < mean - 1 and not quiet:
             _log.warning(
                 "many images have equal gains, so with %d tokens on average wanted they get %.1f",
                 mean,

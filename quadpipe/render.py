@@ -25,7 +25,8 @@ _HEAT_STOPS = np.linspace(0, 1, len(_HEAT))
 class Exhibit:
     """One mosaic to be shown.
 
-    image: the original, uint8 `[H, W, 3]`, where it is at hand. scorer, importance: name of the
+    image: the original, uint8 `[H, W, 3]`, where it is at hand. label: the name of its class, for
+    pages. scorer, importance: name of the
     scorer, and its importance of patches in a grid over the image, float `[rows, columns]`, for
     `draw_scorers`. tokens: the image's own number of tokens, drawn instead of the budgets.
     """
@@ -33,6 +34,7 @@ class Exhibit:
     mosaic: Mosaic
     title: str
     image: np.ndarray | None = None
+    label: str = ""
     scorer: str = ""
     importance: np.ndarray | None = None
     tokens: int | None = None

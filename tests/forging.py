@@ -23,6 +23,7 @@ from quadpipe.loader.samples import SampleReader
 from quadpipe.render import draw
 from quadpipe.shards.format import gains_name, index_name, npy_header
 from quadpipe.shards.index import FIELDS, checksum, scan
+from quadpipe.shards.statistics import statistics
 from quadpipe.shards.summary import summarize
 from quadpipe.shards.tar import END, member_bytes, read_members, read_part
 
@@ -187,6 +188,7 @@ READERS: dict[str, Callable[[Path], object]] = {
     "loader without its compiled reader": _load_slowly,
     "webdataset": lambda dataset: list(webdataset(dataset, "train")),
     "info": lambda dataset: summary_text(json.loads(json.dumps(summarize(Dataset(dataset))))),
+    "statistics": lambda dataset: statistics(Dataset(dataset)),
     "show": lambda dataset: draw(exhibits(Dataset(dataset), "train", 16), [16]),
 }
 """All that reads the split train of a dataset and raises when something is wrong."""

@@ -14,7 +14,7 @@ REPOSITORY = Path(__file__).parents[1]
 
 # From the ground up; a room may import from rooms before it, and from within itself.
 ROOMS = (
-    ("errors", "faults", "names", "plot", "seeds"),
+    ("errors", "faults", "names", "plot", "seeds", "text"),
     ("fields", "retries", "weights"),
     ("files", "geometry"),
     ("compiled",),
@@ -26,7 +26,7 @@ ROOMS = (
     ("tokenizer",),
     ("render",),
     ("shards",),
-    ("job", "loader"),
+    ("job", "loader", "page"),
     ("sharing",),
     ("model",),
     ("cli",),
@@ -160,7 +160,8 @@ def test_the_wheel_holds_every_module_and_runs(wheel, tmp_path):
         else f"{name.replace('.', '/')}.py"
         for name, path in modules().items()
     }
-    assert expected | {"quadpipe/py.typed"} <= names
+    data = {"py.typed", "page/page.css", "page/page.js", "page/template.html"}
+    assert expected | {f"quadpipe/{name}" for name in data} <= names
     assert not [name for name in names if name.startswith(("tests", "cli/", "docs", "benchmarks"))]
     program = (
         f"import sys; sys.path.insert(0, {str(tmp_path)!r}); "

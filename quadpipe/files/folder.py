@@ -61,6 +61,11 @@ class ReadableFolder(ABC):
     def open_ranges(self, name: str) -> RangeReader:
         """A function that reads parts of a file."""
 
+    @property
+    def serves_parts(self) -> bool:
+        """Whether parts of files can be read; some web servers only serve whole ones."""
+        return True
+
     def beginning(self, name: str, size: int) -> memoryview:
         """The first `size` bytes of a file, or all of a shorter file; no more is read."""
         start, stop = np.array([0]), np.array([size])

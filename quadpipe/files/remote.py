@@ -140,6 +140,10 @@ class RemoteFolder(Folder):
                 self._reading(name, lambda: self._system.cat_file(path, start=start, end=stop))  # noqa: B023
             )
 
+    @property
+    def serves_parts(self) -> bool:
+        return not self._is_web
+
     def open_ranges(self, name: str) -> RangeReader:
         path = self._path(name)
 

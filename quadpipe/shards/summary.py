@@ -1,24 +1,15 @@
 """A summary of a dataset, as JSON for programs and for `quadpipe info`."""
 
-from collections.abc import Iterator
 from dataclasses import asdict
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
-from quadpipe.counts import CountLimits
-from quadpipe.errors import MissingError, ShardError, UnreadableError
-from quadpipe.shards.manifest import ShardInfo
-from quadpipe.shards.reader import Dataset, Sample
-from quadpipe.shards.tar import read_members
+from quadpipe.shards.excerpt import first_samples
+from quadpipe.shards.reader import Dataset
 
 BYTES_LOOKED_AT = 16 * 2**20
 """Bytes that are read of each split for the shares of scales, whatever the size of its shards."""
-
-# Upper bounds of the bytes of a sample beside its pixels.
-_BYTES_PER_NODE = 64
-_BYTES_PER_SAMPLE = 2**16
 
 
 def summarize(dataset: Dataset) -> dict[str, Any]:
@@ -56,38 +47,11 @@ def summarize(dataset: Dataset) -> dict[str, Any]:
     }
 
 
-def summarize_counts(dataset: Dataset, mean: int, limits: CountLimits) -> dict[str, Any]:
-    """Numbers of tokens per image by split, at the threshold that gives the mean in `train`.
-
-    Without that split, in the first one. at_least, at_most: shares of the images at the limits.
-    """
-    limits.check_mean(mean)
-    splits = [name for name, info in dataset.manifest.splits.items() if info.samples]
-    if not splits:
-        return {}
-    first = "train" if "train" in splits else splits[0]
-    threshold = limits.threshold(dataset.gains(first), mean)
-    found = {}
-    for split in splits:
-        at = limits.at_threshold(dataset.gains(split), threshold)
-        counts = limits.geometry.roots + 3 * at
-        tenths = np.quantile(counts, (0, 0.1, 0.5, 0.9, 1), method="nearest")
-        names = ("smallest", "10%", "50%", "90%", "largest")
-        found[split] = {"mean": round(float(counts.mean()), 2)} | {
-            name: int(count) for name, count in zip(names, tenths, strict=True)
-        }
-        found[split] |= {
-            "at_least": round(float((counts == limits.least).mean()), 4),
-            "at_most": round(float((counts == limits.most).mean()), 4),
-        }
-    return found
-
-
 def _scales(dataset: Dataset, split: str) -> dict[str, Any]:
     geometry = dataset.manifest.geometry
     counts = np.zeros(geometry.max_scale + 1, np.int64)
     looked_at = 0
-    for sample in _first_samples(dataset, split):
+    for sample in first_samples(dataset, split, BYTES_LOOKED_AT):
         counts += np.bincount(sample.mosaic.leaves().boxes[:, 2], minlength=len(counts))
         looked_at += 1
     areas = counts * 4 ** np.arange(len(counts))
@@ -99,44 +63,3 @@ def _scales(dataset: Dataset, split: str) -> dict[str, Any]:
         for scale in range(len(counts))
     }
     return {"looked_at": looked_at, "scales": scales}
-
-
-def _first_samples(dataset: Dataset, split: str) -> Iterator[Sample]:
-    """The complete samples in the first bytes of a split."""
-    geometry, tokens = dataset.manifest.geometry, dataset.manifest.tokenizer.tokens
-    per_node = 3 * geometry.patch_size**2 + _BYTES_PER_NODE
-    largest_sample = geometry.num_nodes(tokens) * per_node + _BYTES_PER_SAMPLE
-    left = BYTES_LOOKED_AT
-    for shard in dataset.shards(split):
-        if left <= 0:
-            return
-        size = min(shard.bytes, max(left, largest_sample))  # at least one whole sample
-        left -= size
-        if size == shard.bytes:
-            yield from dataset.read_shard(shard)
-        else:
-            yield from _samples_in_beginning(dataset, shard, size)
-
-
-def _samples_in_beginning(dataset: Dataset, shard: ShardInfo, size: int) -> Iterator[Sample]:
-    starts: list[int] = []
-    key = ""
-    try:
-        data = dataset.folder.beginning(shard.name, size)
-        if len(data) < size:
-            raise ShardError(f"{len(data)} bytes, expected {shard.bytes}")
-        try:
-            for name, offset, _ in read_members(data):
-                if name.partition(".")[0] != key:
-                    key = name.partition(".")[0]
-                    starts.append(offset)
-        except ShardError:  # the last sample is cut
-            if len(starts) < 2:
-                raise
-        for start, stop in pairwise(starts):
-            yield dataset.parse_sample(data[start:stop])
-    except UnreadableError:
-        raise
-    except ShardError as error:
-        what = dataset.missing if isinstance(error, MissingError) else error
-        raise ShardError(f"{dataset.folder.where(shard.name)}: {what}") from error

@@ -6,12 +6,13 @@ from pathlib import Path
 
 import numpy as np
 
-from quadpipe.errors import ConfigError, ShardError
+from quadpipe.errors import ConfigError
 from quadpipe.job.plan import PlannedSplit
 from quadpipe.names import SPLITS, text_to_path
 from quadpipe.seeds import permutation
 from quadpipe.shards.members import decode_info, sample_contents
 from quadpipe.shards.reader import Dataset
+from quadpipe.shards.statistics import labels_of
 from quadpipe.sharing.config import CopyConfig
 from quadpipe.sharing.remake import Drawn
 from quadpipe.sharing.samples import location_of, open_cached, open_track, read_track
@@ -121,7 +122,7 @@ def _draw(
         if config.classes is not None:
             new = indices[source]
             assert new is not None
-            chosen = chosen[new[_labels(dataset, split)] >= 0]
+            chosen = chosen[new[labels_of(dataset, split)] >= 0]
         sources.append(np.full(len(chosen), source, np.int32))
         numbers.append(chosen)
         places.append((np.arange(len(chosen)) + 0.5) / max(len(chosen), 1))
@@ -130,23 +131,6 @@ def _draw(
         lots = permutation(len(order), "copy/samples", split, config.seed)
         order = order[np.sort(lots[: config.samples])]
     return Drawn(sources=np.concatenate(sources)[order], numbers=np.concatenate(numbers)[order])
-
-
-def _labels(dataset: Dataset, split: str) -> np.ndarray:
-    """int32 `[inputs]`: the class index of each sample of view 0."""
-    if dataset.split(split).index_sha256 is None:  # of an earlier version: all shards are read
-        found = [sample.label for sample in dataset.samples(split, view=0)]
-        return np.array(found, np.int32)
-    views = np.array([shard.view for shard in dataset.shards(split)])
-    index = dataset.index(split)
-    assert index is not None
-    labels: np.ndarray = index["label"][views[index["shard"]] == 0]
-    classes = len(dataset.manifest.classes or ())
-    if ((labels < 0) | (labels >= classes)).any():
-        raise ShardError(
-            f"{dataset.folder}: the index of {split} has labels above its number of classes"
-        )
-    return labels
 
 
 def _views(datasets: Sequence[Dataset], split: str) -> int:

@@ -101,8 +101,14 @@ def test_commands_take_urls_and_verify_takes_a_cache(published, tmp_path):
         done = run(["show", url, "--samples", "2", "--out", str(tmp_path / "x.png")])
         assert done.exit_code == 0
         assert (tmp_path / "x.png").exists()
-        done = run(["info", url])
+        done = run(["show", url, "--samples", "2", "--out", str(tmp_path / "x.html")])
+        assert done.exit_code == 0
+        assert url in (tmp_path / "x.html").read_text()
+        done = run(["info", url, "--stats"])
         assert "23 of train" in done.output
+        assert "23 samples of train" in done.output
+        done = run(["info", url, str(published)])
+        assert (done.exit_code, "the same tokens" in done.output) == (0, True)
 
 
 def test_a_damaged_copy_in_the_cache_is_found_and_named(published, tmp_path):

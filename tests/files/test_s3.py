@@ -21,6 +21,7 @@ from quadpipe.files import (
     lock,
     open_folder,
 )
+from quadpipe.shards.statistics import statistics
 from quadpipe.shards.summary import summarize
 from quadpipe.shards.verify import verify
 
@@ -274,6 +275,7 @@ def test_storage_without_atomic_uploads_is_refused_and_nothing_is_left(kind, ima
 def test_info_reads_a_bounded_part_of_the_shards(whole, image_folder, url, proxy, monkeypatch):
     """Samples of this dataset have about 40 kB, its largest shard here has 23 of them."""
     monkeypatch.setattr("quadpipe.shards.summary.BYTES_LOOKED_AT", 150_000)
+    monkeypatch.setattr("quadpipe.shards.statistics._BYTES_LOOKED_AT", 150_000)
     read = []
     for per_shard in (8, 23):
         options: dict[str, Any] = {**OPTIONS, "samples_per_shard": per_shard, "val_share": 0.0}
@@ -282,6 +284,10 @@ def test_info_reads_a_bounded_part_of_the_shards(whole, image_folder, url, proxy
         split = summarize(quadpipe.Dataset(f"{url}-{per_shard}"))["splits"]["train"]
         read.append(proxy.sent - before)
         assert 2 <= split["looked_at"] <= 4
+        before = proxy.sent
+        found = statistics(quadpipe.Dataset(f"{url}-{per_shard}"))["train"]
+        read.append(proxy.sent - before)
+        assert 2 <= found["originals"]["of"] <= 4
         assert dataset.manifest.splits["train"].bytes > 800_000
     assert max(read) < 170_000
 
