@@ -16,7 +16,7 @@ from sklearn.datasets import load_sample_images
 # Tests run in several processes. More threads than processors wait for each other in loops.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Tests kill processes, never the machine; waiting for the disk would take most of their time.
-os.fsync = lambda file: None
+os.fsync = lambda fd: None
 
 
 @pytest.fixture(scope="session")

@@ -26,8 +26,7 @@ from quadpipe import faults
 from quadpipe.errors import QuadpipeError
 from quadpipe.job import isolation
 
-
-os.fsync = lambda file: None  # as in conftest.py
+os.fsync = lambda fd: None  # as in conftest.py
 
 
 class ForkedDecoder:
@@ -80,7 +79,7 @@ def kills(
 
     start: puts into a new folder what is there before. look: what to note of a folder after a kill.
     """
-    isolation.subprocess.Popen = ForkedDecoder
+    isolation.subprocess.Popen = ForkedDecoder  # type: ignore[assignment, misc]
     points: list[str] = []
     whole = folder / "whole"
     start(whole)
