@@ -1,10 +1,12 @@
 """The bytes of an input -> its views."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
 from quadpipe import faults
+from quadpipe.images.annotations import parse_annotation
 from quadpipe.images.crop import Box, decode_and_resample, random_box
 from quadpipe.images.decode import EncodedImage
 from quadpipe.job.plan import Plan, ShardId
@@ -12,12 +14,16 @@ from quadpipe.job.plan import Plan, ShardId
 
 @dataclass(frozen=True)
 class Views:
-    """All views of one input. pixels: uint8 `[V, H, W, 3]`; width, height: of the whole image."""
+    """All views of one input. pixels: uint8 `[V, H, W, 3]`; width, height: of the whole image.
+
+    members: of each view, the annotations of the input as they are in its crop.
+    """
 
     width: int
     height: int
     boxes: list[Box]
     pixels: np.ndarray
+    members: list[dict[str, bytes]]
 
 
 class Decoder:
@@ -26,15 +32,32 @@ class Decoder:
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
 
-    def __call__(self, shard: ShardId, index: int, path: str, data: bytes) -> Views:
-        """RejectError when the bytes are not a usable image."""
-        return decode_views(self.plan, shard, index, path, data)
+    def __call__(
+        self,
+        shard: ShardId,
+        index: int,
+        path: str,
+        data: bytes,
+        annotations: Mapping[str, bytes] | None = None,
+    ) -> Views:
+        """RejectError when the bytes are not a usable image.
+
+        annotations: the boxes and masks of the image by name, of kinds as in the plan.
+        """
+        return decode_views(self.plan, shard, index, path, data, annotations)
 
     def close(self) -> None:
         """Release resources after the last input."""
 
 
-def decode_views(plan: Plan, shard: ShardId, index: int, path: str, data: bytes) -> Views:
+def decode_views(
+    plan: Plan,
+    shard: ShardId,
+    index: int,
+    path: str,
+    data: bytes,
+    annotations: Mapping[str, bytes] | None = None,
+) -> Views:
     """All views of one input; RejectError when its bytes are not a usable image."""
     config = plan.config
     image = EncodedImage(data, config.tokenizer.max_pixels)
@@ -56,4 +79,10 @@ def decode_views(plan: Plan, shard: ShardId, index: int, path: str, data: bytes)
         )
     size = config.tokenizer.image_size
     pixels = np.stack([decode_and_resample(image, box, size) for box in boxes])
-    return Views(image.width, image.height, boxes, pixels)
+    whole, limit = (image.height, image.width), config.tokenizer.max_pixels
+    parsed = {
+        name: parse_annotation(plan.members[name], content, whole, limit)
+        for name, content in (annotations or {}).items()
+    }
+    members = [{name: a.cropped(box, size) for name, a in parsed.items()} for box in boxes]
+    return Views(image.width, image.height, boxes, pixels, members)

@@ -5,6 +5,7 @@ decoded in a child process. An input that kills the child is retried once, alone
 own; then it is rejected, as `crashed_decoder` or `timeout`.
 """
 
+import base64
 import faulthandler
 import json
 import os
@@ -15,6 +16,7 @@ import subprocess
 import sys
 import time
 import traceback
+from collections.abc import Mapping
 from dataclasses import astuple, dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -50,11 +52,18 @@ class WatchedDecoder(Decoder):
         self._seconds = decode_seconds(plan)
         self._nowhere = open(os.devnull, "w")  # noqa: SIM115  closed with the shard
 
-    def __call__(self, shard: ShardId, index: int, path: str, data: bytes) -> Views:
+    def __call__(
+        self,
+        shard: ShardId,
+        index: int,
+        path: str,
+        data: bytes,
+        annotations: Mapping[str, bytes] | None = None,
+    ) -> Views:
         # A thread in C, which does not need the GIL that a hanging decoder may hold.
         faulthandler.dump_traceback_later(self._seconds, exit=True, file=self._nowhere)
         try:
-            return super().__call__(shard, index, path, data)
+            return super().__call__(shard, index, path, data, annotations)
         finally:
             faulthandler.cancel_dump_traceback_later()
 
@@ -69,16 +78,24 @@ class IsolatedDecoder(Decoder):
         super().__init__(plan)
         self._child: _Child | None = None
 
-    def __call__(self, shard: ShardId, index: int, path: str, data: bytes) -> Views:
+    def __call__(
+        self,
+        shard: ShardId,
+        index: int,
+        path: str,
+        data: bytes,
+        annotations: Mapping[str, bytes] | None = None,
+    ) -> Views:
         self._child = self._child or _Child(self.plan)
         limit = decode_seconds(self.plan)
-        answer = self._child.decode(shard, index, path, data, seconds=limit)
+        question = (shard, index, path, data, annotations)
+        answer = self._child.decode(*question, seconds=limit)
         if isinstance(answer, _Death):
             self.close()
             alone = _Child(self.plan, cpu_seconds=limit)
             try:
                 seconds = limit * _CLOCK_FACTOR
-                answer = alone.decode(shard, index, path, data, seconds=seconds)
+                answer = alone.decode(*question, seconds=seconds)
             finally:
                 alone.end()
         if isinstance(answer, _Death):
@@ -140,10 +157,17 @@ class _Child:
             raise _cannot_start("it has ended")
 
     def decode(
-        self, shard: ShardId, index: int, path: str, data: bytes, *, seconds: float
+        self,
+        shard: ShardId,
+        index: int,
+        path: str,
+        data: bytes,
+        annotations: Mapping[str, bytes] | None = None,
+        *,
+        seconds: float,
     ) -> "Views | _Death":
         """The views of an input, or how the child died; raises what decoding raises."""
-        answer = self._ask((shard, index, path, data), seconds)
+        answer = self._ask((shard, index, path, data, annotations), seconds)
         if isinstance(answer, _Death):
             return answer
         match answer:
@@ -158,7 +182,12 @@ class _Child:
         except (EOFError, OSError):
             return _Death(self._process.wait(), timed_out=False)
         boxes = [Box(*box) for box in answer["boxes"]]
-        return Views(answer["width"], answer["height"], boxes, pixels.reshape(-1, *self._shape))
+        members = [
+            {name: base64.b64decode(text) for name, text in view.items()}
+            for view in answer["members"]
+        ]
+        pixels = pixels.reshape(-1, *self._shape)
+        return Views(answer["width"], answer["height"], boxes, pixels, members)
 
     def _ask(self, question: Any, seconds: float | None) -> Any:
         try:
@@ -227,4 +256,9 @@ def _answer(plan: Plan, *question: Any) -> tuple[Views | None, dict[str, Any]]:
     except Exception:  # a bug, for the log of the run
         return None, {"error": traceback.format_exc()}
     boxes = [astuple(box) for box in views.boxes]
-    return views, {"width": views.width, "height": views.height, "boxes": boxes}
+    members = [
+        {name: base64.b64encode(data).decode() for name, data in view.items()}
+        for view in views.members
+    ]
+    answer = {"width": views.width, "height": views.height, "boxes": boxes, "members": members}
+    return views, answer

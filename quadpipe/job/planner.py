@@ -35,7 +35,11 @@ class Planner:
         dataset = config.dataset
         self._config = config
         self.inputs = inputs = source.list(
-            split=dataset.split, labels=labels, use_labels=use_labels, classes=classes
+            split=dataset.split,
+            labels=labels,
+            use_labels=use_labels,
+            classes=classes,
+            wanted=dataset.wanted_members(),
         )
         scorer.check_classes(inputs.classes)
         self._ordered = {
@@ -57,6 +61,7 @@ class Planner:
                 for name, (_, order) in self._ordered.items()
             },
             imaging_library=imaging_library(),
+            members=inputs.kept.kinds,
         )
 
     def check(self, out: Folder) -> bool:

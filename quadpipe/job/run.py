@@ -63,8 +63,13 @@ class Job:
 
     @property
     def warnings(self) -> list[str]:
-        """Warnings about possible mistakes in the source."""
-        return self._planner.inputs.warnings
+        """Warnings about possible mistakes in the source, and what is not kept of it."""
+        return self._planner.inputs.warnings + self.notes
+
+    @property
+    def notes(self) -> list[str]:
+        """What is not kept of the source, and which kept members some images do not have."""
+        return self._planner.inputs.kept.notes
 
     def preview(self) -> Preview:
         """What `run` would do; raises its errors about the output."""
@@ -132,6 +137,8 @@ class Job:
         for shard in pending:
             left[shard.split] += len(self.plan.inputs_of(shard))
         samples = sum(count * self.plan.splits[split].views for split, count in left.items())
+        listed = sum(map(len, self._planner.inputs.splits.values()))
+        sample_bytes = self.plan.bytes_per_sample + self._planner.inputs.kept.bytes // listed
         return Preview(
             plan=self.plan,
             done=self.plan.inputs - left.total(),
@@ -139,7 +146,7 @@ class Job:
             unused_classes=self._planner.inputs.unused_classes,
             warnings=self.warnings,
             write_samples=samples,
-            write_bytes=samples * self.plan.bytes_per_sample,
+            write_bytes=samples * sample_bytes,
             free_bytes=self.out.free_bytes(),
         )
 

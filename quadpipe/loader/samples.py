@@ -17,7 +17,7 @@ from quadpipe.files import CachedFolder, RangeReader, RemoteFolder
 from quadpipe.quadtree import grow, leaf_indices
 from quadpipe.shards.format import npy_header
 from quadpipe.shards.index import ROW, checksum, mismatch, scan
-from quadpipe.shards.members import sample_members
+from quadpipe.shards.members import sample_contents, sample_members
 from quadpipe.shards.reader import Dataset
 
 KEY_BYTES = 20
@@ -42,7 +42,7 @@ class Rows:
 
     splits: int64 `[b]`, number of splits of each row. tokens: uint8 `[N, T]`, the output. boxes:
     int16 `[N, 3]`. labels: int64 `[b]`, -1 without labels. skipped: shard and error by row, of the
-    rows that hold no sample.
+    rows that hold no sample. members: contents of other members by name, None for a row without.
     """
 
     def __init__(self, tokens: np.ndarray, splits: np.ndarray, roots: int) -> None:
@@ -54,6 +54,7 @@ class Rows:
         self.key_bytes = np.zeros((size, KEY_BYTES), np.uint8)
         self.long_keys: dict[int, str] = {}
         self.skipped: dict[int, tuple[str, ShardError]] = {}
+        self.members: dict[str, list[bytes | None]] = {}
 
     def place(self, row: int) -> slice:
         """The tokens of a row."""
@@ -85,13 +86,21 @@ class SampleReader:
     """Random access to the samples of one view of a split. Threads may share it.
 
     skip: whether damaged samples leave their rows blank instead of raising. verify: see `VERIFY`.
+    members: names of other members whose contents are read too.
     """
 
     def __init__(
-        self, dataset: Dataset, split: str, view: int, *, skip: bool = False, verify: str = "first"
+        self,
+        dataset: Dataset,
+        split: str,
+        view: int,
+        *,
+        skip: bool = False,
+        verify: str = "first",
+        members: tuple[str, ...] = (),
     ) -> None:
         self._dataset, self._split = dataset, split
-        self._skip = skip
+        self._skip, self._members = skip, members
         self._index = dataset.index(split)
         self.shards = [shard for shard in dataset.shards(split) if shard.view == view]
         self._places = [dataset.place(split, shard) for shard in self.shards]
@@ -158,16 +167,20 @@ class SampleReader:
             lengths[places] = sizes
             groups.append((shard, places, contents, begins))
         unusual = ~self._gather_usual(addresses, lengths, rows)
-        if not unusual.any():
+        rows.members = {name: [None] * len(shards) for name in self._members}
+        if not unusual.any() and not self._members:
             return
         for shard, places, contents, begins in groups:
             for at, begin in zip(places, begins.tolist(), strict=True):
                 place = int(at)
-                if unusual[place]:
-                    try:
-                        self._parse(contents.data[begin : begin + lengths[place]], place, rows)
-                    except ShardError as error:
-                        self._blank(shard, [place], error, rows)
+                part = contents.data[begin : begin + lengths[place]]
+                try:
+                    if unusual[place]:
+                        self._parse(part, place, rows)
+                    if self._members:
+                        self._take_members(part, place, rows)
+                except ShardError as error:
+                    self._blank(shard, [place], error, rows)
 
     def _without_lost(
         self, shard: int, places: np.ndarray, numbers: np.ndarray, rows: Rows
@@ -269,6 +282,12 @@ class SampleReader:
         rows.boxes[where] = leaves.boxes
         rows.labels[place] = -1 if sample.label is None else sample.label
         rows.long_keys[place] = sample.key
+
+    def _take_members(self, part: memoryview, place: int, rows: Rows) -> None:
+        _, contents = sample_contents(part)
+        for name in self._members:
+            if name in contents:
+                rows.members[name][place] = bytes(contents[name])
 
     def _fetch(self, shards: np.ndarray) -> None:
         """Prefetch the shards of a batch into the cache; errors are raised when they are read."""
