@@ -63,8 +63,8 @@ class Job:
 
     @property
     def warnings(self) -> list[str]:
-        """Warnings about possible mistakes in the source, and what is not kept of it."""
-        return self._planner.inputs.warnings + self.notes
+        """Warnings about possible mistakes in the source."""
+        return self._planner.inputs.warnings
 
     @property
     def notes(self) -> list[str]:
@@ -145,6 +145,7 @@ class Job:
             skipped=self._planner.inputs.skipped,
             unused_classes=self._planner.inputs.unused_classes,
             warnings=self.warnings,
+            notes=self.notes,
             write_samples=samples,
             write_bytes=samples * sample_bytes,
             free_bytes=self.out.free_bytes(),
@@ -199,7 +200,8 @@ def tokenize(
     scorer precomputed. options: the fields of TokenizerConfig, DatasetConfig and RunConfig.
     A rerun with the same options resumes.
 
-    Issues a UserWarning for a suspicious source, such as one with a single class.
+    Issues a UserWarning for a suspicious source, such as one with a single class, and for members
+    or columns of the source that are not kept.
 
     Raises ConfigError on options that are invalid or differ from the stored plan, SourceError on
     an input that cannot be listed, OutputError on an output that cannot be written, JobError when
@@ -217,7 +219,7 @@ def tokenize(
         scorer_weights=scorer_weights,
         maps=maps,
     )
-    for warning in job.warnings:
+    for warning in job.warnings + job.notes:
         warnings.warn(warning, stacklevel=2)
     return job.run(progress)
 

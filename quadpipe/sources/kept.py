@@ -18,12 +18,13 @@ _SHOWN = 6
 class KeptMembers:
     """What a source keeps and leaves.
 
-    kinds: kind (see `names.MEMBER_KINDS`) by the name that a member gets. missing: number of images
-    without it, by that name. others: number of members or cells that are not kept, by their name in
-    the source. bytes: of all kept members.
+    kinds: kind (see `names.MEMBER_KINDS`) by the name that a member gets. images: how many were
+    looked at. missing: how many of them lack a member, by its name. others: number of members or
+    cells that are not kept, by their name in the source. bytes: of all kept members.
     """
 
     kinds: dict[str, str] = field(default_factory=dict)
+    images: int = 0
     missing: dict[str, int] = field(default_factory=dict)
     others: dict[str, int] = field(default_factory=dict)
     bytes: int = 0
@@ -38,7 +39,7 @@ class KeptMembers:
             more = f" and {len(names) - _SHOWN:,} other names" if names[_SHOWN:] else ""
             notes.append(f"not kept: {shown}{more}; --keep {','.join(names[:_SHOWN])} keeps them")
         for name, count in self.missing.items():
-            notes.append(f"{count:,} images have no {name}")
+            notes.append(f"{name} is missing in {count:,} of {self.images:,} images")
         return notes
 
 
@@ -95,7 +96,11 @@ class Keeper:
             if (count := self._images - self._found[name])
         }
         return KeptMembers(
-            kinds=self._kinds, missing=missing, others=dict(self._others), bytes=self._bytes
+            kinds=self._kinds,
+            images=self._images,
+            missing=missing,
+            others=dict(self._others),
+            bytes=self._bytes,
         )
 
 
