@@ -17,8 +17,9 @@ from quadpipe.files import CachedFolder, RangeReader, RemoteFolder
 from quadpipe.quadtree import grow, leaf_indices
 from quadpipe.shards.format import npy_header
 from quadpipe.shards.index import ROW, checksum, mismatch, scan
-from quadpipe.shards.members import sample_contents, sample_members
+from quadpipe.shards.members import sample_members
 from quadpipe.shards.reader import Dataset
+from quadpipe.shards.tar import read_checked
 
 KEY_BYTES = 20
 """Longer keys, which quadpipe does not write, are read by the slow path."""
@@ -284,10 +285,11 @@ class SampleReader:
         rows.long_keys[place] = sample.key
 
     def _take_members(self, part: memoryview, place: int, rows: Rows) -> None:
-        _, contents = sample_contents(part)
-        for name in self._members:
-            if name in contents:
-                rows.members[name][place] = bytes(contents[name])
+        """Copy the members that were asked for, of a sample that was read and so checked."""
+        for member, content in read_checked(part):
+            name = member.partition(".")[2]
+            if name in rows.members:
+                rows.members[name][place] = bytes(content)
 
     def _fetch(self, shards: np.ndarray) -> None:
         """Prefetch the shards of a batch into the cache; errors are raised when they are read."""

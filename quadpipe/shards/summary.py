@@ -9,6 +9,8 @@ import numpy as np
 
 from quadpipe.counts import CountLimits
 from quadpipe.errors import MissingError, ShardError, UnreadableError
+from quadpipe.files import Contents
+from quadpipe.names import MAX_KEPT_BYTES
 from quadpipe.shards.manifest import ShardInfo
 from quadpipe.shards.reader import Dataset, Sample
 from quadpipe.shards.tar import read_members
@@ -120,20 +122,17 @@ def _first_samples(dataset: Dataset, split: str) -> Iterator[Sample]:
 
 
 def _samples_in_beginning(dataset: Dataset, shard: ShardInfo, size: int) -> Iterator[Sample]:
-    starts: list[int] = []
-    key = ""
+    kept = len(dataset.manifest.members or ()) * MAX_KEPT_BYTES
     try:
         data = dataset.folder.beginning(shard.name, size)
-        if len(data) < size:
+        starts, cut = _starts(data)
+        if cut and len(starts) < 2 and kept:  # kept members may be larger than mosaics
+            data = dataset.folder.beginning(shard.name, min(size + kept, shard.bytes))
+            starts, cut = _starts(data)
+        if len(data) < min(size, shard.bytes):
             raise ShardError(f"{len(data)} bytes, expected {shard.bytes}")
-        try:
-            for name, offset, _ in read_members(data):
-                if name.partition(".")[0] != key:
-                    key = name.partition(".")[0]
-                    starts.append(offset)
-        except ShardError:  # the last sample is cut
-            if len(starts) < 2:
-                raise
+        if cut and len(starts) < 2:
+            raise cut
         for start, stop in pairwise(starts):
             yield dataset.parse_sample(data[start:stop])
     except UnreadableError:
@@ -141,3 +140,17 @@ def _samples_in_beginning(dataset: Dataset, shard: ShardInfo, size: int) -> Iter
     except ShardError as error:
         what = dataset.missing if isinstance(error, MissingError) else error
         raise ShardError(f"{dataset.folder.where(shard.name)}: {what}") from error
+
+
+def _starts(data: Contents) -> tuple[list[int], ShardError | None]:
+    """Where samples start in the beginning of a shard, and why the last one is not whole."""
+    starts: list[int] = []
+    key = ""
+    try:
+        for name, offset, _ in read_members(data):
+            if name.partition(".")[0] != key:
+                key = name.partition(".")[0]
+                starts.append(offset)
+    except ShardError as error:
+        return starts, error
+    return starts, None
