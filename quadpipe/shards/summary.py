@@ -129,7 +129,7 @@ def _samples_in_beginning(dataset: Dataset, shard: ShardInfo, size: int) -> Iter
         if cut and len(starts) < 2 and kept:  # kept members may be larger than mosaics
             data = dataset.folder.beginning(shard.name, min(size + kept, shard.bytes))
             starts, cut = _starts(data)
-        if len(data) < min(size, shard.bytes):
+        if len(data) < size:
             raise ShardError(f"{len(data)} bytes, expected {shard.bytes}")
         if cut and len(starts) < 2:
             raise cut

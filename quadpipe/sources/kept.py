@@ -37,7 +37,9 @@ class KeptMembers:
             names = sorted(self.others, key=lambda name: (-self.others[name], name))
             shown = ", ".join(f"{name} ({self.others[name]:,})" for name in names[:_SHOWN])
             more = f" and {len(names) - _SHOWN:,} other names" if names[_SHOWN:] else ""
-            notes.append(f"not kept: {shown}{more}; --keep {','.join(names[:_SHOWN])} keeps them")
+            possible = ",".join(name for name in names[:_SHOWN] if is_member_name(name))
+            advice = f"; --keep {possible} keeps them" if possible else "; rename them to keep them"
+            notes.append(f"not kept: {shown}{more}{advice}")
         for name, count in self.missing.items():
             notes.append(f"{name} is missing in {count:,} of {self.images:,} images")
         return notes
@@ -118,8 +120,9 @@ def stored_names(wanted: Mapping[str, str], *, columns: bool) -> dict[str, str]:
         new = f"{name}{suffix}" if columns and "." not in name else name
         if is_format_member(new):
             new = f"original.{new}"
-        if kind in _SUFFIXES and not new.endswith(suffix):
-            raise ConfigError(f"{name} cannot hold {kind}: give a member named *{suffix}")
+        if kind in _SUFFIXES and not f".{new}".endswith(suffix):
+            option = "boxes" if kind == "boxes" else "masks"
+            raise ConfigError(f"--{option} {name}: give a member whose name ends in {suffix}")
         if not is_member_name(new):
             raise ConfigError(f"{name!r} is too long for the name of a member; rename it")
         if new in names.values():
