@@ -2,10 +2,12 @@
 
 import io
 import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
+from source_files import make_tar
 
 Rectangle = tuple[int, int, int, int]
 
@@ -50,3 +52,48 @@ def assert_painted(pixels: np.ndarray, box: list[float] | None) -> None:
     bright = pixels > 127
     assert not (bright & ~inside(box, pixels.shape, 0.6)).any()
     assert not (inside(box, pixels.shape, -0.6) & ~bright).any()
+
+
+def make_source(folder: Path, count: int = 8) -> Path:
+    """A tar of painted pictures of several sizes, with captions, boxes, masks and JSON.
+
+    The second has no caption.
+    """
+    contents = []
+    for number in range(count):
+        width, height = 70 + 9 * number % 40, 60 + 7 * number % 30
+        rectangle = (10 + number, 12, 45 + 2 * number, 40 + number)
+        sample = members(width, height, rectangle) | {"cls": b"%d" % (number % 2)}
+        sample |= {"json": b'{"n": %d}' % number, "txt": b"caption %d" % number, "id": b"1"}
+        if number == 1:
+            del sample["txt"]
+        contents += [(f"{number:03d}.{name}", data) for name, data in sample.items()]
+    folder.mkdir(parents=True, exist_ok=True)
+    make_tar(folder / "painted.tar", *contents)
+    return folder
+
+
+KEPT: dict[str, Any] = {
+    "keep": ("txt", "json"),
+    "boxes": ("bbox.json",),
+    "masks": ("seg.png",),
+}
+OPTIONS: dict[str, Any] = {
+    "image_size": 48,
+    "patch_size": 8,
+    "max_patch_size": 16,
+    "tokens": 36,
+    "samples_per_shard": 4,
+    "in_process": True,
+}
+
+
+def put_together(tokens: np.ndarray, boxes: np.ndarray) -> np.ndarray:
+    """The uint8 `[H, W]` image of tokens that all have the smallest scale."""
+    assert not boxes[:, 2].any()
+    side = tokens.shape[1]
+    height, width = (boxes[:, :2].max(axis=0)[::-1] + 1) * side
+    image = np.zeros((height, width), np.uint8)
+    for token, (x, y, _) in zip(tokens, boxes, strict=True):
+        image[y * side : (y + 1) * side, x * side : (x + 1) * side] = token[..., 0]
+    return image

@@ -151,7 +151,10 @@ def _differences(stored: Any, wanted: Any, where: str = "") -> Iterator[str]:
             yield from _differences(stored.get(key), wanted.get(key), name)
     elif stored != wanted:
         if where.endswith(".listing"):
-            yield "the inputs (files were added, removed, renamed or relabeled)"
+            yield (
+                "the inputs (files were added, removed, renamed or relabeled, or kept members "
+                "changed)"
+            )
         elif where == "classes":
             yield f"classes were {len(stored or [])}, now {len(wanted or [])}, or have other names"
         else:
