@@ -120,4 +120,5 @@ def _rounded(value: float) -> float:
 def _centers(start: float, stop: float, count: int, limit: int) -> np.ndarray:
     """int64 `[count]`: the pixels, below `limit`, under the centers of `count` resampled ones."""
     places = start + (np.arange(count) + 0.5) * ((stop - start) / count)
-    return np.clip(np.floor(places).astype(np.int64), 0, limit - 1)
+    under: np.ndarray = np.clip(np.floor(places).astype(np.int64), 0, limit - 1)
+    return under

@@ -120,8 +120,8 @@ class SampleReader:
         nodes, self._stored_splits = geometry.num_nodes(stored), manifest.tokenizer.num_splits
         codec = manifest.make_codec()
         self._is_raw = codec.name == "raw"
-        members = sample_members(codec, labels=manifest.classes is not None)
-        required = [name.encode() for name, member in members.items() if not member.optional]
+        table = sample_members(codec, labels=manifest.classes is not None)
+        required = [name.encode() for name, member in table.items() if not member.optional]
         self._names = np.array(required, "S100").view(np.uint8).reshape(-1, 100)
         self._headers = (
             np.frombuffer(npy_header("|u1", (nodes, side, side, 3)), np.uint8),
