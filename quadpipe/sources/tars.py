@@ -193,9 +193,7 @@ class _Samples:
 
     def _places(self, fields: dict[str, tarfile.TarInfo]) -> dict[str, Place]:
         """Where the members of a sample are, without its images and label that are not kept."""
-        read = {name for name in fields if _is_image(name)}
-        if self._table:
-            read.add("cls")
+        read = {"cls", *filter(_is_image, fields)}
         return {
             name: (member.offset_data, member.size)
             for name, member in fields.items()
