@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -10,6 +11,18 @@ from quadpipe.images.annotations import parse_annotation
 from quadpipe.images.crop import Box, decode_and_resample, random_box
 from quadpipe.images.decode import EncodedImage
 from quadpipe.job.plan import Plan, ShardId
+
+
+class Encoded(NamedTuple):
+    """An input to decode. index: its number in the plan of its split. annotations: its boxes and
+    masks by name, of kinds as in the plan.
+    """
+
+    shard: ShardId
+    index: int
+    path: str
+    data: bytes
+    annotations: Mapping[str, bytes] = {}
 
 
 @dataclass(frozen=True)
@@ -32,38 +45,21 @@ class Decoder:
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
 
-    def __call__(
-        self,
-        shard: ShardId,
-        index: int,
-        path: str,
-        data: bytes,
-        annotations: Mapping[str, bytes] | None = None,
-    ) -> Views:
-        """RejectError when the bytes are not a usable image.
-
-        annotations: the boxes and masks of the image by name, of kinds as in the plan.
-        """
-        return decode_views(self.plan, shard, index, path, data, annotations)
+    def __call__(self, encoded: Encoded) -> Views:
+        """RejectError when the bytes are not a usable image, or not usable annotations."""
+        return decode_views(self.plan, encoded)
 
     def close(self) -> None:
         """Release resources after the last input."""
 
 
-def decode_views(
-    plan: Plan,
-    shard: ShardId,
-    index: int,
-    path: str,
-    data: bytes,
-    annotations: Mapping[str, bytes] | None = None,
-) -> Views:
-    """All views of one input; RejectError when its bytes are not a usable image."""
+def decode_views(plan: Plan, encoded: Encoded) -> Views:
+    """All views of one input; RejectError as `Decoder`."""
     config = plan.config
-    image = EncodedImage(data, config.tokenizer.max_pixels)
-    faults.point("decoding", path)
+    image = EncodedImage(encoded.data, config.tokenizer.max_pixels)
+    faults.point("decoding", encoded.path)
     boxes = [config.tokenizer.view_box(image.width, image.height)]
-    for view in range(1, plan.splits[shard.split].views):
+    for view in range(1, plan.splits[encoded.shard.split].views):
         boxes.append(
             random_box(
                 image.width,
@@ -72,8 +68,8 @@ def decode_views(
                 config.dataset.view_ratio,
                 "job/view",
                 config.tokenizer.seed,
-                shard.split,
-                index,
+                encoded.shard.split,
+                encoded.index,
                 view,
             )
         )
@@ -82,7 +78,7 @@ def decode_views(
     whole, limit = (image.height, image.width), config.tokenizer.max_pixels
     parsed = {
         name: parse_annotation(plan.members[name], content, whole, limit)
-        for name, content in (annotations or {}).items()
+        for name, content in encoded.annotations.items()
     }
     members = [{name: a.cropped(box, size) for name, a in parsed.items()} for box in boxes]
     return Views(image.width, image.height, boxes, pixels, members)

@@ -16,7 +16,6 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Mapping
 from dataclasses import astuple, dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -27,8 +26,8 @@ import numpy as np
 from quadpipe.errors import JobError, RejectError
 from quadpipe.images.crop import Box
 from quadpipe.images.decode import MAX_PIXELS
-from quadpipe.job.decoding import Decoder, Views, decode_views
-from quadpipe.job.plan import Plan, ShardId
+from quadpipe.job.decoding import Decoder, Encoded, Views, decode_views
+from quadpipe.job.plan import Plan
 
 CRASHED, TIMED_OUT = "crashed_decoder", "timeout"
 
@@ -52,18 +51,11 @@ class WatchedDecoder(Decoder):
         self._seconds = decode_seconds(plan)
         self._nowhere = open(os.devnull, "w")  # noqa: SIM115  closed with the shard
 
-    def __call__(
-        self,
-        shard: ShardId,
-        index: int,
-        path: str,
-        data: bytes,
-        annotations: Mapping[str, bytes] | None = None,
-    ) -> Views:
+    def __call__(self, encoded: Encoded) -> Views:
         # A thread in C, which does not need the GIL that a hanging decoder may hold.
         faulthandler.dump_traceback_later(self._seconds, exit=True, file=self._nowhere)
         try:
-            return super().__call__(shard, index, path, data, annotations)
+            return super().__call__(encoded)
         finally:
             faulthandler.cancel_dump_traceback_later()
 
@@ -78,28 +70,20 @@ class IsolatedDecoder(Decoder):
         super().__init__(plan)
         self._child: _Child | None = None
 
-    def __call__(
-        self,
-        shard: ShardId,
-        index: int,
-        path: str,
-        data: bytes,
-        annotations: Mapping[str, bytes] | None = None,
-    ) -> Views:
+    def __call__(self, encoded: Encoded) -> Views:
         self._child = self._child or _Child(self.plan)
         limit = decode_seconds(self.plan)
-        question = (shard, index, path, data, annotations)
-        answer = self._child.decode(*question, seconds=limit)
+        answer = self._child.decode(encoded, seconds=limit)
         if isinstance(answer, _Death):
             self.close()
             alone = _Child(self.plan, cpu_seconds=limit)
             try:
                 seconds = limit * _CLOCK_FACTOR
-                answer = alone.decode(*question, seconds=seconds)
+                answer = alone.decode(encoded, seconds=seconds)
             finally:
                 alone.end()
         if isinstance(answer, _Death):
-            raise answer.as_error(path, limit)
+            raise answer.as_error(encoded.path, limit)
         return answer
 
     def close(self) -> None:
@@ -156,18 +140,9 @@ class _Child:
             self.end()
             raise _cannot_start("it has ended")
 
-    def decode(
-        self,
-        shard: ShardId,
-        index: int,
-        path: str,
-        data: bytes,
-        annotations: Mapping[str, bytes] | None = None,
-        *,
-        seconds: float,
-    ) -> "Views | _Death":
+    def decode(self, encoded: Encoded, *, seconds: float) -> "Views | _Death":
         """The views of an input, or how the child died; raises what decoding raises."""
-        answer = self._ask((shard, index, path, data, annotations), seconds)
+        answer = self._ask(encoded, seconds)
         if isinstance(answer, _Death):
             return answer
         match answer:
@@ -176,7 +151,7 @@ class _Child:
             case {"memory": _}:
                 raise MemoryError
             case {"error": text}:
-                raise JobError(f"decoding {path} failed: {text}")
+                raise JobError(f"decoding {encoded.path} failed: {text}")
         try:
             pixels = np.frombuffer(self._connection.recv_bytes(), np.uint8)
         except (EOFError, OSError):
@@ -239,16 +214,16 @@ def serve(descriptor: int) -> None:
             return
         # Kills this process if the parent has died and the decoder hangs.
         signal.alarm(2 * _CLOCK_FACTOR * decode_seconds(plan))
-        views, answer = _answer(plan, *question)
+        views, answer = _answer(plan, question)
         signal.alarm(0)
         connection.send_bytes(json.dumps(answer).encode())
         if views is not None:
             connection.send_bytes(views.pixels.reshape(-1).data)
 
 
-def _answer(plan: Plan, *question: Any) -> tuple[Views | None, dict[str, Any]]:
+def _answer(plan: Plan, encoded: Encoded) -> tuple[Views | None, dict[str, Any]]:
     try:
-        views = decode_views(plan, *question)
+        views = decode_views(plan, encoded)
     except RejectError as error:
         return None, {"reject": [error.reason, error.message]}
     except MemoryError:

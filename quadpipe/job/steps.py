@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from quadpipe.errors import RejectError
-from quadpipe.job.decoding import Decoder
+from quadpipe.job.decoding import Decoder, Encoded
 from quadpipe.job.plan import Plan, ShardId
 from quadpipe.mosaic import Mosaic
 from quadpipe.scorers import Scorer
@@ -104,7 +104,7 @@ class Steps:
         kinds = self.plan.members
         kept = {name: data for name, data in item.members.items() if kinds[name] == "bytes"}
         annotations = {name: data for name, data in item.members.items() if name not in kept}
-        decoded = self.decoder(self.shard, item.index, entry.path, item.data, annotations)
+        decoded = self.decoder(Encoded(self.shard, item.index, entry.path, item.data, annotations))
         hint = self._hint(entry)
         views = []
         for view, (box, pixels) in enumerate(zip(decoded.boxes, decoded.pixels, strict=True)):
