@@ -17,8 +17,9 @@ from quadpipe.fields import check_fields, known_fields
 from quadpipe.files import ReadableFolder
 from quadpipe.images.crop import DECODE_MARGIN
 from quadpipe.job.config import DatasetConfig, JobConfig
+from quadpipe.names import MEMBER_KINDS, is_member_name
 from quadpipe.shards.format import FORMAT_VERSION, PLAN, json_bytes, listing_name
-from quadpipe.shards.manifest import Manifest, check_members
+from quadpipe.shards.manifest import Manifest
 from quadpipe.sources import Input
 from quadpipe.tokenizer import TOKENIZER_VERSION, TokenizerConfig
 
@@ -70,7 +71,11 @@ class Plan:
     members: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        check_members(self.members)
+        for name, kind in self.members.items():
+            if not is_member_name(name) or kind not in MEMBER_KINDS:
+                raise ConfigError(
+                    f"member {name!r} is of kind {kind!r}, not {', '.join(MEMBER_KINDS)}"
+                )
 
     def to_json(self) -> dict[str, Any]:
         dataset = asdict(self.config.dataset)

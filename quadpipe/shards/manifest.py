@@ -11,7 +11,7 @@ from quadpipe.errors import ConfigError, ShardError
 from quadpipe.fields import check_fields, known_fields
 from quadpipe.files import ReadableFolder
 from quadpipe.geometry import Geometry
-from quadpipe.names import MEMBER_KINDS, SPLITS, is_member_name
+from quadpipe.names import SPLITS, is_member_name
 from quadpipe.shards.format import (
     FORMAT_VERSION,
     MANIFEST,
@@ -235,7 +235,7 @@ class Manifest:
                 "imaging_library needs a name and a version, and only text or null as values"
             )
         _check_parents(self.parents)
-        check_members(self.members or {})
+        _check_members(self.members or {})
         if self.classes is not None and len(set(self.classes)) < len(self.classes):
             raise ConfigError("classes names one class twice")
         self.make_codec()
@@ -254,12 +254,12 @@ def fingerprint_of(document: dict[str, Any]) -> str:
     return hashlib.sha256(json_bytes(content | {"shard_lists": lists})).hexdigest()
 
 
-def check_members(members: Any) -> None:
-    """Raise ConfigError unless these are kinds of members by name."""
+def _check_members(members: Any) -> None:
+    """Later versions may have other kinds."""
     if not isinstance(members, dict) or not all(
-        is_member_name(name) and kind in MEMBER_KINDS for name, kind in members.items()
+        is_member_name(name) and isinstance(kind, str) for name, kind in members.items()
     ):
-        raise ConfigError(f"members needs a kind of each, one of {', '.join(MEMBER_KINDS)}")
+        raise ConfigError("members needs names of members, and a kind of each")
 
 
 def _check_parents(parents: Any, depth: int = 0) -> None:

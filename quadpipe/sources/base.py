@@ -12,7 +12,7 @@ from quadpipe.names import text_to_path
 from quadpipe.retries import retry
 from quadpipe.sources.labels import ClassNames
 from quadpipe.sources.listing import Input, Inputs
-from quadpipe.sources.roots import Root
+from quadpipe.sources.roots import MAX_FILE_BYTES, Root
 
 _HEADERS = 1 << 14  # bytes between the members of a sample
 
@@ -137,7 +137,8 @@ class Source(ABC):
         places = [(span.offset, span.size), *spans.values()]
         first = min(offset for offset, _ in places)
         whole = max(offset + size for offset, size in places) - first
-        if whole <= 2 * sum(size for _, size in places) + _HEADERS:  # one request to a server
+        most = min(2 * sum(size for _, size in places) + _HEADERS, MAX_FILE_BYTES)
+        if whole <= most:  # one request to a server
             data = self.root.read(path, first, whole)
             parts = [data[offset - first :][:size] for offset, size in places]
         else:

@@ -12,6 +12,7 @@ Place = str | tuple[int, int]
 
 _SUFFIXES = {"boxes": ".json", "mask": ".png"}
 _SHOWN = 6
+_MOST_NAMES = 1000  # keys with dots give each sample names of its own
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +37,7 @@ class KeptMembers:
         if self.others:
             names = sorted(self.others, key=lambda name: (-self.others[name], name))
             shown = ", ".join(f"{name} ({self.others[name]:,})" for name in names[:_SHOWN])
-            more = f" and {len(names) - _SHOWN:,} other names" if names[_SHOWN:] else ""
+            more = f" and {len(names) - _SHOWN:,} more" if names[_SHOWN:] else ""
             possible = ",".join(name for name in names[:_SHOWN] if is_member_name(name))
             advice = f"; --keep {possible} keeps them" if possible else "; rename them to keep them"
             notes.append(f"not kept: {shown}{more}{advice}")
@@ -70,7 +71,8 @@ class Keeper:
         kept = {}
         for name, place in found.items():
             if name not in self.wanted:
-                self._others[name] += 1
+                is_one_of_many = name not in self._others and len(self._others) >= _MOST_NAMES
+                self._others["other names" if is_one_of_many else name] += 1
                 continue
             size = len(place.encode()) if isinstance(place, str) else place[1]
             if size > MAX_KEPT_BYTES:

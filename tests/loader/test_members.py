@@ -99,9 +99,12 @@ def test_names_that_the_dataset_does_not_have_are_refused(shards, tmp_path):
     assert quadpipe.Dataset(old).manifest.members is None
     (batch,) = Loader(old, batch_size=8, members="txt").epoch(0)
     assert batch.members["txt"].count(None) == 1
-    with pytest.raises(ShardError, match="members needs a kind of each, one of bytes, boxes, mask"):
-        edit_manifest(old, members={"txt": "code"})
-        quadpipe.Dataset(old)
+    for members in ({"../txt": "bytes"}, {"txt": 5}):
+        edit_manifest(old, members=members)
+        with pytest.raises(ShardError, match="members needs names of members, and a kind of each"):
+            quadpipe.Dataset(old)
+    edit_manifest(old, members={"txt": "of a later version"})
+    assert quadpipe.Dataset(old).manifest.members == {"txt": "of a later version"}
 
 
 def test_text_that_is_not_utf8_names_its_sample(shards, tmp_path):

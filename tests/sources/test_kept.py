@@ -54,9 +54,17 @@ def test_what_is_not_kept_is_counted_by_name_without_the_label(tmp_path):
     )
     (note,) = list_inputs(tmp_path).kept.notes
     assert note == (
-        "not kept: i (2), b (1), c (1), d (1), e (1), f (1) and 2 other names; "
+        "not kept: i (2), b (1), c (1), d (1), e (1), f (1) and 2 more; "
         "--keep i,b,c,d,e,f keeps them"
     )
+
+
+def test_names_of_members_are_not_counted_without_end(tmp_path):
+    members = [(f"shot 10.{n:04d}.{kind}", b"x") for n in range(1100) for kind in ("txt", "jpg")]
+    make_tar(tmp_path / "x.tar", *members)
+    kept = list_inputs(tmp_path).kept
+    assert kept.notes[0].startswith("not kept: other names (")
+    assert len(kept.others) == 1001
 
 
 def test_a_member_far_from_its_image_is_read_alone(tmp_path, monkeypatch):
