@@ -105,6 +105,7 @@ def make_batch(images: int, *, lengths: bool, pinned: bool) -> Batch:
         first=0,
         skipped=0,
         lengths=drawn if lengths else None,
+        members={},
     )
 
 

@@ -31,6 +31,10 @@ def _tokens(text: str) -> int | str:
     return int(text) if text.isdecimal() else text
 
 
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(","))
+
+
 def _range(text: str) -> tuple[float, float]:
     try:
         low, high = (float(part) for part in text.split(","))
@@ -64,6 +68,7 @@ _TYPES: dict[Any, tuple[Any, str | None]] = {
     tuple[int, int]: (_image_size, "N|HxW"),
     tuple[float, float]: (_range, "LOW,HIGH"),
     tuple[float, float, float]: (_triple, "R,G,B"),
+    tuple[str, ...]: (_names, "NAME,.."),
     tuple[tuple[int, float], ...]: (_thresholds, "SIDE=T,.."),
 }
 

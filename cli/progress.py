@@ -28,6 +28,8 @@ def print_preview(preview: Preview, out: str) -> None:
         say(f"skipped  {skipped}")
     for warning in preview.warnings:
         say(f"warning  {warning}")
+    for note in preview.notes:
+        say(f"note     {note}")
     shards = sum(split.shards for split in plan.splits.values())
     say(
         f"output   {preview.write_samples:,} samples of about {bytes_text(plan.bytes_per_sample)}, "

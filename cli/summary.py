@@ -53,6 +53,9 @@ def summary_text(summary: dict[str, Any]) -> str:
             + (f", quadpipe {summary['quadpipe']}" if summary["quadpipe"] else ""),
         ),
     ]
+    if summary["members"]:
+        kept = summary["members"].items()
+        lines.append(("members", ", ".join(n if k == "bytes" else f"{n} ({k})" for n, k in kept)))
     lines += [(key, summary[key]) for key in ("license", "source") if summary[key]]
     parts = [_splits(summary), _scales(summary)]
     if "counts" in summary:

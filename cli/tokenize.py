@@ -7,6 +7,7 @@ import click
 from quadpipe.cli.options import options_of
 from quadpipe.cli.progress import TerminalProgress, print_preview
 from quadpipe.cli.summary import print_summary
+from quadpipe.cli.text import say
 from quadpipe.job.config import DatasetConfig, JobConfig
 from quadpipe.job.run import Job
 from quadpipe.job.run_config import RunConfig
@@ -75,3 +76,5 @@ def command(
         print_preview(job.preview(), out)
         return
     print_summary(job.run(TerminalProgress(out)))
+    for note in job.notes:
+        say(f"note     {note}")

@@ -1,14 +1,34 @@
-"""Names that sources and shards share: the splits, and paths as text in JSON."""
+"""Names that sources and shards share: splits, members, and paths as text in JSON."""
 
 import re
 from urllib.parse import unquote_to_bytes
 
 SPLITS = ("train", "val", "test")
 
+MEMBER_KINDS = ("bytes", "boxes", "mask")
+"""Kinds of kept members: as they are, or boxes or a mask that follow the crop of a view."""
+MAX_KEPT_BYTES = 1 << 24
+"""Of a kept member."""
+MAX_KEPT = 16
+"""Kept members of a sample."""
+
+_FORMAT_MEMBERS = ("nodes.npy", "importance.npy", "cls", "json", "preview.jpg")
+_MEMBER_NAME = re.compile(r"[a-z0-9_-][a-z0-9_.-]{0,79}")
+
 # Invalid bytes (surrogates), control characters, line and paragraph separators.
 _UNPRINTABLE_RANGES = "\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff"
 _UNPRINTABLE = re.compile(f"[{_UNPRINTABLE_RANGES}]")
 _TO_ENCODE = re.compile(f"[%{_UNPRINTABLE_RANGES}]")
+
+
+def is_member_name(name: object) -> bool:
+    """Whether a kept member may have this name, after its key and a dot."""
+    return isinstance(name, str) and bool(_MEMBER_NAME.fullmatch(name))
+
+
+def is_format_member(name: str) -> bool:
+    """Whether the format itself has a member of this name."""
+    return name in _FORMAT_MEMBERS or name.startswith("tokens.")
 
 
 def path_to_text(path: bytes) -> str:

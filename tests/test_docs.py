@@ -9,16 +9,21 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
+from painted import make_source
 from PIL import Image
 from servers import s3
+
+import quadpipe
+from quadpipe.cli import commands
 
 __all__ = ["s3"]  # a fixture
 
 REPOSITORY = Path(__file__).parents[1]
 README = (REPOSITORY / "README.md").read_text()
-TRAINING, SCORERS, CLUSTER, SHARING = (
+TRAINING, SCORERS, CLUSTER, SHARING, SOURCES = (
     (REPOSITORY / "docs" / f"{page}.md").read_text()
-    for page in ("training", "scorers", "cluster", "sharing")
+    for page in ("training", "scorers", "cluster", "sharing", "sources")
 )
 
 
@@ -112,6 +117,27 @@ def test_the_commands_of_the_sharing_page_run(folder, s3, tmp_path):
     (tmp_path / "shards").symlink_to(folder / "shards")
     fingerprint = json.loads((folder / "shards" / "dataset.json").read_text())["fingerprint"]
     run(console(SHARING), tmp_path, FINGERPRINT=fingerprint)
+
+
+def test_the_commands_and_the_example_of_the_sources_page_run(jpeg, tmp_path, monkeypatch, capsys):
+    make_source(tmp_path / "captions")
+    (listed,) = blocks(SOURCES, "csv")
+    (tmp_path / "photos.csv").write_text(listed)
+    (tmp_path / "photos").mkdir()
+    for number, line in enumerate(listed.splitlines()[1:]):
+        (tmp_path / line.partition(",")[0]).write_bytes(jpeg(number))
+    monkeypatch.chdir(tmp_path)
+    for line in "".join(blocks(SOURCES, "console")).splitlines():
+        given = [*shlex.split(line.removeprefix("$ quadpipe ")), "--in-process"]
+        done = CliRunner().invoke(commands, given, catch_exceptions=False)
+        assert done.exit_code == 0, done.output
+    (example,) = blocks(SOURCES, "python")
+    exec(example, {})
+    assert capsys.readouterr().out.startswith("caption ")
+    names = {
+        name for sample in quadpipe.Dataset("listed").samples("train") for name in sample.extra
+    }
+    assert names == {"bbox.json", "caption.txt", "photo_id.txt"}
 
 
 def test_every_scorer_is_on_the_scorers_page():

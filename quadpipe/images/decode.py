@@ -92,7 +92,7 @@ class EncodedImage:
     def __init__(self, data: bytes, max_pixels: int = MAX_PIXELS) -> None:
         self._data = data
         self._max_pixels = max_pixels
-        with _rejecting(data, max_pixels):
+        with rejecting(data, max_pixels):
             if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
                 # libwebp allocates the canvas before it reports the size.
                 _check_pixels(*_webp_size(data), max_pixels)
@@ -120,7 +120,7 @@ class EncodedImage:
     def decode(self, reduction: int = 1) -> Image.Image:
         """The upright RGB image at 1 / `reduction` of its size (1, 2, 4 or 8; JPEG only)."""
         if reduction not in self._decoded:
-            with _rejecting(self._data, self._max_pixels):
+            with rejecting(self._data, self._max_pixels):
                 image, self._opened = self._opened or self._open(), None
                 image.draft(None, (image.width // reduction, image.height // reduction))
                 self._decoded[reduction] = upright_rgb(image, self._open)
@@ -199,7 +199,7 @@ _pil_limit = _PilLimit()
 
 
 @contextmanager
-def _rejecting(data: bytes, max_pixels: int) -> Iterator[None]:
+def rejecting(data: bytes, max_pixels: int) -> Iterator[None]:
     """Turn whatever a decoder raises on these bytes into a reject.
 
     The bytes are in memory already, so only their content can be the cause. PIL's plugins raise

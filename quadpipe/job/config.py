@@ -8,7 +8,7 @@ from quadpipe.errors import ConfigError
 from quadpipe.fields import check_fields, option
 from quadpipe.images.crop import check_range
 from quadpipe.job.run_config import RunConfig
-from quadpipe.names import SPLITS
+from quadpipe.names import MAX_KEPT, SPLITS, is_member_name
 from quadpipe.scorers import scorer_type
 from quadpipe.shards.format import CODECS, DEFAULT_QUALITY, MAX_SAMPLES_PER_SHARD, MAX_VIEWS, Codec
 from quadpipe.tokenizer import TokenizerConfig
@@ -52,6 +52,15 @@ class DatasetConfig:
         high=1024,
     )
     limit: int | None = option(None, "Tokenize only this many inputs of each split.", low=1)
+    keep: tuple[str, ...] | None = option(
+        None, "Keep these members of input tars, or columns of a list, beside the tokens."
+    )
+    boxes: tuple[str, ...] | None = option(
+        None, "Keep these members or columns as boxes, which follow the crop."
+    )
+    masks: tuple[str, ...] | None = option(
+        None, "Keep these PNG members of tars as masks, which follow the crop."
+    )
     name: str | None = option(None, "Name of the dataset, for the dataset card.")
     license: str | None = option(None, "License of the dataset, for the dataset card.")
     source: str | None = option(None, "Origin of the images, for the dataset card.")
@@ -60,8 +69,29 @@ class DatasetConfig:
         check_fields(self)
         check_range("view_scale", self.view_scale, 1.0)
         check_range("view_ratio", self.view_ratio, inf)
+        self.wanted_members()
         if self.quality is not None and self.codec != "jpg":
             raise ConfigError(f"quality is for codec jpg, not {self.codec}; omit it")
+
+    def wanted_members(self) -> dict[str, str]:
+        """Kind of each member or column to keep, by its name in the source.
+
+        ConfigError on a name that a member cannot have, and on too many.
+        """
+        given = {"bytes": self.keep, "boxes": self.boxes, "mask": self.masks}
+        pairs = [(name, kind) for kind, names in given.items() for name in names or ()]
+        names = [name for name, _ in pairs]
+        for name in names:
+            if not is_member_name(name):
+                raise ConfigError(
+                    f"{name!r} cannot be the name of a member; give lower-case letters, digits and "
+                    f"`_-.`, such as txt or caption"
+                )
+            if names.count(name) > 1:
+                raise ConfigError(f"keep, boxes and masks name {name!r} twice; name it once")
+        if len(names) > MAX_KEPT:
+            raise ConfigError(f"{len(names)} members are to be kept, more than {MAX_KEPT}")
+        return dict(pairs)
 
     def codec_parameters(self) -> dict[str, Any]:
         """The codec as the manifest names it."""

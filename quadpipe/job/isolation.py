@@ -5,6 +5,7 @@ decoded in a child process. An input that kills the child is retried once, alone
 own; then it is rejected, as `crashed_decoder` or `timeout`.
 """
 
+import base64
 import faulthandler
 import json
 import os
@@ -25,8 +26,8 @@ import numpy as np
 from quadpipe.errors import JobError, RejectError
 from quadpipe.images.crop import Box
 from quadpipe.images.decode import MAX_PIXELS
-from quadpipe.job.decoding import Decoder, Views, decode_views
-from quadpipe.job.plan import Plan, ShardId
+from quadpipe.job.decoding import Decoder, Encoded, Views, decode_views
+from quadpipe.job.plan import Plan
 
 CRASHED, TIMED_OUT = "crashed_decoder", "timeout"
 
@@ -50,11 +51,11 @@ class WatchedDecoder(Decoder):
         self._seconds = decode_seconds(plan)
         self._nowhere = open(os.devnull, "w")  # noqa: SIM115  closed with the shard
 
-    def __call__(self, shard: ShardId, index: int, path: str, data: bytes) -> Views:
+    def __call__(self, encoded: Encoded) -> Views:
         # A thread in C, which does not need the GIL that a hanging decoder may hold.
         faulthandler.dump_traceback_later(self._seconds, exit=True, file=self._nowhere)
         try:
-            return super().__call__(shard, index, path, data)
+            return super().__call__(encoded)
         finally:
             faulthandler.cancel_dump_traceback_later()
 
@@ -69,20 +70,20 @@ class IsolatedDecoder(Decoder):
         super().__init__(plan)
         self._child: _Child | None = None
 
-    def __call__(self, shard: ShardId, index: int, path: str, data: bytes) -> Views:
+    def __call__(self, encoded: Encoded) -> Views:
         self._child = self._child or _Child(self.plan)
         limit = decode_seconds(self.plan)
-        answer = self._child.decode(shard, index, path, data, seconds=limit)
+        answer = self._child.decode(encoded, seconds=limit)
         if isinstance(answer, _Death):
             self.close()
             alone = _Child(self.plan, cpu_seconds=limit)
             try:
                 seconds = limit * _CLOCK_FACTOR
-                answer = alone.decode(shard, index, path, data, seconds=seconds)
+                answer = alone.decode(encoded, seconds=seconds)
             finally:
                 alone.end()
         if isinstance(answer, _Death):
-            raise answer.as_error(path, limit)
+            raise answer.as_error(encoded.path, limit)
         return answer
 
     def close(self) -> None:
@@ -139,11 +140,9 @@ class _Child:
             self.end()
             raise _cannot_start("it has ended")
 
-    def decode(
-        self, shard: ShardId, index: int, path: str, data: bytes, *, seconds: float
-    ) -> "Views | _Death":
+    def decode(self, encoded: Encoded, *, seconds: float) -> "Views | _Death":
         """The views of an input, or how the child died; raises what decoding raises."""
-        answer = self._ask((shard, index, path, data), seconds)
+        answer = self._ask(encoded, seconds)
         if isinstance(answer, _Death):
             return answer
         match answer:
@@ -152,13 +151,18 @@ class _Child:
             case {"memory": _}:
                 raise MemoryError
             case {"error": text}:
-                raise JobError(f"decoding {path} failed: {text}")
+                raise JobError(f"decoding {encoded.path} failed: {text}")
         try:
             pixels = np.frombuffer(self._connection.recv_bytes(), np.uint8)
         except (EOFError, OSError):
             return _Death(self._process.wait(), timed_out=False)
         boxes = [Box(*box) for box in answer["boxes"]]
-        return Views(answer["width"], answer["height"], boxes, pixels.reshape(-1, *self._shape))
+        members = [
+            {name: base64.b64decode(text) for name, text in view.items()}
+            for view in answer["members"]
+        ]
+        pixels = pixels.reshape(-1, *self._shape)
+        return Views(answer["width"], answer["height"], boxes, pixels, members)
 
     def _ask(self, question: Any, seconds: float | None) -> Any:
         try:
@@ -210,16 +214,16 @@ def serve(descriptor: int) -> None:
             return
         # Kills this process if the parent has died and the decoder hangs.
         signal.alarm(2 * _CLOCK_FACTOR * decode_seconds(plan))
-        views, answer = _answer(plan, *question)
+        views, answer = _answer(plan, question)
         signal.alarm(0)
         connection.send_bytes(json.dumps(answer).encode())
         if views is not None:
             connection.send_bytes(views.pixels.reshape(-1).data)
 
 
-def _answer(plan: Plan, *question: Any) -> tuple[Views | None, dict[str, Any]]:
+def _answer(plan: Plan, encoded: Encoded) -> tuple[Views | None, dict[str, Any]]:
     try:
-        views = decode_views(plan, *question)
+        views = decode_views(plan, encoded)
     except RejectError as error:
         return None, {"reject": [error.reason, error.message]}
     except MemoryError:
@@ -227,4 +231,9 @@ def _answer(plan: Plan, *question: Any) -> tuple[Views | None, dict[str, Any]]:
     except Exception:  # a bug, for the log of the run
         return None, {"error": traceback.format_exc()}
     boxes = [astuple(box) for box in views.boxes]
-    return views, {"width": views.width, "height": views.height, "boxes": boxes}
+    members = [
+        {name: base64.b64encode(data).decode() for name, data in view.items()}
+        for view in views.members
+    ]
+    answer = {"width": views.width, "height": views.height, "boxes": boxes, "members": members}
+    return views, answer

@@ -8,7 +8,7 @@ reads the chunk of its shard and nothing else.
 import hashlib
 import json
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from quadpipe import __version__
@@ -17,6 +17,7 @@ from quadpipe.fields import check_fields, known_fields
 from quadpipe.files import ReadableFolder
 from quadpipe.images.crop import DECODE_MARGIN
 from quadpipe.job.config import DatasetConfig, JobConfig
+from quadpipe.names import MEMBER_KINDS, is_member_name
 from quadpipe.shards.format import FORMAT_VERSION, PLAN, json_bytes, listing_name
 from quadpipe.shards.manifest import Manifest
 from quadpipe.sources import Input
@@ -57,18 +58,32 @@ class ShardId:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """Everything that decides the bytes of the output. Each worker has a copy."""
+    """Everything that decides the bytes of the output. Each worker has a copy.
+
+    members: see `Manifest`.
+    """
 
     config: JobConfig
     scorer: dict[str, Any]
     classes: list[str] | None
     splits: dict[str, PlannedSplit]
     imaging_library: dict[str, str | None]
+    members: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name, kind in self.members.items():
+            if not is_member_name(name) or kind not in MEMBER_KINDS:
+                raise ConfigError(
+                    f"member {name!r} is of kind {kind!r}, not {', '.join(MEMBER_KINDS)}"
+                )
 
     def to_json(self) -> dict[str, Any]:
         dataset = asdict(self.config.dataset)
         for name in ("codec", "quality"):
             del dataset[name]
+        for name in ("keep", "boxes", "masks"):
+            if dataset[name] is None:
+                del dataset[name]
         document = {
             "format_version": FORMAT_VERSION,
             "tokenizer_version": TOKENIZER_VERSION,
@@ -81,6 +96,8 @@ class Plan:
             "splits": {name: asdict(split) for name, split in self.splits.items()},
             "decode_margin": DECODE_MARGIN,
         }
+        if self.members:
+            document["members"] = self.members
         as_stored: dict[str, Any] = json.loads(json_bytes(document))
         return as_stored
 
@@ -124,6 +141,7 @@ class Plan:
             name=dataset.name,
             license=dataset.license,
             source=dataset.source,
+            members=self.members,
             quadpipe=__version__,
             **counted,
         )
@@ -142,7 +160,10 @@ def read_inputs(out: ReadableFolder, plan: Plan, shard: ShardId) -> list[Input]:
     size = plan.config.dataset.samples_per_shard
     lines = data.splitlines()[inside * size : (inside + 1) * size]
     try:
-        return [Input.from_row(json.loads(line)) for line in lines]
+        inputs = [Input.from_row(json.loads(line)) for line in lines]
+        if any(not entry.kept.keys() <= plan.members.keys() for entry in inputs):
+            raise ValueError("a member that is not in the plan")
+        return inputs
     except (ValueError, TypeError, RecursionError) as error:
         raise ShardError(
             f"{out.where(name)} holds a row that is not an input; choose another --out, or remove "
@@ -216,4 +237,5 @@ def _plan_of(document: dict[str, Any]) -> Plan:
             for name, split in document["splits"].items()
         },
         imaging_library=dict(document["imaging_library"]),
+        members=dict(document.get("members", {})),
     )

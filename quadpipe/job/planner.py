@@ -35,7 +35,11 @@ class Planner:
         dataset = config.dataset
         self._config = config
         self.inputs = inputs = source.list(
-            split=dataset.split, labels=labels, use_labels=use_labels, classes=classes
+            split=dataset.split,
+            labels=labels,
+            use_labels=use_labels,
+            classes=classes,
+            wanted=dataset.wanted_members(),
         )
         scorer.check_classes(inputs.classes)
         self._ordered = {
@@ -57,6 +61,7 @@ class Planner:
                 for name, (_, order) in self._ordered.items()
             },
             imaging_library=imaging_library(),
+            members=inputs.kept.kinds,
         )
 
     def check(self, out: Folder) -> bool:
@@ -146,7 +151,10 @@ def _differences(stored: Any, wanted: Any, where: str = "") -> Iterator[str]:
             yield from _differences(stored.get(key), wanted.get(key), name)
     elif stored != wanted:
         if where.endswith(".listing"):
-            yield "the inputs (files were added, removed, renamed or relabeled)"
+            yield (
+                "the inputs (files were added, removed, renamed or relabeled, or kept members "
+                "changed)"
+            )
         elif where == "classes":
             yield f"classes were {len(stored or [])}, now {len(wanted or [])}, or have other names"
         else:

@@ -11,9 +11,9 @@ class Preview:
     """What a job is about to do.
 
     done: inputs whose shards are already finished. skipped: number of skipped files by reason.
-    unused_classes: classes without an input. warnings: possible mistakes in the
-    source. write_samples, write_bytes: the remaining output, if nothing is rejected; the bytes
-    are an estimate. free_bytes: free space of the output, None when unknown.
+    unused_classes: classes without an input. warnings: possible mistakes in the source. notes: what
+    is not kept of it, or is missing. write_samples, write_bytes: the remaining output, if nothing
+    is rejected; the bytes are an estimate. free_bytes: free space of the output, None when unknown.
     """
 
     plan: Plan
@@ -21,6 +21,7 @@ class Preview:
     skipped: dict[str, int]
     unused_classes: int
     warnings: list[str]
+    notes: list[str]
     write_samples: int
     write_bytes: int
     free_bytes: int | None

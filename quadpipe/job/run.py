@@ -66,6 +66,11 @@ class Job:
         """Warnings about possible mistakes in the source."""
         return self._planner.inputs.warnings
 
+    @property
+    def notes(self) -> list[str]:
+        """What is not kept of the source, and which kept members some images do not have."""
+        return self._planner.inputs.kept.notes
+
     def preview(self) -> Preview:
         """What `run` would do; raises its errors about the output."""
         stored = self._planner.check(self.out)
@@ -132,14 +137,17 @@ class Job:
         for shard in pending:
             left[shard.split] += len(self.plan.inputs_of(shard))
         samples = sum(count * self.plan.splits[split].views for split, count in left.items())
+        listed = sum(map(len, self._planner.inputs.splits.values()))
+        sample_bytes = self.plan.bytes_per_sample + self._planner.inputs.kept.bytes // listed
         return Preview(
             plan=self.plan,
             done=self.plan.inputs - left.total(),
             skipped=self._planner.inputs.skipped,
             unused_classes=self._planner.inputs.unused_classes,
             warnings=self.warnings,
+            notes=self.notes,
             write_samples=samples,
-            write_bytes=samples * self.plan.bytes_per_sample,
+            write_bytes=samples * sample_bytes,
             free_bytes=self.out.free_bytes(),
         )
 
@@ -192,7 +200,8 @@ def tokenize(
     scorer precomputed. options: the fields of TokenizerConfig, DatasetConfig and RunConfig.
     A rerun with the same options resumes.
 
-    Issues a UserWarning for a suspicious source, such as one with a single class.
+    Issues a UserWarning for a suspicious source, such as one with a single class, and for members
+    or columns of the source that are not kept.
 
     Raises ConfigError on options that are invalid or differ from the stored plan, SourceError on
     an input that cannot be listed, OutputError on an output that cannot be written, JobError when
@@ -210,7 +219,7 @@ def tokenize(
         scorer_weights=scorer_weights,
         maps=maps,
     )
-    for warning in job.warnings:
+    for warning in job.warnings + job.notes:
         warnings.warn(warning, stacklevel=2)
     return job.run(progress)
 

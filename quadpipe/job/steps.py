@@ -5,8 +5,8 @@ is rejected is a `Reject` in the stream, which the later steps pass through.
 """
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from quadpipe.errors import RejectError
-from quadpipe.job.decoding import Decoder
+from quadpipe.job.decoding import Decoder, Encoded
 from quadpipe.job.plan import Plan, ShardId
 from quadpipe.mosaic import Mosaic
 from quadpipe.scorers import Scorer
@@ -29,16 +29,21 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Item:
-    """An input; data: its bytes, once it was read. index: its number in the plan of its split."""
+    """An input. index: its number in the plan of its split. data, members: its bytes and those of
+    its kept members by name, once they were read.
+    """
 
     index: int
     entry: Input
     data: bytes = b""
+    members: Mapping[str, bytes] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class View:
-    """One crop of an input. pixels: uint8 `[H, W, 3]`. hint: for the scorer, beside the pixels."""
+    """One crop of an input. pixels: uint8 `[H, W, 3]`. hint: for the scorer, beside the pixels.
+    extra: its kept members by name.
+    """
 
     index: int
     view: int
@@ -46,6 +51,7 @@ class View:
     info: dict[str, Any]
     label: int | None
     hint: Any
+    extra: Mapping[str, bytes] = field(default_factory=dict)
 
     @property
     def key(self) -> str:
@@ -90,12 +96,15 @@ class Steps:
         return cut(self.tokenizer, batches)
 
     def _read(self, item: Item) -> Item:
-        return Item(item.index, item.entry, self.source.read(item.entry))
+        return Item(item.index, item.entry, *self.source.read_all(item.entry))
 
     def _decode(self, item: Item) -> list[View]:
         """All views of an input; RejectError when its bytes are not a usable image."""
         entry = item.entry
-        decoded = self.decoder(self.shard, item.index, entry.path, item.data)
+        kinds = self.plan.members
+        kept = {name: data for name, data in item.members.items() if kinds[name] == "bytes"}
+        annotations = {name: data for name, data in item.members.items() if name not in kept}
+        decoded = self.decoder(Encoded(self.shard, item.index, entry.path, item.data, annotations))
         hint = self._hint(entry)
         views = []
         for view, (box, pixels) in enumerate(zip(decoded.boxes, decoded.pixels, strict=True)):
@@ -110,7 +119,8 @@ class Steps:
                 info["row"] = entry.row
             if self.plan.classes is not None and entry.label is not None:
                 info["class"] = self.plan.classes[entry.label]
-            views.append(View(item.index, view, pixels, info, entry.label, hint))
+            extra = kept | decoded.members[view]
+            views.append(View(item.index, view, pixels, info, entry.label, hint, extra))
         return views
 
     def _hint(self, entry: Input) -> Any:

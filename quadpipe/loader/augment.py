@@ -65,8 +65,7 @@ class Augmentation:
         mine = slice(first, first + images)
         drawn = []
         if self.flip:
-            chosen = torch.rand(total, generator=generator)[mine] < self.flip
-            drawn.append(_per_token(chosen, lengths))
+            drawn.append(_per_token(self._draw_flips(total, generator)[mine], lengths))
         if self.color_jitter:
             low, high = 1 - self.color_jitter, 1 + self.color_jitter
             factors = torch.rand(3, total, generator=generator)[:, mine] * (high - low) + low
@@ -91,6 +90,22 @@ class Augmentation:
         if self.token_dropout:
             tokens, boxes = _take(tokens, boxes, next(there))
         return tokens, boxes, after
+
+    def flips(
+        self, images: int, generator: torch.Generator, *, total: int | None = None, first: int = 0
+    ) -> Tensor:
+        """bool `[images]`: the images that the next call with this generator mirrors.
+
+        Its state does not change. For boxes and masks, see `annotations`.
+        """
+        same = torch.Generator().set_state(generator.get_state())
+        chosen = self._draw_flips(images if total is None else total, same)
+        return chosen[first : first + images]
+
+    def _draw_flips(self, total: int, generator: torch.Generator) -> Tensor:
+        if not self.flip:
+            return torch.zeros(total, dtype=torch.bool)
+        return torch.rand(total, generator=generator) < self.flip
 
     def _kept(self, tokens: int) -> int:
         """The tokens that an image keeps."""

@@ -9,7 +9,7 @@ import math
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from os import PathLike
 from weakref import finalize
@@ -19,10 +19,11 @@ import torch
 from torch import Tensor
 
 from quadpipe.counts import DISCOUNT, CountLimits, check_given
-from quadpipe.errors import ConfigError
+from quadpipe.errors import ConfigError, ShardError
 from quadpipe.loader.order import SHARDS_AT_ONCE, EpochOrder
 from quadpipe.loader.samples import Rows, SampleReader, check_verify
 from quadpipe.loader.schedule import Schedule, Tokens, parse_tokens
+from quadpipe.shards.members import checked_members
 from quadpipe.shards.reader import Dataset
 from quadpipe.shards.skipped import Skipped, check_on_error
 
@@ -47,6 +48,9 @@ class Batch:
 
     lengths: None where every image has N tokens. Else tokens per image, int64 `[b]`, always on the
     CPU, and with T their sum, image after image: tokens uint8 `[T, P, P, 3]`, boxes int16 `[T, 3]`.
+
+    members: the contents of the members that the loader was asked for, by name: one for each image,
+    None where a sample has none or was skipped.
     """
 
     tokens: Tensor
@@ -58,6 +62,17 @@ class Batch:
     first: int
     skipped: int
     lengths: Tensor | None = None
+    members: dict[str, list[bytes | None]] = field(default_factory=dict)
+
+    def text(self, name: str) -> list[str | None]:
+        """A member of each sample as text; ShardError names the key of one that is not UTF-8."""
+        texts: list[str | None] = []
+        for key, content in zip(self.keys, self.members[name], strict=True):
+            try:
+                texts.append(None if content is None else content.decode())
+            except UnicodeDecodeError as error:
+                raise ShardError(f"{key}.{name} is not text in UTF-8: {error}") from error
+        return texts
 
 
 class Loader:
@@ -86,8 +101,10 @@ class Loader:
 
     verify: when checksums of samples are verified; see `samples.VERIFY`.
 
-    Raises ConfigError on a split or budget that the dataset does not have, ShardError when a
-    shard does not fit the manifest.
+    members: names of members, such as "txt" or "json", whose contents are in `Batch.members`.
+
+    Raises ConfigError on a split, budget or member that the dataset does not have, ShardError when
+    a shard does not fit the manifest.
     """
 
     def __init__(
@@ -113,10 +130,12 @@ class Loader:
         pin_memory: bool = False,
         on_error: str = "raise",
         verify: str = "first",
+        members: Sequence[str] = (),
     ) -> None:
         check_on_error(on_error)
         check_verify(verify)
         self.dataset = dataset if isinstance(dataset, Dataset) else Dataset(dataset)
+        self.members = checked_members(self.dataset.manifest, members)
         self.split = self.dataset.split(split)
         self.name = split
         self.threshold = threshold
@@ -230,7 +249,12 @@ class Loader:
         if view not in self._readers:
             skip = self.on_error == "skip"
             reader = self._readers[view] = SampleReader(
-                self.dataset, self.name, view, skip=skip, verify=self.verify
+                self.dataset,
+                self.name,
+                view,
+                skip=skip,
+                verify=self.verify,
+                members=self.members,
             )
             sizes = sorted(shard.bytes for shard in reader.shards)
             self.dataset.folder.check_room(sizes[-(SHARDS_AT_ONCE if self.shuffle else 1) :])
@@ -272,6 +296,7 @@ class Loader:
             total=total,
             first=first,
             skipped=0 if is_placeholder else len(rows.skipped),
+            members=rows.members,
         )
 
     def _locate(

@@ -19,6 +19,7 @@ from quadpipe.shards.format import npy_header
 from quadpipe.shards.index import ROW, checksum, mismatch, scan
 from quadpipe.shards.members import sample_members
 from quadpipe.shards.reader import Dataset
+from quadpipe.shards.tar import read_checked
 
 KEY_BYTES = 20
 """Longer keys, which quadpipe does not write, are read by the slow path."""
@@ -42,7 +43,7 @@ class Rows:
 
     splits: int64 `[b]`, number of splits of each row. tokens: uint8 `[N, T]`, the output. boxes:
     int16 `[N, 3]`. labels: int64 `[b]`, -1 without labels. skipped: shard and error by row, of the
-    rows that hold no sample.
+    rows that hold no sample. members: contents of other members by name, None for a row without.
     """
 
     def __init__(self, tokens: np.ndarray, splits: np.ndarray, roots: int) -> None:
@@ -54,6 +55,7 @@ class Rows:
         self.key_bytes = np.zeros((size, KEY_BYTES), np.uint8)
         self.long_keys: dict[int, str] = {}
         self.skipped: dict[int, tuple[str, ShardError]] = {}
+        self.members: dict[str, list[bytes | None]] = {}
 
     def place(self, row: int) -> slice:
         """The tokens of a row."""
@@ -85,13 +87,21 @@ class SampleReader:
     """Random access to the samples of one view of a split. Threads may share it.
 
     skip: whether damaged samples leave their rows blank instead of raising. verify: see `VERIFY`.
+    members: names of other members whose contents are read too.
     """
 
     def __init__(
-        self, dataset: Dataset, split: str, view: int, *, skip: bool = False, verify: str = "first"
+        self,
+        dataset: Dataset,
+        split: str,
+        view: int,
+        *,
+        skip: bool = False,
+        verify: str = "first",
+        members: tuple[str, ...] = (),
     ) -> None:
         self._dataset, self._split = dataset, split
-        self._skip = skip
+        self._skip, self._members = skip, members
         self._index = dataset.index(split)
         self.shards = [shard for shard in dataset.shards(split) if shard.view == view]
         self._places = [dataset.place(split, shard) for shard in self.shards]
@@ -110,8 +120,8 @@ class SampleReader:
         nodes, self._stored_splits = geometry.num_nodes(stored), manifest.tokenizer.num_splits
         codec = manifest.make_codec()
         self._is_raw = codec.name == "raw"
-        members = sample_members(codec, labels=manifest.classes is not None)
-        required = [name.encode() for name, member in members.items() if not member.optional]
+        table = sample_members(codec, labels=manifest.classes is not None)
+        required = [name.encode() for name, member in table.items() if not member.optional]
         self._names = np.array(required, "S100").view(np.uint8).reshape(-1, 100)
         self._headers = (
             np.frombuffer(npy_header("|u1", (nodes, side, side, 3)), np.uint8),
@@ -158,16 +168,20 @@ class SampleReader:
             lengths[places] = sizes
             groups.append((shard, places, contents, begins))
         unusual = ~self._gather_usual(addresses, lengths, rows)
-        if not unusual.any():
+        rows.members = {name: [None] * len(shards) for name in self._members}
+        if not unusual.any() and not self._members:
             return
         for shard, places, contents, begins in groups:
             for at, begin in zip(places, begins.tolist(), strict=True):
                 place = int(at)
-                if unusual[place]:
-                    try:
-                        self._parse(contents.data[begin : begin + lengths[place]], place, rows)
-                    except ShardError as error:
-                        self._blank(shard, [place], error, rows)
+                part = contents.data[begin : begin + lengths[place]]
+                try:
+                    if unusual[place]:
+                        self._parse(part, place, rows)
+                    if self._members:
+                        self._take_members(part, place, rows)
+                except ShardError as error:
+                    self._blank(shard, [place], error, rows)
 
     def _without_lost(
         self, shard: int, places: np.ndarray, numbers: np.ndarray, rows: Rows
@@ -269,6 +283,13 @@ class SampleReader:
         rows.boxes[where] = leaves.boxes
         rows.labels[place] = -1 if sample.label is None else sample.label
         rows.long_keys[place] = sample.key
+
+    def _take_members(self, part: memoryview, place: int, rows: Rows) -> None:
+        """Copy the members that were asked for, of a sample that was read and so checked."""
+        for member, content in read_checked(part):
+            name = member.partition(".")[2]
+            if name in rows.members:
+                rows.members[name][place] = bytes(content)
 
     def _fetch(self, shards: np.ndarray) -> None:
         """Prefetch the shards of a batch into the cache; errors are raised when they are read."""

@@ -6,6 +6,8 @@ from itertools import islice, pairwise
 import numpy as np
 
 from quadpipe.errors import MissingError, ShardError, UnreadableError
+from quadpipe.files import Contents
+from quadpipe.names import MAX_KEPT_BYTES
 from quadpipe.shards.index import checksum, mismatch
 from quadpipe.shards.manifest import ShardInfo
 from quadpipe.shards.reader import Dataset, Sample
@@ -89,26 +91,37 @@ def _samples_at(dataset: Dataset, shard: ShardInfo, rows: np.ndarray) -> Iterato
 
 
 def _samples_in_beginning(dataset: Dataset, shard: ShardInfo, size: int) -> Iterator[Sample]:
-    starts: list[int] = []
-    key = ""
+    kept = len(dataset.manifest.members or ()) * MAX_KEPT_BYTES
     try:
         data = dataset.folder.beginning(shard.name, size)
+        starts, cut = _starts(data)
+        if cut and len(starts) < 2 and kept:  # kept members may be larger than mosaics
+            data = dataset.folder.beginning(shard.name, min(size + kept, shard.bytes))
+            starts, cut = _starts(data)
         if len(data) < size:
             raise ShardError(f"{len(data)} bytes, expected {shard.bytes}")
-        try:
-            for name, offset, _ in read_members(data):
-                if name.partition(".")[0] != key:
-                    key = name.partition(".")[0]
-                    starts.append(offset)
-        except ShardError:  # the last sample is cut
-            if len(starts) < 2:
-                raise
+        if cut and len(starts) < 2:
+            raise cut
         for start, stop in pairwise(starts):
             yield dataset.parse_sample(data[start:stop])
     except UnreadableError:
         raise
     except ShardError as error:
         raise _located(dataset, shard, error) from error
+
+
+def _starts(data: Contents) -> tuple[list[int], ShardError | None]:
+    """Where samples start in the beginning of a shard, and why the last one is not whole."""
+    starts: list[int] = []
+    key = ""
+    try:
+        for name, offset, _ in read_members(data):
+            if name.partition(".")[0] != key:
+                key = name.partition(".")[0]
+                starts.append(offset)
+    except ShardError as error:
+        return starts, error
+    return starts, None
 
 
 def _located(dataset: Dataset, shard: ShardInfo, error: ShardError) -> ShardError:

@@ -11,7 +11,7 @@ from quadpipe.errors import ConfigError, ShardError
 from quadpipe.fields import check_fields, known_fields
 from quadpipe.files import ReadableFolder
 from quadpipe.geometry import Geometry
-from quadpipe.names import SPLITS
+from quadpipe.names import SPLITS, is_member_name
 from quadpipe.shards.format import (
     FORMAT_VERSION,
     MANIFEST,
@@ -100,6 +100,8 @@ class Manifest:
 
     parents: the sources of a copy that has other shards than they: `fingerprint`, `name`,
     `license`, `source`, and their own `parents`. quadpipe: the version that wrote it.
+    members: kind (see `names.MEMBER_KINDS`) of each kept member by name; None in a file of an
+    earlier version, which did not record them.
     fingerprint: see `fingerprint_of`; it is computed if the file of an earlier version has none.
     """
 
@@ -117,6 +119,7 @@ class Manifest:
     tokenizer_version: int = TOKENIZER_VERSION
     revision: int = 1
     parents: tuple[Any, ...] = ()
+    members: dict[str, str] | None = None
     quadpipe: str | None = None
     fingerprint: str = ""
 
@@ -232,6 +235,7 @@ class Manifest:
                 "imaging_library needs a name and a version, and only text or null as values"
             )
         _check_parents(self.parents)
+        _check_members(self.members or {})
         if self.classes is not None and len(set(self.classes)) < len(self.classes):
             raise ConfigError("classes names one class twice")
         self.make_codec()
@@ -248,6 +252,14 @@ def fingerprint_of(document: dict[str, Any]) -> str:
     lists = {name: split["shard_list_sha256"] for name, split in document["splits"].items()}
     content = {key: document[key] for key in ("tokenizer", "codec", "classes")}
     return hashlib.sha256(json_bytes(content | {"shard_lists": lists})).hexdigest()
+
+
+def _check_members(members: Any) -> None:
+    """Later versions may have other kinds."""
+    if not isinstance(members, dict) or not all(
+        is_member_name(name) and isinstance(kind, str) for name, kind in members.items()
+    ):
+        raise ConfigError("members needs names of members, and a kind of each")
 
 
 def _check_parents(parents: Any, depth: int = 0) -> None:

@@ -5,13 +5,13 @@ bytes, and readers pass it through.
 """
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from quadpipe.errors import ShardError
+from quadpipe.errors import ConfigError, ShardError
 from quadpipe.geometry import Geometry
 from quadpipe.names import is_path_text
 from quadpipe.shards.format import Codec, json_bytes, npy_array, npy_bytes
@@ -108,6 +108,23 @@ def decode_info(contents: Mapping[str, Content], manifest: Manifest) -> dict[str
     info: dict[str, Any] = member.decode(contents["json"], manifest)
     member.check(info, manifest)
     return info
+
+
+def checked_members(manifest: Manifest, names: Sequence[str]) -> tuple[str, ...]:
+    """Names of members that samples of a dataset may have; ConfigError on others.
+
+    Of a dataset of an earlier version, which did not record its members, all names are possible.
+    """
+    given = (names,) if isinstance(names, str) else tuple(names)
+    there = [*sample_members(manifest.make_codec(), labels=manifest.classes is not None)]
+    there += sorted(manifest.members or ())
+    unknown = [name for name in given if name not in there]
+    if unknown and manifest.members is not None:
+        raise ConfigError(
+            f"the samples have no member {unknown[0]!r}; use {', '.join(there)}, or keep others "
+            f"with quadpipe tokenize --keep"
+        )
+    return given
 
 
 def _count_nodes(manifest: Manifest) -> int:

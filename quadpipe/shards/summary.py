@@ -34,6 +34,7 @@ def summarize(dataset: Dataset) -> dict[str, Any]:
         "tokenizer": manifest.tokenizer.as_json(),
         "scorer": manifest.scorer,
         "codec": manifest.codec,
+        "members": manifest.members,
         "imaging_library": manifest.imaging_library,
         "samples_per_shard": manifest.samples_per_shard,
         "splits": {

@@ -74,6 +74,18 @@ def read_part(data: memoryview) -> Iterator[tuple[str, int, memoryview]]:
         raise ShardError(f"cut short at byte {end}: the last member is not whole")
 
 
+def read_checked(data: memoryview) -> Iterator[tuple[str, memoryview]]:
+    """(name, content) of members whose headers were checked before, many times as fast."""
+    offset = 0
+    while offset < len(data) and data[offset]:
+        header = bytes(data[offset : offset + BLOCK])
+        name = header[_NAME].partition(b"\0")[0].decode("ascii")
+        first = offset + BLOCK
+        last = first + int(header[_SIZE].rstrip(b"\0 "), 8)
+        yield name, data[first:last]
+        offset = last + (first - last) % BLOCK
+
+
 def _scan(data: Contents) -> Generator[tuple[str, int, int, int], None, int]:
     """Yields members up to the first empty block; returns where that is."""
     offset = 0

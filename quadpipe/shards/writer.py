@@ -56,12 +56,12 @@ class ShardWriter:
         extra: as `Sample.extra`: values of other members of `MEMBERS`, and bytes of unknown ones.
         """
         values = {
+            **(extra or {}),
             self._codec.member: mosaic.tokens if encoded is None else encoded,
             "nodes.npy": mosaic.nodes,
             "importance.npy": mosaic.importance,
             "json": info,
             **({} if label is None else {"cls": label}),
-            **(extra or {}),
         }
         members = encode_members(values, self._codec, labels=label is not None)
         sample = b"".join(member_bytes(f"{key}.{name}", data) for name, data in members.items())

@@ -128,7 +128,20 @@ class MadeCopy:
             classes=self._selection.classes,
             splits=self._selection.splits,
             imaging_library=first.imaging_library,
+            members=self._members(),
         )
+
+    def _members(self) -> dict[str, str]:
+        """The kept members of all sources; ConfigError when one has two kinds."""
+        members: dict[str, str] = {}
+        for place, manifest in zip(self._places, self._manifests, strict=True):
+            for name, kind in (manifest.members or {}).items():
+                if members.setdefault(name, kind) != kind:
+                    raise ConfigError(
+                        f"{place} holds {name} as {kind}, another source as {members[name]}; "
+                        f"tokenize one of them again like the other"
+                    )
+        return members
 
     def _text(self, key: str) -> str | None:
         """Name, license or source: as given, or what all sources have."""
@@ -249,6 +262,8 @@ class MadeCopy:
             tokenizer_version=self._manifests[0].tokenizer_version,
             parents=tuple(manifest.as_parent() for manifest in self._manifests),
         )
+        if any(source.members is None for source in self._manifests):
+            manifest = replace(manifest, members=None)
         there.publish(manifest.to_bytes(), card(manifest).encode())
 
 

@@ -2,7 +2,8 @@
 
 import os
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from quadpipe import faults
@@ -11,7 +12,9 @@ from quadpipe.names import text_to_path
 from quadpipe.retries import retry
 from quadpipe.sources.labels import ClassNames
 from quadpipe.sources.listing import Input, Inputs
-from quadpipe.sources.roots import Root
+from quadpipe.sources.roots import MAX_FILE_BYTES, Root
+
+_HEADERS = 1 << 14  # bytes between the members of a sample
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,6 +25,7 @@ class ListOptions:
     labels: Path | None
     use_labels: bool
     classes: ClassNames | None
+    wanted: Mapping[str, str] = field(default_factory=dict)
 
 
 class Source(ABC):
@@ -35,6 +39,8 @@ class Source(ABC):
 
     takes_labels = False
     """Whether `labels` is for this kind of source."""
+    has_members = True
+    """Whether its images have members or columns that can be kept."""
 
     def __init__(self, root: Root, file: bytes = b"") -> None:
         self.root = root
@@ -59,12 +65,14 @@ class Source(ABC):
         labels: Path | None = None,
         use_labels: bool = True,
         classes: ClassNames | None = None,
+        wanted: Mapping[str, str] | None = None,
     ) -> Inputs:
         """All inputs.
 
-        SourceError when the source cannot be read, holds no image, or has labels that are not among
-        `classes`; ConfigError when `labels` is given for a source that has its own labels, or
-        `classes` for one that has none.
+        wanted: members or columns to keep, kind by name; see `kept.Keeper`. SourceError when the
+        source cannot be read, holds no image, or has labels that are not among `classes`;
+        ConfigError when `labels` is given for a source that has its own labels, or `classes` for
+        one that has none.
         """
         if labels and not use_labels:
             raise ConfigError("--labels and --no-labels exclude each other; give one of them")
@@ -72,9 +80,19 @@ class Source(ABC):
             raise ConfigError("--classes and --no-labels exclude each other; give one of them")
         if labels and not self.takes_labels:
             raise ConfigError("--labels is for a folder of images; this source has its own labels")
-        inputs = self._list(
-            ListOptions(split=split, labels=labels, use_labels=use_labels, classes=classes)
+        if wanted and not self.has_members:
+            raise ConfigError(
+                f"--keep, --boxes and --masks are for tars and tables, {self} is a folder of "
+                f"images; omit them"
+            )
+        options = ListOptions(
+            split=split,
+            labels=labels,
+            use_labels=use_labels,
+            classes=classes,
+            wanted=wanted or {},
         )
+        inputs = self._list(options)
         if not any(len(listing) for listing in inputs.splits.values()):
             raise SourceError(
                 f"no images found in {self} (skipped: {inputs.skipped or 'nothing'}); give a "
@@ -85,16 +103,19 @@ class Source(ABC):
         return inputs
 
     def read(self, entry: Input) -> bytes:
-        """The bytes of one input.
+        """The bytes of one input; see `read_all`."""
+        return self.read_all(entry)[0]
+
+    def read_all(self, entry: Input) -> tuple[bytes, dict[str, bytes]]:
+        """The bytes of one input, and of its kept members by name.
 
         I/O errors are retried with back-off, also a missing file: network folders come and go.
         SourceError when they persist, RejectError on a file that is too large to be an image.
         """
 
-        def attempt() -> bytes:
+        def attempt() -> tuple[bytes, dict[str, bytes]]:
             faults.point("reading", entry.path)
-            path, span = self._path(entry), entry.span
-            return self.root.read(path, span.offset, span.size) if span else self.root.read(path)
+            return self._read(entry)
 
         try:
             return retry(attempt, final=())
@@ -104,6 +125,25 @@ class Source(ABC):
                 f"cannot read {entry.path}{place}: {error.strerror or error}; fix it and rerun the "
                 f"same command"
             ) from error
+
+    def _read(self, entry: Input) -> tuple[bytes, dict[str, bytes]]:
+        path, span = self._path(entry), entry.span
+        texts = {
+            name: place.encode() for name, place in entry.kept.items() if isinstance(place, str)
+        }
+        if span is None:
+            return self.root.read(path), texts
+        spans = {name: place for name, place in entry.kept.items() if not isinstance(place, str)}
+        places = [(span.offset, span.size), *spans.values()]
+        first = min(offset for offset, _ in places)
+        whole = max(offset + size for offset, size in places) - first
+        most = min(2 * sum(size for _, size in places) + _HEADERS, MAX_FILE_BYTES)
+        if whole <= most:  # one request to a server
+            data = self.root.read(path, first, whole)
+            parts = [data[offset - first :][:size] for offset, size in places]
+        else:
+            parts = [self.root.read(path, offset, size) for offset, size in places]
+        return parts[0], texts | dict(zip(spans, parts[1:], strict=True))
 
     def has(self, entry: Input) -> bool:
         """Whether the file of an input exists; SourceError as for `read`."""

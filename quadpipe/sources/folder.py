@@ -23,6 +23,7 @@ class FolderSource(Source):
     """
 
     takes_labels = True
+    has_members = False
 
     @classmethod
     def matches(cls, root: Root, file: bytes) -> bool:

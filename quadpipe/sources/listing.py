@@ -4,13 +4,16 @@ A list of a hundred million Python strings takes tens of gigabytes; one blob of 
 takes what the paths take.
 """
 
+import json
 from array import array
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from quadpipe.names import path_to_text
+from quadpipe.names import is_member_name, path_to_text
+from quadpipe.sources.kept import KeptMembers, Place
 
 _NO_LABEL = -1
 
@@ -29,13 +32,14 @@ class Input:
     """One image to read: printable path relative to the source, class index, place in a tar.
 
     row: for a file outside the folder of its table, the number of its row. Only the table holds its
-    location: `path` is its file name.
+    location: `path` is its file name. kept: other members of the sample, by the name that they get.
     """
 
     path: str
     label: int | None
     span: Span | None = None
     row: int | None = None
+    kept: Mapping[str, Place] = field(default_factory=dict)
 
     @property
     def identity(self) -> tuple[str, int | None]:
@@ -46,23 +50,37 @@ class Input:
         """As a line of the stored listing, which `from_row` reads."""
         row: list[Any] = [self.path, self.label]
         if self.span:
-            return [*row, self.span.tar, self.span.offset, self.span.size]
-        return row if self.row is None else [*row, self.row]
+            row += [self.span.tar, self.span.offset, self.span.size]
+        elif self.row is not None:
+            row.append(self.row)
+        return [*row, dict(self.kept)] if self.kept else row
 
     @classmethod
     def from_row(cls, row: list[Any]) -> "Input":
         """TypeError or ValueError when it is not such a line."""
         path, label, *place = row
+        kept = _kept(place.pop()) if place and isinstance(place[-1], dict) else {}
         kinds = [type(value) for value in place]
         if not isinstance(path, str) or type(label) not in (int, type(None)):
             raise TypeError(row)
         if kinds == [str, int, int]:
-            return cls(path, label, span=Span(*place))
-        if kinds == [int]:
-            return cls(path, label, row=place[0])
-        if kinds:
+            return cls(path, label, span=Span(*place), kept=kept)
+        if kinds not in ([], [int]) or any(not isinstance(place, str) for place in kept.values()):
             raise TypeError(row)
-        return cls(path, label)
+        return cls(path, label, row=place[0] if place else None, kept=kept)
+
+
+def _kept(document: dict[str, Any]) -> dict[str, Place]:
+    """The places of kept members, of JSON; TypeError when they are not."""
+    kept: dict[str, Place] = {}
+    for name, place in document.items():
+        if isinstance(place, list) and [type(number) for number in place] == [int, int]:
+            kept[name] = (place[0], place[1])
+        elif isinstance(place, str):
+            kept[name] = place
+        if name not in kept or not is_member_name(name):
+            raise TypeError(document)
+    return kept
 
 
 class Listing:
@@ -75,6 +93,8 @@ class Listing:
         self._tars: list[str] = []
         self._spans = array("Q")
         self._rows = array("Q")  # up to the last input that has one; 0 for others
+        self._kept = bytearray()  # JSON of all inputs, or of none
+        self._kept_ends = array("Q")
 
     def append(
         self,
@@ -82,6 +102,7 @@ class Listing:
         label: int | None,
         span: Span | None = None,
         row: int | None = None,
+        kept: Mapping[str, Place] | None = None,
     ) -> None:
         self._blob += path
         self._ends.append(len(self._blob))
@@ -93,6 +114,9 @@ class Listing:
         if row is not None:
             self._rows.extend(array("Q", [0]) * (len(self) - 1 - len(self._rows)))
             self._rows.append(row)
+        if kept is not None:
+            self._kept += json.dumps(kept, ensure_ascii=False).encode()
+            self._kept_ends.append(len(self._kept))
 
     def __len__(self) -> int:
         return len(self._ends)
@@ -108,7 +132,14 @@ class Listing:
             None if label == _NO_LABEL else label,
             span,
             (index < len(self._rows) and self._rows[index]) or None,
+            self._kept_of(index),
         )
+
+    def _kept_of(self, index: int) -> dict[str, Place]:
+        if not self._kept_ends:
+            return {}
+        start = self._kept_ends[index - 1] if index else 0
+        return _kept(json.loads(self._kept[start : self._kept_ends[index]]))
 
     def path(self, index: int) -> bytes:
         return bytes(self._blob[self._ends[index - 1] if index else 0 : self._ends[index]])
@@ -136,7 +167,7 @@ class Inputs:
     splits: inputs by split. classes: names in index order, None without labels. unused_classes:
     how many of them have no input. ordered: shards are cut in this order. read_twice: number of
     inputs that are read through links to files that are inputs themselves. skipped: number of
-    skipped files by reason. warnings: lines for the user.
+    skipped files by reason. kept: what is kept beside the images. warnings: lines for the user.
     """
 
     splits: dict[str, Listing]
@@ -145,4 +176,5 @@ class Inputs:
     ordered: bool = False
     read_twice: int = 0
     skipped: dict[str, int] = field(default_factory=dict)
+    kept: KeptMembers = field(default_factory=KeptMembers)
     warnings: list[str] = field(default_factory=list)

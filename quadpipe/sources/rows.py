@@ -1,10 +1,11 @@
-"""Text files of `path` or `path,label` rows."""
+"""Text files of rows: `path`, `path,label`, or below a header also other columns."""
 
 import csv
 import hashlib
 import os
 from array import array
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import islice
@@ -15,22 +16,30 @@ from quadpipe.errors import SourceError
 
 _BYTE_ORDER_MARK = "\ufeff"
 _ROWS_PER_OFFSET = 64
+LABEL_COLUMNS = ("label", "cls", "class")
 
 
 class Row(NamedTuple):
-    """A row of a file: its number from 1, without the header, and where it begins."""
+    """A row of a file: its number from 1, without the header, and where it begins.
+
+    others: cells of the columns beside path and label that a header names in lower case, without
+    the empty ones. label_column: the name of the column of the label, empty without a header.
+    """
 
     path: bytes
     label: bytes | None
     number: int
     offset: int
+    others: Mapping[str, str] = {}
+    label_column: str = ""
 
 
 def read_rows(file: Path, *, blanks: bool = False) -> Iterator[Row]:
     """(path, label) rows of a text file: a comma or tab between them, the label optional.
 
-    With `blanks`, also a blank. A first row that starts with `path` is a header. Bytes that
-    are not UTF-8 stay as they are. SourceError when the file cannot be read.
+    With `blanks`, also a blank. A first row that starts with `path` is a header; below it there may
+    be other columns, and the label is in the one named label, cls or class, of two columns in the
+    second. Bytes that are not UTF-8 stay as they are. SourceError when the file cannot be read.
     """
     try:
         with file.open("rb") as opened:
@@ -99,41 +108,80 @@ def _rows(opened: BinaryIO, file: Path, blanks: bool, start: int = 0) -> Iterato
     first = next((line for line in opened if line.strip()), b"")
     delimiter = "\t" if b"\t" in first else ","
     opened.seek(start)
-    lines = _Lines(opened)
+    lines = _Lines(opened, begins=start == 0)
     if blanks and b"," not in first and b"\t" not in first:
         parsed: Iterator[list[str]] = (line.rsplit(None, 1) for line in lines)
     else:
         parsed = csv.reader(lines, delimiter=delimiter)
     number, offset, header = 0, start, start == 0
+    columns: list[str] = []
     try:
         for cells in parsed:
             begin, offset = offset, start + lines.bytes
             if not any(cell.strip() for cell in cells):
                 continue
             if header and cells[0].strip().lower() == "path":
-                header = False
+                header, columns = False, _columns(cells, file)
                 continue
             header, number = False, number + 1
-            if len(cells) > 2:
-                raise SourceError(
-                    f"{file}, row {number}: {len(cells)} columns; expected a path and at most a "
-                    f"label"
-                )
-            path, *label = (os.fsencode(cell.strip()) for cell in cells)
-            yield Row(path, label[0] if label else None, number, begin)
+            if start:  # only the path is wanted
+                yield Row(os.fsencode(cells[0].strip()), None, number, begin)
+            else:
+                yield _row(cells, columns, number, begin, file)
     except csv.Error as error:
         raise SourceError(f"{file} is not a CSV file: {error}; check its quotes") from error
 
 
-class _Lines:
-    """The lines of a file as text; `bytes` is the size of those that were read."""
+def _columns(cells: list[str], file: Path) -> list[str]:
+    names = [cell.strip().lower() for cell in cells]
+    name, count = Counter(filter(None, names)).most_common(1)[0]
+    if count > 1:
+        raise SourceError(f"{file} has two columns {name!r}; rename one of them")
+    return names
 
-    def __init__(self, opened: BinaryIO) -> None:
-        self._opened = opened
+
+def _row(cells: list[str], columns: list[str], number: int, begin: int, file: Path) -> Row:
+    """A row under a header with these columns, or without one."""
+    if len(cells) > 2 and not columns:
+        raise SourceError(
+            f"{file}, row {number}: {len(cells)} columns; expected a path and at most a label, or "
+            f"a first row that names the columns, such as path,label,caption"
+        )
+    if len(cells) > max(2, len(columns)) or (len(columns) > 2 and len(cells) < len(columns)):
+        raise SourceError(
+            f"{file}, row {number}: {len(cells)} columns, the first row names {len(columns)}; "
+            f"correct the row, or put quotes around cells with a comma"
+        )
+    path, *rest = (cell.strip() for cell in cells)
+    named = dict(zip(columns[1:], rest, strict=False))
+    column = next((name for name in LABEL_COLUMNS if name in named), "")
+    if len(columns) == 2:
+        column = columns[1]
+    label = (named.get(column) if len(columns) > 2 else rest[0]) if rest else None
+    others = {name: cell for name, cell in named.items() if name and name != column and cell}
+    return Row(
+        os.fsencode(path),
+        None if label is None else os.fsencode(label),
+        number,
+        begin,
+        others,
+        column,
+    )
+
+
+class _Lines:
+    """The lines of a file as text; `bytes` is the size of those that were read.
+
+    begins: whether the first one begins the file, where a byte order mark may be.
+    """
+
+    def __init__(self, opened: BinaryIO, *, begins: bool) -> None:
+        self._opened, self._begins = opened, begins
         self.bytes = 0
 
     def __iter__(self) -> Iterator[str]:
         for line in self._opened:
             self.bytes += len(line)
             text = line.decode("utf-8", "surrogateescape")
-            yield text.removeprefix(_BYTE_ORDER_MARK) if self.bytes == len(line) else text
+            first = self._begins and self.bytes == len(line)
+            yield text.removeprefix(_BYTE_ORDER_MARK) if first else text

@@ -1,17 +1,19 @@
-"""A table of images: a file of `path` or `path,label` rows."""
+"""A table of images: a file of `path` or `path,label` rows, or with more columns below a header."""
 
 import os
 from collections import Counter
 from functools import lru_cache
 from pathlib import Path
+from typing import NamedTuple
 
 from quadpipe.errors import SourceError
 from quadpipe.names import path_to_text
 from quadpipe.sources.base import ListOptions, Source
+from quadpipe.sources.kept import Keeper, Place
 from quadpipe.sources.labels import ClassTable
 from quadpipe.sources.listing import Inputs, Listing
 from quadpipe.sources.roots import LocalRoot, Root
-from quadpipe.sources.rows import PathList, read_rows
+from quadpipe.sources.rows import LABEL_COLUMNS, PathList, Row, read_rows
 
 
 class TableSource(Source):
@@ -21,8 +23,8 @@ class TableSource(Source):
     under its file name and the number of its row, where its path can be read again. Rows that name
     one file, also through links, are one input.
 
-    Listing raises SourceError when a file is missing, when rows give one file two labels, or when
-    only some rows have a label.
+    Listing raises SourceError when a file is missing, when rows give one file two labels or two
+    values of a kept column, or when only some rows have a label.
     """
 
     def __init__(self, root: LocalRoot, file: bytes) -> None:
@@ -40,33 +42,38 @@ class TableSource(Source):
     def _list(self, options: ListOptions) -> Inputs:
         file = self._table.file
         places = _Places(file.parent)
-        rows: list[tuple[bytes, bytes | None, int | None, bytes]] = []
-        for given, label, number, _ in read_rows(file):
-            if not os.path.isfile(os.path.join(places.root, given)):
+        keeper = Keeper(options.wanted, columns=True)
+        rows: list[_TableRow] = []
+        for row in read_rows(file):
+            if not os.path.isfile(os.path.join(places.root, row.path)):
                 raise SourceError(
-                    f"{file}: {os.fsdecode(given)!r} is not a file below {file.parent} or "
+                    f"{file}: {os.fsdecode(row.path)!r} is not a file below {file.parent} or "
                     f"elsewhere; correct or remove its row"
                 )
-            inside, real = places.locate(given)
-            path, row = (os.path.basename(given), number) if inside is None else (inside, None)
-            rows.append((path, (label or None) if options.use_labels else None, row, real))
-        rows.sort(key=lambda row: row[0])
+            inside, real = places.locate(row.path)
+            label, cells = _label_and_cells(row, keeper, file)
+            rows.append(
+                _TableRow(
+                    path=os.path.basename(row.path) if inside is None else inside,
+                    number=row.number if inside is None else None,
+                    real=real,
+                    label=(label or None) if options.use_labels else None,
+                    kept=keeper.take(cells, f"{file}, row {row.number}"),
+                )
+            )
+        rows.sort(key=lambda row: row.path)
         skipped: Counter[str] = Counter()
         listing, table = Listing(), ClassTable(options.classes)
-        label_of: dict[bytes, bytes | None] = {}  # by real path
-        for path, label, row, real in rows:
-            if real in label_of:
-                if label_of[real] != label:
-                    both = " and ".join(
-                        repr(path_to_text(x or b"")) for x in (label_of[real], label)
-                    )
-                    raise SourceError(
-                        f"{file}: {path_to_text(path)!r} has two labels, {both}; keep one of them"
-                    )
+        row_of: dict[bytes, _TableRow] = {}  # by real path
+        for entry in rows:
+            if entry.real in row_of:
+                _check_same(row_of[entry.real], entry, file)
                 skipped["a row of an image that is listed already"] += 1
                 continue
-            label_of[real] = label
-            listing.append(path, None if label is None else table.id(label), row=row)
+            row_of[entry.real] = entry
+            label_id = None if entry.label is None else table.id(entry.label)
+            kept = entry.kept if keeper.wanted else None
+            listing.append(entry.path, label_id, row=entry.number, kept=kept)
         if 0 < listing.unlabelled < len(listing):
             raise SourceError(
                 f"{file}: {listing.unlabelled} of {len(listing)} rows have no label; label all "
@@ -80,8 +87,48 @@ class TableSource(Source):
             classes=names,
             unused_classes=table.unused,
             skipped=dict(skipped),
+            kept=keeper.result(str(file)),
             warnings=table.warnings,
         )
+
+
+class _TableRow(NamedTuple):
+    """An image of a table. number: of its row, if it is outside the folder. real: its real path."""
+
+    path: bytes
+    number: int | None
+    real: bytes
+    label: bytes | None
+    kept: dict[str, Place]
+
+
+def _label_and_cells(row: Row, keeper: Keeper, file: Path) -> tuple[bytes | None, dict[str, Place]]:
+    """The label of a row, and its other cells; a cell that is to be kept is not just a label."""
+    label, cells = row.label, dict(row.others)
+    if row.label_column in keeper.wanted and label:
+        cells[row.label_column] = os.fsdecode(label)
+        if row.label_column not in LABEL_COLUMNS:
+            label = None
+    for name in keeper.wanted.keys() & cells.keys():
+        if not cells[name].isascii() and any("\ud800" <= c <= "\udfff" for c in cells[name]):
+            raise SourceError(
+                f"{file}, row {row.number}: {name} is not text in UTF-8; save the file as UTF-8"
+            )
+    return label, {**cells}
+
+
+def _check_same(one: _TableRow, other: _TableRow, file: Path) -> None:
+    """Raise SourceError unless two rows of one image say the same."""
+    name = path_to_text(other.path)
+    if one.label != other.label:
+        both = " and ".join(repr(path_to_text(row.label or b"")) for row in (one, other))
+        raise SourceError(f"{file}: {name!r} has two labels, {both}; keep one of them")
+    for column in sorted(one.kept.keys() | other.kept.keys()):
+        if one.kept.get(column) != other.kept.get(column):
+            raise SourceError(
+                f"{file}: {name!r} is in two rows with another {column}; write one row per image, "
+                f"with a JSON list in the cell if it has several"
+            )
 
 
 class _Places:

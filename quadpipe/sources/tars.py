@@ -17,6 +17,7 @@ from itertools import groupby
 from quadpipe.errors import SourceError
 from quadpipe.names import SPLITS, path_to_text
 from quadpipe.sources.base import ListOptions, Source
+from quadpipe.sources.kept import Keeper, Place
 from quadpipe.sources.labels import ClassTable
 from quadpipe.sources.listing import Inputs, Listing, Span
 from quadpipe.sources.names import is_compressed_tar_name, is_image_name, is_tar_name, split_of_word
@@ -60,7 +61,8 @@ class TarSource(Source):
             _check_name(walk.root, name)
         tars = [name for name in names if is_tar_name(name)]
         table = ClassTable(options.classes)
-        samples = _Samples(walk.root, table if options.use_labels else None)
+        keeper = Keeper(options.wanted)
+        samples = _Samples(walk.root, table if options.use_labels else None, keeper)
         listings: dict[str, Listing] = {}
         for name, named in zip(tars, _splits(walk.root, tars, options.split), strict=True):
             samples.list_tar(name, listings.setdefault(named, Listing()))
@@ -84,6 +86,7 @@ class TarSource(Source):
             ordered=True,
             read_twice=walk.read_twice,
             skipped={cause: count for cause, count in skipped.items() if count},
+            kept=keeper.result(str(walk.root)),
             warnings=table.warnings + walk.warnings + samples.warnings,
         )
 
@@ -125,8 +128,8 @@ def _split_of(name: bytes) -> str | None:
 class _Samples:
     """Lists the samples of tars, and counts in `skipped` what is not listed."""
 
-    def __init__(self, root: Root, table: ClassTable | None) -> None:
-        self._root, self._table = root, table
+    def __init__(self, root: Root, table: ClassTable | None, keeper: Keeper) -> None:
+        self._root, self._table, self._keeper = root, table, keeper
         self.skipped: Counter[str] = Counter()
         self._unsure, self._first_unsure = 0, ""
 
@@ -146,10 +149,12 @@ class _Samples:
                         continue
                     fields = {_field(member.name): member for member in group}
                     label = _label(tar, fields, path) if self._table else None
+                    kept = self._keeper.take(self._places(fields), f"{path}: {image.name}")
                     listing.append(
                         name + b"/" + os.fsencode(image.name),
                         self._table.id(label) if self._table and label is not None else None,
                         Span(text, image.offset_data, image.size),
+                        kept=kept if self._keeper.wanted else None,
                     )
                 _check_end(tar)
         except (OSError, tarfile.TarError, EOFError, ValueError, OverflowError, MemoryError) as e:
@@ -169,17 +174,31 @@ class _Samples:
 
     def _image(self, members: list[tarfile.TarInfo], tar: str) -> tarfile.TarInfo | None:
         """The image of a sample; None when it has none."""
-        images = [m for m in members if is_image_name(b"." + os.fsencode(_field(m.name)))]
+        fields = [(_field(member.name), member) for member in members]
+        images = [m for name, m in fields if _is_image(name) and name not in self._keeper.masks]
         if not images:
             self.skipped["a sample without an image"] += 1
             return None
-        self.skipped["another image of a sample"] += len(images) - 1
         plain = [m for m in images if "." not in _field(m.name)]
         if not plain and len(images) > 1:
             self._unsure += 1
             self._first_unsure = self._first_unsure or f"{images[0].name} in {tar}"
         common = [m for m in plain if _field(m.name) in _COMMON_IMAGES]
-        return (common or plain or images)[0]
+        chosen = (common or plain or images)[0]
+        self.skipped["another image of a sample"] += sum(
+            image is not chosen and _field(image.name) not in self._keeper.wanted
+            for image in images
+        )
+        return chosen
+
+    def _places(self, fields: dict[str, tarfile.TarInfo]) -> dict[str, Place]:
+        """Where the members of a sample are, without its images and label that are not kept."""
+        read = {"cls", *filter(_is_image, fields)}
+        return {
+            name: (member.offset_data, member.size)
+            for name, member in fields.items()
+            if name not in read or name in self._keeper.wanted
+        }
 
     @property
     def warnings(self) -> list[str]:
@@ -200,6 +219,10 @@ def _check_end(tar: tarfile.TarFile) -> None:
     tar.fileobj.seek(tar.offset)
     if tar.fileobj.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
         raise tarfile.ReadError(f"damaged or cut short at byte {tar.offset}")
+
+
+def _is_image(field: str) -> bool:
+    return is_image_name(b"." + os.fsencode(field))
 
 
 def _key(name: str) -> str:

@@ -119,10 +119,10 @@ def test_a_reject_applies_to_its_row_not_to_other_images_of_its_name(home, tmp_p
     first = (home / "alice" / "private" / "0.jpg").read_bytes()
     decode = decoding.decode_views
 
-    def deadly(plan, shard, index, name, data):
-        if data == first:
+    def deadly(plan, encoded):
+        if encoded.data == first:
             raise RejectError("crashed_decoder", "the decoder crashes on it")
-        return decode(plan, shard, index, name, data)
+        return decode(plan, encoded)
 
     monkeypatch.setattr(decoding, "decode_views", deadly)
     tokenize(path, tmp_path / "out", samples_per_shard=12)

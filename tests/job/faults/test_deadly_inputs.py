@@ -16,6 +16,7 @@ import quadpipe
 from quadpipe.errors import JobError
 from quadpipe.files import LocalFolder
 from quadpipe.job import isolation
+from quadpipe.job.decoding import Encoded
 from quadpipe.job.plan import ShardId, read_plan
 from quadpipe.shards.verify import verify
 
@@ -150,7 +151,7 @@ def test_the_process_that_decodes_imports_nothing_from_the_working_folder(
     plan = read_plan(LocalFolder(tmp_path / "out"))
     with closing(isolation.IsolatedDecoder(plan)) as decoder:
         data = (images / SPOILED).read_bytes()
-        views = decoder(ShardId(split="train", index=0), 0, SPOILED, data)
+        views = decoder(Encoded(ShardId(split="train", index=0), 0, SPOILED, data))
     assert views.pixels.shape == (1, 256, 256, 3)
     assert not (planted / "was-run").exists()
 
@@ -164,4 +165,4 @@ def test_a_machine_that_cannot_start_a_process_fails_the_shard(images, tmp_path,
 
     monkeypatch.setattr(subprocess, "Popen", none)
     with pytest.raises(JobError, match="cannot start a process to decode in .Resource temporarily"):
-        isolation.IsolatedDecoder(plan)(ShardId(split="train", index=0), 0, "x", b"x")
+        isolation.IsolatedDecoder(plan)(Encoded(ShardId(split="train", index=0), 0, "x", b"x"))
