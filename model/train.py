@@ -364,7 +364,7 @@ class Trainer:
             split,
             batch_size=self.config.batch_size,
             **self._tokens(training=shuffle),
-            weights=self.manifest.draw_weights if shuffle else None,
+            budget_weights=self.manifest.draw_weights if shuffle else None,
             tokens_per_batch=self.config.tokens_per_batch,
             shuffle=shuffle,
             drop_last=self.config.drop_last and shuffle,

@@ -41,8 +41,8 @@ class Rows:
     """The b rows of a batch: N tokens, row after row.
 
     splits: int64 `[b]`, number of splits of each row. tokens: uint8 `[N, T]`, the output. boxes:
-    int16 `[N, 3]`. labels: int64 `[b]`, -1 without labels. skipped: shard and error by row, of the
-    rows that hold no sample.
+    int16 `[N, 3]`. labels: int64 `[b]`, -1 without labels. skipped: path of the shard and error by
+    row, of the rows that hold no sample.
     """
 
     def __init__(self, tokens: np.ndarray, splits: np.ndarray, roots: int) -> None:
@@ -126,16 +126,24 @@ class SampleReader:
         rows: np.ndarray = self._dataset.gains(self._split)[self._starts[shards] + numbers]
         return rows
 
-    def gather(self, shards: np.ndarray, numbers: np.ndarray, rows: Rows) -> None:
+    def gather(
+        self,
+        shards: np.ndarray,
+        numbers: np.ndarray,
+        rows: Rows,
+        mine: np.ndarray | None = None,
+    ) -> None:
         """Fill the rows with samples given by shard and number in the shard, int64 `[b]`.
 
-        ShardError names shard and key of a damaged sample; with skip, its row is blank.
+        mine: the rows whose samples are this reader's, by default all. ShardError names shard and
+        key of a damaged sample; with skip, its row is blank.
         """
         addresses, lengths = np.zeros_like(shards), np.zeros_like(shards)
-        by_shard = np.argsort(shards, kind="stable")
+        mine = np.arange(len(shards)) if mine is None else mine
+        by_shard = mine[np.argsort(shards[mine], kind="stable")]
         groups = []
-        unseen = self._unseen(shards, numbers)
-        self._fetch(shards)
+        unseen = self._unseen(shards, numbers, mine)
+        self._fetch(shards[mine])
         for places in np.split(by_shard, np.flatnonzero(np.diff(shards[by_shard])) + 1):
             shard = int(shards[places[0]])
             try:
@@ -158,7 +166,7 @@ class SampleReader:
             lengths[places] = sizes
             groups.append((shard, places, contents, begins))
         unusual = ~self._gather_usual(addresses, lengths, rows)
-        if not unusual.any():
+        if not unusual[mine].any():
             return
         for shard, places, contents, begins in groups:
             for at, begin in zip(places, begins.tolist(), strict=True):
@@ -191,13 +199,16 @@ class SampleReader:
             raise ShardError("cut short")
         return contents, begins, sizes
 
-    def _unseen(self, shards: np.ndarray, numbers: np.ndarray) -> np.ndarray | None:
+    def _unseen(
+        self, shards: np.ndarray, numbers: np.ndarray, mine: np.ndarray
+    ) -> np.ndarray | None:
         """bool `[b]`: the samples whose checksums must be verified; None if there are none."""
         if not self._verifies:
             return None
         if self._trusted is None:
             return np.ones(len(shards), np.bool_)
-        unseen: np.ndarray = ~self._trusted[self._first[shards] + numbers]
+        unseen = np.zeros(len(shards), np.bool_)
+        unseen[mine] = ~self._trusted[self._first[shards[mine]] + numbers[mine]]
         return unseen if unseen.any() else None
 
     def _verify(self, shard: int, place: int, number: int, part: memoryview, rows: Rows) -> bool:
@@ -217,8 +228,8 @@ class SampleReader:
 
         Tokens are black, the boxes are those of a valid tree, the label is 0, or -1 without labels.
         """
-        name = self.shards[shard].name
-        located = ShardError(f"{self._dataset.folder.where(name)}: {error}")
+        where = self._dataset.folder.where(self.shards[shard].name)
+        located = ShardError(f"{where}: {error}")
         if not self._skip:
             raise located from error
         for row in map(int, places):
@@ -226,7 +237,7 @@ class SampleReader:
             rows.boxes[rows.place(row)] = self._blank_boxes(int(rows.splits[row]))
         rows.labels[places] = -1 if self._classes < 0 else 0
         rows.key_bytes[places] = 0
-        rows.skipped |= {int(place): (name, located) for place in places}
+        rows.skipped |= {int(place): (where, located) for place in places}
 
     def _make_blank_boxes(self, splits: int) -> np.ndarray:
         geometry = self._dataset.manifest.geometry
