@@ -47,6 +47,13 @@ def _triple(text: str) -> tuple[float, float, float]:
     return red, green, blue
 
 
+def _numbers(text: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError as error:
+        raise click.BadParameter(f"{text!r} is not numbers separated by commas") from error
+
+
 def _thresholds(text: str) -> tuple[tuple[int, float], ...]:
     try:
         pairs = [part.split("=") for part in text.split(",")]
@@ -64,6 +71,7 @@ _TYPES: dict[Any, tuple[Any, str | None]] = {
     tuple[int, int]: (_image_size, "N|HxW"),
     tuple[float, float]: (_range, "LOW,HIGH"),
     tuple[float, float, float]: (_triple, "R,G,B"),
+    tuple[float, ...]: (_numbers, "W,W,.."),
     tuple[tuple[int, float], ...]: (_thresholds, "SIDE=T,.."),
 }
 
@@ -89,7 +97,8 @@ def options_of(*kinds: type, leave_out: tuple[str, ...] = ()) -> Callable[[Any],
 expect_option = click.option(
     "--expect",
     metavar="FINGERPRINT",
-    help="Stop unless the dataset has this fingerprint, or one that begins so.",
+    help="Stop unless the dataset has this fingerprint, or one that begins so; of several datasets "
+    "one each, separated by commas.",
 )
 
 

@@ -365,7 +365,9 @@ class Loader:
             total=total,
             first=first,
             skipped=0 if is_placeholder else len(rows.skipped),
-            dataset=None if len(self.datasets) == 1 else torch.from_numpy(located.dataset),
+            dataset=None
+            if len(self.datasets) == 1
+            else self._pinned(torch.from_numpy(located.dataset)),
         )
 
     def _locate(
