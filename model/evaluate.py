@@ -60,11 +60,12 @@ def evaluate(
     started = time.perf_counter()
     # top1, top5, loss and scored samples of each dataset.
     sums = torch.zeros((len(loader.datasets), 4), dtype=torch.float64, device=device)
-    skipped = tokens = multiply_adds = 0.0
+    seen = skipped = tokens = multiply_adds = 0.0
     was_training = model.training
     model.eval()
     for batch, _ in world.in_step(loader.epoch(0)):
         label = batch.label.to(device, non_blocking=True)
+        seen += float(batch.weight.sum())
         skipped += batch.skipped
         for length, scored in zip(_lengths(batch), batch.weight.tolist(), strict=True):
             tokens += scored * length
@@ -82,11 +83,11 @@ def evaluate(
         else:
             sums.index_add_(0, batch.dataset.to(device, non_blocking=True), rows)
     model.train(was_training)
-    skipped, tokens, multiply_adds, *each = world.total(
-        skipped, tokens, multiply_adds, *sums.flatten().tolist()
+    seen, skipped, tokens, multiply_adds, *each = world.total(
+        seen, skipped, tokens, multiply_adds, *sums.flatten().tolist()
     )
     by_dataset = np.reshape(each, sums.shape)
-    top1, top5, loss, seen = by_dataset.sum(axis=0).tolist()
+    top1, top5, loss, _ = by_dataset.sum(axis=0).tolist()
     if not seen:
         raise ShardError(
             f"all {int(skipped)} samples of {loader.name} in {loader.where} are damaged, "
