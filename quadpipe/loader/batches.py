@@ -45,9 +45,9 @@ class Batch:
     without labels. weight: float32 `[b]`: 1, or 0 for a skipped sample and for the placeholder of
     an empty slice. keys: of the samples. total: samples of the global batch, over all ranks. first:
     number of them before this slice. skipped: number of damaged samples of this slice; their rows
-    are a valid, blank input (tokens 0, boxes of a valid tree, label 0, or -1 without labels, key
-    empty), which must not count in loss and accuracy. The mean over a global batch is the sum of
-    weight times loss over all ranks, divided by the sum of the weights over all ranks, which is
+    are a valid, blank input (tokens 0, boxes of a valid tree, a valid label, or -1 without labels,
+    key empty), which must not count in loss and accuracy. The mean over a global batch is the sum
+    of weight times loss over all ranks, divided by the sum of the weights over all ranks, which is
     `total` where nothing was skipped.
 
     lengths: None where every image has N tokens. Else tokens per image, int64 `[b]`, always on the

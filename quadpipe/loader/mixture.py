@@ -176,10 +176,8 @@ class Mixture:
 
     def _groups(self, located: Located) -> Iterator[tuple[int, SampleReader, np.ndarray]]:
         """Dataset, reader, and rows, for each view of a dataset that has some."""
-        for dataset in np.unique(located.dataset).tolist():
-            rows = np.flatnonzero(located.dataset == dataset)
-            for view in np.unique(located.view[rows]).tolist():
-                yield dataset, self.reader(dataset, view), rows[located.view[rows] == view]
+        for (dataset, view), rows in _alike(located.dataset, located.view):
+            yield dataset, self.reader(dataset, view), rows
 
     def in_proportion(self, gains: Sequence[np.ndarray]) -> np.ndarray:
         """float32 `[n, K]`: of the gains of each dataset as many rows as it has of an epoch's.
@@ -215,13 +213,24 @@ class MixedOrder:
         dataset, number = self._mixture.interleave.locate(start, stop)
         turn, number = np.divmod(number, self._sizes[dataset])
         view, shard = np.zeros_like(number), np.zeros_like(number)
-        for one, its_turn in set(zip(dataset.tolist(), turn.tolist(), strict=True)):
-            here = np.flatnonzero((dataset == one) & (turn == its_turn))
+        for (one, its_turn), here in _alike(dataset, turn):
             first = int(number[here[0]])
             located = self._order(one, its_turn).locate(first, first + len(here))
             shard[here], number[here] = located
             view[here] = self._mixture.view(self._epoch, one, its_turn)
         return Located(dataset, view, shard, number)
+
+
+def _alike(
+    datasets: np.ndarray, others: np.ndarray
+) -> Iterator[tuple[tuple[int, int], np.ndarray]]:
+    """Each pair of values of two int64 `[b]`, and the rows that have it, ascending."""
+    left = np.arange(len(datasets))
+    while len(left):
+        pair = int(datasets[left[0]]), int(others[left[0]])
+        chosen = (datasets[left] == pair[0]) & (others[left] == pair[1])
+        yield pair, left[chosen]
+        left = left[~chosen]
 
 
 def _whole_numbers(weights: Sequence[float]) -> list[int]:

@@ -21,7 +21,8 @@ _WITHOUT_GAINS = (
     "resample",
     "resize",
     "crop_pct",
-    "codec",
+    "codec.name",
+    "codec.quality",
     "tokenizer_version",
     "scorer.label_aware",
     "scorer.device",
@@ -36,7 +37,8 @@ def how_made(manifest: Manifest) -> dict[str, Any]:
     return (
         {name: value for name, value in tokenizer.items() if name not in _WITHOUT_MEANING}
         | {f"scorer.{name}": value for name, value in manifest.scorer.items()}
-        | {"codec": manifest.codec, "tokenizer_version": manifest.tokenizer_version}
+        | {f"codec.{name}": value for name, value in manifest.codec.items()}
+        | {"tokenizer_version": manifest.tokenizer_version}
     )
 
 

@@ -92,7 +92,7 @@ def test_differences_of_the_datasets_are_told(shards, other, tmp_path):
     train([shards, other], tmp_path / "run", **options, progress=recorded)
     (line,) = (line for line in recorded.warnings if "made differently" in line)
     for text in (
-        "codec {'name': 'raw'} and {'name': 'jpg', 'quality': 95}",
+        "codec.name raw and jpg",
         "resize crop and squash",
     ):
         assert text in line
@@ -169,5 +169,5 @@ def test_the_command_takes_several_datasets(shards, other, tmp_path, capsys):
     size = quadpipe.Dataset(other).split("train").samples
     assert f"data     30.0% of {other}, which has {size} samples" in output.out
     assert f"({shards} " in output.out
-    assert "were made differently: codec" in output.err
+    assert "were made differently: codec.name" in output.err
     assert f"done; quadpipe eval {tmp_path / 'run'} {shards}" in output.out
