@@ -317,6 +317,19 @@ def test_images_of_several_datasets_share_the_tokens_of_a_batch(pair, options):
         assert torch.equal(whole.tokens, torch.cat([one.tokens, other.tokens]))
 
 
+def test_gains_are_pooled_in_the_shares_of_an_epoch(pair):
+    gains = [
+        np.repeat(np.arange(16.0)[:, None], 4, 1),
+        np.repeat(np.arange(11.0)[:, None], 6, 1) + 100,
+    ]
+    for weights, repeat, counts in ((None, False, (16, 11)), ([1, 3], True, (16, 48))):
+        loader = Loader(pair, batch_size=4, weights=weights, repeat=repeat)
+        pooled = loader.mixture.in_proportion(gains)
+        assert pooled.shape == (sum(counts), 4)
+        assert ((pooled[:, 0] < 100).sum(), (pooled[:, 0] >= 100).sum()) == counts
+        assert len(set(pooled[:, 0])) == 27  # evenly, so none is left out
+
+
 def test_gains_of_other_scorers_are_not_compared(pair, make):
     other = make(scorer="laplacian")
     with pytest.raises(

@@ -19,6 +19,7 @@ from quadpipe.model.evaluate import evaluate, find_differences
 from quadpipe.model.predict import Predictor
 from quadpipe.model.run_folder import RunFolder
 from quadpipe.model.signals import InterruptedTrainingError
+from quadpipe.model.step import NonFiniteLossError
 from quadpipe.model.train import open_datasets
 
 CPU = torch.device("cpu")
@@ -146,6 +147,12 @@ def test_images_of_two_datasets_share_tokens_in_training(shards, made_otherwise,
         other = made_otherwise(scorer="laplacian", limit=12)
         train([shards, other], tmp_path / "no", **options)
     assert not (tmp_path / "no").exists()
+
+
+def test_samples_of_a_loss_that_is_not_finite_are_named_with_their_dataset(shards, other, tmp_path):
+    changed = {"clip_grad": 0.0, "warmup_epochs": 0.0, "lr": 1e6, "epochs": 9}
+    with pytest.raises(NonFiniteLossError, match=r"Samples: 0.* of dataset [12]"):
+        train([shards, other], tmp_path / "run", **OPTIONS | changed)
 
 
 def test_each_dataset_has_its_expected_fingerprint(shards, other):
