@@ -167,7 +167,7 @@ def locate(folder: Path) -> None:
     from quadpipe.loader.samples import SampleReader
 
     loader = Loader(folder / "out", "train", batch_size=256)
-    counts = [shard.samples for shard in SampleReader(loader.dataset, "train", 0).shards]
+    counts = [shard.samples for shard in SampleReader(loader.datasets[0], "train", 0).shards]
     order = EpochOrder(counts, seed=0, epoch=0)
     for start in (0, order.samples // 2, order.samples - 256):
         order.locate(start, start + 256)

@@ -97,6 +97,8 @@ def command(
             f"note     {dataset} was made differently from the shards that {run} was trained on: "
             f"{'; '.join(differences)}"
         )
+    if len(given := opened.manifest.classes or ()) < len(config.classes):
+        say(f"note     {dataset} has {len(given)} of the {len(config.classes)} classes of {run}")
     loaders = [
         Loader(
             opened,
@@ -105,6 +107,7 @@ def command(
             shuffle=False,
             workers=workers,
             on_error=on_error,
+            classes=config.classes,
             **options,
         )
         for options in _options(folder, config, opened, tokens, means, (min_tokens, max_tokens))

@@ -51,6 +51,13 @@ def _triple(text: str) -> tuple[float, float, float]:
     return red, green, blue
 
 
+def _numbers(text: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError as error:
+        raise click.BadParameter(f"{text!r} is not numbers separated by commas") from error
+
+
 def _thresholds(text: str) -> tuple[tuple[int, float], ...]:
     try:
         pairs = [part.split("=") for part in text.split(",")]
@@ -69,6 +76,7 @@ _TYPES: dict[Any, tuple[Any, str | None]] = {
     tuple[float, float]: (_range, "LOW,HIGH"),
     tuple[float, float, float]: (_triple, "R,G,B"),
     tuple[str, ...]: (_names, "NAME,.."),
+    tuple[float, ...]: (_numbers, "W,W,.."),
     tuple[tuple[int, float], ...]: (_thresholds, "SIDE=T,.."),
 }
 
@@ -94,7 +102,8 @@ def options_of(*kinds: type, leave_out: tuple[str, ...] = ()) -> Callable[[Any],
 expect_option = click.option(
     "--expect",
     metavar="FINGERPRINT",
-    help="Stop unless the dataset has this fingerprint, or one that begins so.",
+    help="Stop unless the dataset has this fingerprint, or one that begins so; of several datasets "
+    "one each, separated by commas.",
 )
 
 

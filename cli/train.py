@@ -27,16 +27,24 @@ class _TerminalProgress(TrainProgress):
             for n in dict.fromkeys(budgets[:: len(budgets) - 1 or 1])
         ]
         size = config.model or f"{model.width} x {model.depth}"
+        mixture = trainer.loader.mixture
+        views = max(dataset.split("train").views for dataset in mixture.datasets)
         lines = [
             f"model    {size}, {parameters:,} parameters, {model.classes:,} classes, "
             f"{' to '.join(costs)} multiply-adds per image at {budgets_text(budgets)} tokens"
             + (f" on average, {limits.least} to {limits.most} of an image" if limits else ""),
             f"data     {trainer.samples:,} samples per epoch, {trainer.loader.steps(0):,} steps of "
-            f"{config.batch_size}"
-            + (f", {views} views in turn" if (views := trainer.loader.split.views) > 1 else ""),
+            f"{config.batch_size}" + (f", {views} views in turn" if views > 1 else ""),
             f"device   {trainer.device}, {trainer.world.size} "
             f"{'process' if trainer.world.size == 1 else 'processes'}",
         ]
+        if len(mixture.datasets) > 1:
+            whole = sum(mixture.shares)
+            each = zip(mixture.datasets, mixture.sizes, mixture.shares, strict=True)
+            lines += [
+                f"data     {share / whole:.1%} of {dataset.folder}, which has {samples:,} samples"
+                for dataset, samples, share in each
+            ]
         if trainer.loaded:
             pixels = (",".join(f"{value:g}" for value in v) for v in (model.mean, model.std))
             lines.append(
@@ -64,13 +72,15 @@ class _TerminalProgress(TrainProgress):
         )
 
     def evaluated(self, epoch: int, score: EvalResult) -> None:
+        each = ", ".join(f"{where} {top1:.1%}" for where, top1 in score.by_dataset.items())
+        top1 = f"{score.top1:.1%} ({each})" if each else f"{score.top1:.1%}"
         click.echo(
-            f"epoch {epoch} done  val top-1 {score.top1:.1%}  top-5 {score.top5:.1%}  "
+            f"epoch {epoch} done  val top-1 {top1}  top-5 {score.top5:.1%}  "
             f"loss {score.loss:.4f}{_skipped(score.skipped)}"
         )
 
     def finished(self, trainer: Trainer) -> None:
-        click.echo(f"done; quadpipe eval {trainer.run} {trainer.dataset.folder}")
+        click.echo(f"done; quadpipe eval {trainer.run} {trainer.folders[0]}")
 
 
 def _means(report: StepReport) -> str:
@@ -84,7 +94,7 @@ def _skipped(samples: int) -> str:
 
 
 @click.command("train")
-@click.argument("dataset", type=click.Path())
+@click.argument("datasets", nargs=-1, required=True, metavar="DATASET..", type=click.Path())
 @click.option("--out", required=True, type=click.Path(), help="Folder of the run.")
 @click.option("--resume", is_flag=True, help="Continue the run in --out.")
 @click.option(
@@ -96,14 +106,14 @@ def _skipped(samples: int) -> str:
 @dataset_options
 @options_of(TrainConfig)
 def command(
-    dataset: str,
+    datasets: tuple[str, ...],
     out: str,
     resume: bool,
     init: str | None,
     init_name: str | None,
     **options: Any,
 ) -> None:
-    """Train a Quadformer on a DATASET: a folder or any fsspec URL.
+    """Train a Quadformer on a DATASET: a folder or any fsspec URL. Several are read as one.
 
     On several GPUs, or in several processes on a CPU:
 
@@ -112,7 +122,7 @@ def command(
     progress, code = _TerminalProgress(), 0
     options |= {"resume": resume, "init": init, "init_name": init_name}
     try:
-        train(dataset, out, progress=progress, **options)
+        train(datasets, out, progress=progress, **options)
     except QuadpipeError as error:
         if "WORLD_SIZE" not in os.environ:
             raise

@@ -1,13 +1,15 @@
 """Checks before training: the warm-up, the dataset, and the options of a resumed run."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from quadpipe.errors import ConfigError
 from quadpipe.model.config import TrainConfig
 from quadpipe.model.evaluate import check_fits
 from quadpipe.model.run_manifest import DATASET_PARTS, RunManifest
+from quadpipe.shards.joined import how_made, told_apart
 from quadpipe.shards.manifest import Manifest
+from quadpipe.shards.reader import Dataset
 
 Warn = Callable[[str], None]
 
@@ -45,7 +47,15 @@ def check_same_run(
 ) -> None:
     """Raise ConfigError if options or shards that decide the result are not those of the run."""
     check_fits(stored.model, manifest, stored.classes, dataset)
+    if manifest.classes != stored.classes:
+        raise ConfigError(
+            f"{dataset} has {len(manifest.classes or ())} classes that are not the run's "
+            f"{len(stored.classes)}; resume with the same dataset"
+        )
     differences: list[str] = []
+    before, now = ([d["fingerprint"][:12] for d in r.datasets] for r in (stored, given))
+    if before != now:
+        differences.append(f"datasets were {before or 'one'}, now {now or 'one'}")
     changes: list[str] = []
     found = stored.differences(given, "train", *DATASET_PARTS, "shard_lists")
     for name, text in found.items():
@@ -64,6 +74,22 @@ def check_same_run(
             f"{run} was started differently: {'; '.join(differences[:8])}; resume with the same "
             f"options and dataset, or start another run"
         )
+
+
+def warn_of_differences(datasets: Sequence[Dataset], warn: Warn) -> None:
+    """Say how datasets that train together were made differently, and which have no split val."""
+    first = datasets[0]
+    for other in datasets[1:]:
+        if differing := told_apart(how_made(first.manifest), how_made(other.manifest)):
+            warn(f"{first.folder} and {other.folder} were made differently: {differing}")
+    bare = [str(d.folder) for d in datasets if not has_samples(d, "val")]
+    if 0 < len(bare) < len(datasets):
+        warn(f"no split val in {' and '.join(bare)}: accuracies are of the others")
+
+
+def has_samples(dataset: Dataset, split: str) -> bool:
+    """Whether a dataset has a split that is not empty."""
+    return split in dataset.manifest.splits and dataset.split(split).samples > 0
 
 
 def warn_of_dataset(manifest: Manifest, *, validated: bool, warn: Warn) -> None:

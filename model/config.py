@@ -55,6 +55,17 @@ class TrainConfig:
         f"Size of the model. By default {_DEFAULT_MODEL}, or that of --init.",
         choices=tuple(PRESETS),
     )
+    weights: tuple[float, ...] | None = option(
+        None,
+        "Of several datasets: the share of each in every step, in their order; by default their "
+        "sizes, with which each image is once in an epoch.",
+        above=0,
+    )
+    repeat: bool = option(
+        False,
+        "With --weights: an epoch ends when all datasets are used up, and small ones start over. "
+        "By default it ends when the first one is.",
+    )
     tokens: int | str | None = option(
         None,
         "Tokens per image; by default all that the shards hold. Of a range or a list, each step "

@@ -1,9 +1,10 @@
 """Evaluation: accuracy of a model at a number of tokens."""
 
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812  its usual name
 
@@ -24,7 +25,7 @@ class EvalResult:
 
     tokens: tokens per image, the mean over the scored samples; an integer where it is whole.
     multiply_adds: per image, their mean, rounded. top1, top5: shares of the scored samples. loss:
-    their mean cross entropy.
+    their mean cross entropy. by_dataset: of several datasets, top1 of each by its folder.
     """
 
     split: str
@@ -36,6 +37,7 @@ class EvalResult:
     loss: float
     multiply_adds: int
     images_per_second: float
+    by_dataset: dict[str, float] = field(default_factory=dict)
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -56,7 +58,8 @@ def evaluate(
     """
     world = world or World()
     started = time.perf_counter()
-    sums = torch.zeros(3, dtype=torch.float64, device=device)  # top1, top5, loss
+    # top1, top5, loss and scored samples of each dataset.
+    sums = torch.zeros((len(loader.datasets), 4), dtype=torch.float64, device=device)
     seen = skipped = tokens = multiply_adds = 0.0
     was_training = model.training
     model.eval()
@@ -73,15 +76,21 @@ def evaluate(
             logits, _ = model(*inputs, batch.lengths)
         best = logits.topk(min(5, logits.shape[1])).indices == label[:, None]
         losses = F.cross_entropy(logits.float(), label, reduction="none")
-        scores = (best[:, 0], best.any(dim=1), losses)
-        sums += torch.stack([(score * weight).sum() for score in scores])
+        scores = (best[:, 0], best.any(dim=1), losses, torch.ones_like(losses))
+        rows = torch.stack([(score * weight).double() for score in scores], dim=1)
+        if batch.dataset is None:
+            sums += rows.sum(dim=0)
+        else:
+            sums.index_add_(0, batch.dataset.to(device, non_blocking=True), rows)
     model.train(was_training)
-    top1, top5, loss, seen, skipped, tokens, multiply_adds = world.total(
-        *sums.tolist(), seen, skipped, tokens, multiply_adds
+    seen, skipped, tokens, multiply_adds, *each = world.total(
+        seen, skipped, tokens, multiply_adds, *sums.flatten().tolist()
     )
+    by_dataset = np.reshape(each, sums.shape)
+    top1, top5, loss, _ = by_dataset.sum(axis=0).tolist()
     if not seen:
         raise ShardError(
-            f"all {int(skipped)} samples of {loader.name} in {loader.dataset.folder} are damaged, "
+            f"all {int(skipped)} samples of {loader.name} in {loader.where} are damaged, "
             f"so there is nothing to score; run quadpipe verify, then fetch the dataset again"
         )
     seconds = time.perf_counter() - started
@@ -95,6 +104,11 @@ def evaluate(
         loss=loss / seen,
         multiply_adds=round(multiply_adds / seen),
         images_per_second=seen / seconds,
+        by_dataset={
+            str(dataset.folder): float(right / scored)
+            for dataset, (right, _, _, scored) in zip(loader.datasets, by_dataset, strict=True)
+            if len(by_dataset) > 1 and scored
+        },
     )
 
 
@@ -109,7 +123,7 @@ def _lengths(batch: Batch) -> list[int]:
 def check_fits(
     config: QuadformerConfig, manifest: Manifest, classes: list[str], where: str
 ) -> None:
-    """Raise ConfigError unless a dataset has a model's geometry and classes."""
+    """Raise ConfigError unless a dataset has a model's geometry, and only classes of the run."""
     geometry = manifest.geometry
     if manifest.classes is None:
         raise ConfigError(
@@ -127,18 +141,23 @@ def check_fits(
             f"{where} has {geometry.grid(0)} patches, the model's positions are for "
             f"{config.grid}; tokenize with that image size"
         )
-    if manifest.classes != classes:
+    strange = [name for name in manifest.classes if name not in set(classes)]
+    if strange:
         raise ConfigError(
-            f"{where} has {len(manifest.classes)} classes that are not the run's {len(classes)}; "
-            f"use a dataset with the same classes in the same order"
+            f"{len(strange)} of the {len(manifest.classes)} classes of {where} are not among the "
+            f"run's {len(classes)}, such as {strange[0]!r}; use a dataset of "
+            f"the run's classes, or a part of it: quadpipe copy --classes"
         )
 
 
 def find_differences(config: RunManifest, manifest: Manifest) -> list[str]:
     """Differences between how a dataset and the dataset of a run were made: "x was .., now ..".
 
-    The stored budget and the seed are ignored: they do not change the tokens of an image.
+    The stored budget and the seed are ignored: they do not change the tokens of an image. A run on
+    several datasets was made as each of them was.
     """
+    if manifest.fingerprint in [dataset["fingerprint"] for dataset in config.datasets]:
+        return []
     found = config.differences(
         RunManifest.of(config.train, manifest, config.model.architecture()),
         *DATASET_PARTS,

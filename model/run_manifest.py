@@ -31,8 +31,10 @@ class RunManifest:
 
     train: with the options of the model as they are in `model`. shard_lists: sha256 of the list of
     shards by split. scorer_sha256: of the weights of the scorer's network. codec, imaging_library,
-    fingerprint: as in the dataset's manifest, None in runs of older versions. quadpipe: the version
-    that started the run. ignored: fields of the file that this version does not know.
+    fingerprint: as in the dataset's manifest, None in runs of older versions. datasets: where there
+    were several, their `Manifest.as_parent`, and the other fields are of their `joint_manifest`.
+    quadpipe: the version that started the run. ignored: fields of the file that this version does
+    not know.
     """
 
     train: TrainConfig
@@ -45,6 +47,7 @@ class RunManifest:
     codec: dict[str, Any] | None = None
     imaging_library: dict[str, Any] | None = None
     fingerprint: str | None = None
+    datasets: tuple[Any, ...] = ()
     quadpipe: str | None = None
     ignored: tuple[str, ...] = ()
 
@@ -59,6 +62,11 @@ class RunManifest:
         if not isinstance(self.imaging_library, dict | None):
             raise ConfigError("imaging_library is not an object")
         self.make_codec()
+        if not all(
+            isinstance(dataset, dict) and isinstance(dataset.get("fingerprint"), str)
+            for dataset in self.datasets
+        ):
+            raise ConfigError("datasets is not a list of objects with a fingerprint")
 
     @classmethod
     def of(
@@ -66,8 +74,9 @@ class RunManifest:
         config: TrainConfig,
         manifest: Manifest,
         architecture: Mapping[str, Any] | None = None,
+        datasets: Sequence[Manifest] = (),
     ) -> "RunManifest":
-        """architecture: see `TrainConfig.quadformer`."""
+        """architecture: see `TrainConfig.quadformer`. datasets: those of a joint manifest."""
         return cls(
             train=config,
             model=config.quadformer(manifest, architecture),
@@ -79,6 +88,7 @@ class RunManifest:
             codec=manifest.codec,
             imaging_library=manifest.imaging_library,
             fingerprint=manifest.fingerprint,
+            datasets=tuple(each.as_parent() for each in datasets if len(datasets) > 1),
             quadpipe=__version__,
         )
 

@@ -140,7 +140,12 @@ class TrainStep:
         if self.device.type == "cuda":
             copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
             copied.record()
-        return _Unchecked(step, batch.total, batch.keys, losses, bad, copied)
+        keys = batch.keys
+        if batch.dataset is not None:
+            numbers = (batch.dataset + 1).tolist()
+            named = zip(keys, numbers, strict=True)
+            keys = [f"{key} of dataset {number}" if key else "" for key, number in named]
+        return _Unchecked(step, batch.total, keys, losses, bad, copied)
 
     def _apply_gradients(self, step: int) -> None:
         """Update weights and moving average, unless the step is bad."""

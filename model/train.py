@@ -1,6 +1,6 @@
 """The training loop: shards in, a run folder out."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import cached_property
 from math import isfinite
@@ -13,9 +13,15 @@ import torch
 
 from quadpipe.counts import distribution
 from quadpipe.errors import ConfigError, ShardError, first_line
-from quadpipe.files import Cache
+from quadpipe.files import Cache, ReadableFolder
 from quadpipe.loader import Batch, Loader
-from quadpipe.model.checks import check_same_run, shorten_warmup, warn_of_dataset
+from quadpipe.model.checks import (
+    check_same_run,
+    has_samples,
+    shorten_warmup,
+    warn_of_dataset,
+    warn_of_differences,
+)
 from quadpipe.model.config import TrainConfig
 from quadpipe.model.distributed import World, join_world
 from quadpipe.model.evaluate import EvalResult, evaluate
@@ -31,11 +37,12 @@ from quadpipe.model.step import NonFiniteLossError, StepResult, TrainStep
 from quadpipe.model.timing import STEPS_BEFORE_TRACE, traced
 from quadpipe.model.training_state import TrainingState, load_optimizer, optimizer_tensors
 from quadpipe.shards.gains import read_gains
+from quadpipe.shards.joined import joint_manifest, why_not_comparable
 from quadpipe.shards.reader import Dataset
 
 
 def train(
-    dataset: str | PathLike[str],
+    dataset: str | PathLike[str] | Sequence[str | PathLike[str]],
     out: str | PathLike[str],
     *,
     resume: bool = False,
@@ -46,21 +53,22 @@ def train(
     progress: TrainProgress | None = None,
     **options: Any,
 ) -> RunFolder:
-    """Train a Quadformer on the split `train` of a dataset.
+    """Train a Quadformer on the split `train` of a dataset, or of several.
 
         run = quadpipe.model.train("shards/", "run/", model="small", tokens=100, epochs=100)
 
     options: fields of TrainConfig. resume: continue the run in `out`, exactly, with the options it
     was started with. init: weights to start from, of a timm ViT or a run; the model is theirs.
-    init_name: timm's name of the model. cache: local copies of the shards of a remote dataset.
-    expect: see `Dataset`. Under torchrun each process calls this. Raises ConfigError if options or
-    dataset are invalid, NonFiniteLossError, InterruptedTrainingError.
+    init_name: timm's name of the model. cache: local copies of the shards of remote datasets.
+    expect: see `Dataset`; of several datasets one for each, separated by commas. Under torchrun
+    each process calls this. Raises ConfigError if options or datasets are invalid,
+    NonFiniteLossError, InterruptedTrainingError.
     """
     config = TrainConfig(**options)
     device = pick_device(config.device)
     with join_world(device) as world:
         trainer = Trainer(
-            Dataset(dataset, cache=cache, expect=expect),
+            open_datasets(dataset, cache, expect),
             RunFolder(out),
             config,
             device,
@@ -74,6 +82,24 @@ def train(
         return trainer.run
 
 
+def open_datasets(
+    locations: str | PathLike[str] | Sequence[str | PathLike[str]],
+    cache: Cache | None,
+    expect: str | None,
+) -> list[Dataset]:
+    """The datasets; ConfigError unless there is a fingerprint for each, if any is expected."""
+    places = [locations] if isinstance(locations, str | PathLike) else list(locations)
+    expected = [None] * len(places) if expect is None else expect.split(",")
+    if len(expected) != len(places):
+        raise ConfigError(
+            f"expect names {len(expected)} fingerprints for {len(places)} datasets; give one for "
+            f"each, in their order, separated by commas"
+        )
+    return [
+        Dataset(place, cache=cache, expect=one) for place, one in zip(places, expected, strict=True)
+    ]
+
+
 class Trainer:
     """One process of a training run. All options are checked before anything is written.
 
@@ -83,7 +109,7 @@ class Trainer:
 
     def __init__(
         self,
-        dataset: Dataset,
+        datasets: Dataset | Sequence[Dataset],
         run: RunFolder,
         config: TrainConfig,
         device: torch.device,
@@ -94,11 +120,12 @@ class Trainer:
         init: str | PathLike[str] | None = None,
         init_name: str | None = None,
     ) -> None:
-        self.dataset, self.run, self.device, self.world = dataset, run, device, world
+        self.datasets = [datasets] if isinstance(datasets, Dataset) else list(datasets)
+        self.run, self.device, self.world = run, device, world
         self.progress = progress if progress and world.is_rank_zero else TrainProgress()
-        manifest = dataset.manifest
+        manifest, where = joint_manifest(self.datasets), " and ".join(map(str, self.folders))
         if manifest.classes is None:
-            raise ConfigError(f"{dataset.folder} has no labels, so there is nothing to learn")
+            raise ConfigError(f"{where} has no labels, so there is nothing to learn")
         if resume and init:
             raise ConfigError("--resume continues with the run's own weights; omit --init")
         if resume and not run.started:
@@ -111,14 +138,14 @@ class Trainer:
         architecture = stored.model.architecture() if stored else None
         if weights:
             architecture = weights.architecture(init_name, config.of_the_model())
-        self.manifest = RunManifest.of(config, manifest, architecture)
+        joined = [dataset.manifest for dataset in self.datasets]
+        self.manifest = RunManifest.of(config, manifest, architecture, joined)
         self.config = config = self.manifest.train
         if stored:
-            where = str(dataset.folder)
             check_same_run(stored, self.manifest, manifest, str(run), where, self.progress.warn)
-        self.loader = self._loader("train", shuffle=True)
-        validated = "val" in manifest.splits and manifest.splits["val"].samples > 0
-        self.validation = self._loader("val", shuffle=False) if validated else None
+        self.loader = self._loader(self.datasets, "train", shuffle=True)
+        validated = [dataset for dataset in self.datasets if has_samples(dataset, "val")]
+        self.validation = self._loader(validated, "val", shuffle=False) if validated else None
         self.metrics = Metrics(run.folder, tensorboard=config.tensorboard)
         torch.manual_seed(config.seed)
         self.model = Quadformer(self.manifest.model).to(device)
@@ -136,6 +163,10 @@ class Trainer:
         self._resume = resume
         self._trace_step: Callable[[], None] = lambda: None
         self._interval = Interval(device, world, self.update.times)
+
+    @property
+    def folders(self) -> list[ReadableFolder]:
+        return [dataset.folder for dataset in self.datasets]
 
     @property
     def samples(self) -> int:
@@ -176,8 +207,9 @@ class Trainer:
                 self._load()
             else:
                 self._save()  # from here on there is a run to resume
+            warn_of_differences(self.datasets, self.progress.warn)
             warn_of_dataset(
-                self.dataset.manifest,
+                self.loader.mixture.manifest,
                 validated=self.validation is not None,
                 warn=self.progress.warn,
             )
@@ -320,8 +352,8 @@ class Trainer:
             raise ShardError(
                 f"the checkpoint in {self.run} does not fit: {first_line(error)}"
             ) from error
-        whole = self.loader.schedule.epoch(state.epoch).after(state.consumed) is not None
-        if not whole or state.epoch > self.config.epochs or state.consumed > self.samples:
+        is_position = self.loader.is_position(state.epoch, state.consumed)
+        if not is_position or state.epoch > self.config.epochs:
             raise ShardError(f"the checkpoint in {self.run} is not at a step of this run")
         self.step, self.epoch = state.step, state.epoch
         self.consumed, self.best = state.consumed, state.best
@@ -333,19 +365,23 @@ class Trainer:
     def gains(self) -> np.ndarray | None:
         """The distribution of gains in training; None if training does without it and they have no
         file, or not a whole one."""
+        mixture = self.loader.mixture
         if self.manifest.is_adaptive:
-            return distribution(self.dataset.gains("train"))
-        info = self.dataset.split("train")
-        if info.gains_sha256 is None:
+            return distribution(mixture.in_proportion([d.gains("train") for d in self.datasets]))
+        infos = [dataset.split("train") for dataset in self.datasets]
+        if any(info.gains_sha256 is None for info in infos):
             return None
-        try:  # not through the dataset, which would keep all rows
-            rows = read_gains(
-                self.dataset.folder, "train", info, self.manifest.tokenizer.num_splits
-            )
+        try:
+            if reason := why_not_comparable(self.datasets):
+                raise ShardError(reason)
+            rows = [  # not through the datasets, which would keep all rows
+                read_gains(d.folder, "train", info, d.manifest.tokenizer.num_splits)
+                for d, info in zip(self.datasets, infos, strict=True)
+            ]
         except ShardError as error:
             self.progress.warn(f"{error}; this run will not know how to share tokens")
             return None
-        return distribution(rows)
+        return distribution(mixture.in_proportion(rows))
 
     def _tokens(self, *, training: bool) -> dict[str, Any]:
         """The loader's options on tokens. The largest budget or mean is validated."""
@@ -358,13 +394,16 @@ class Trainer:
         assert self.gains is not None
         return limits.options() | {"threshold": limits.threshold(self.gains, budgets[0])}
 
-    def _loader(self, split: str, *, shuffle: bool) -> Loader:
+    def _loader(self, datasets: Sequence[Dataset], split: str, *, shuffle: bool) -> Loader:
         return Loader(
-            self.dataset,
+            datasets,
             split,
+            weights=self.config.weights if shuffle else None,
+            repeat=self.config.repeat and shuffle,
+            classes=self.manifest.classes,
             batch_size=self.config.batch_size,
             **self._tokens(training=shuffle),
-            weights=self.manifest.draw_weights if shuffle else None,
+            budget_weights=self.manifest.draw_weights if shuffle else None,
             tokens_per_batch=self.config.tokens_per_batch,
             shuffle=shuffle,
             drop_last=self.config.drop_last and shuffle,

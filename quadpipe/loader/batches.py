@@ -11,7 +11,9 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice
+from operator import index
 from os import PathLike
+from typing import Any
 from weakref import finalize
 
 import numpy as np
@@ -20,9 +22,10 @@ from torch import Tensor
 
 from quadpipe.counts import DISCOUNT, CountLimits, check_given
 from quadpipe.errors import ConfigError, ShardError
-from quadpipe.loader.order import SHARDS_AT_ONCE, EpochOrder
-from quadpipe.loader.samples import Rows, SampleReader, check_verify
+from quadpipe.loader.mixture import Located, MixedOrder, Mixture
+from quadpipe.loader.samples import Rows, check_verify
 from quadpipe.loader.schedule import Schedule, Tokens, parse_tokens
+from quadpipe.shards.joined import why_not_comparable
 from quadpipe.shards.members import checked_members
 from quadpipe.shards.reader import Dataset
 from quadpipe.shards.skipped import Skipped, check_on_error
@@ -31,6 +34,8 @@ _BATCHES_AHEAD = 2  # for each thread that reads ahead
 _MOST_KEPT = 64  # batches whose memory is reused
 
 _log = logging.getLogger(__name__)
+
+Location = Dataset | str | PathLike[str]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,9 +46,9 @@ class Batch:
     without labels. weight: float32 `[b]`: 1, or 0 for a skipped sample and for the placeholder of
     an empty slice. keys: of the samples. total: samples of the global batch, over all ranks. first:
     number of them before this slice. skipped: number of damaged samples of this slice; their rows
-    are a valid, blank input (tokens 0, boxes of a valid tree, label 0, or -1 without labels, key
-    empty), which must not count in loss and accuracy. The mean over a global batch is the sum of
-    weight times loss over all ranks, divided by the sum of the weights over all ranks, which is
+    are a valid, blank input (tokens 0, boxes of a valid tree, a valid label, or -1 without labels,
+    key empty), which must not count in loss and accuracy. The mean over a global batch is the sum
+    of weight times loss over all ranks, divided by the sum of the weights over all ranks, which is
     `total` where nothing was skipped.
 
     lengths: None where every image has N tokens. Else tokens per image, int64 `[b]`, always on the
@@ -51,6 +56,9 @@ class Batch:
 
     members: the contents of the members that the loader was asked for, by name: one for each image,
     None where a sample has none or was skipped.
+
+    dataset: of a loader of several datasets, the number of each sample's among them, from 0, int64
+    `[b]`; None of a single one. Keys are unique within a dataset.
     """
 
     tokens: Tensor
@@ -62,6 +70,7 @@ class Batch:
     first: int
     skipped: int
     lengths: Tensor | None = None
+    dataset: Tensor | None = None
     members: dict[str, list[bytes | None]] = field(default_factory=dict)
 
     def text(self, name: str) -> list[str | None]:
@@ -81,8 +90,12 @@ class Loader:
         loader = Loader("shards/", "train", batch_size=256, tokens=100)
         for batch in loader.epoch(0): ...
 
-    tokens: tokens per image, by default all that the dataset holds. With several budgets, "19-100"
-    or (19, 37, 64), each batch draws one, evenly or by `weights`, one for each budget;
+    Several datasets are read as one, their classes joined by name. weights: the share of each of
+    them in every batch; repeat: whether small ones start over, see `mixture.Mixture`. classes: the
+    names of the labels' indices, if they are not those of the datasets, which must be among them.
+
+    tokens: tokens per image, by default all that each dataset holds. With several budgets, "19-100"
+    or (19, 37, 64), each batch draws one, evenly or by `budget_weights`, one for each budget;
     `tokens_per_batch` limits a batch to that number of tokens. See `schedule.Schedule`.
 
     mean_tokens: instead of `tokens`, the mean number over the images of a global batch, or several.
@@ -94,6 +107,9 @@ class Loader:
     The order of the samples and the budgets depend on `seed`, the epoch and the dataset alone;
     rank r of `world_size` takes its slice of every global batch, and `workers` threads only read
     ahead. All ranks make the same number of steps. Epoch e reads view e % views.
+
+    `iter(loader)` is the next epoch. `state_dict()`, between batches, and `load_state_dict()`,
+    before the next `iter`, resume it exactly, on any number of ranks and threads.
 
     on_error="skip" skips damaged samples, and those of missing shards: they keep their rows, with
     weight zero, so that order, steps and resuming do not change. `skipped` counts them in every
@@ -109,17 +125,20 @@ class Loader:
 
     def __init__(
         self,
-        dataset: Dataset | str | PathLike[str],
+        dataset: Location | Sequence[Location],
         split: str = "train",
         *,
         batch_size: int,
+        weights: Sequence[float] | None = None,
+        repeat: bool = False,
+        classes: Sequence[str] | None = None,
         tokens: Tokens | None = None,
         mean_tokens: Tokens | None = None,
         min_tokens: int | None = None,
         max_tokens: int | None = None,
         gain_discount: int = DISCOUNT,
         threshold: float | None = None,
-        weights: Sequence[float] | None = None,
+        budget_weights: Sequence[float] | None = None,
         tokens_per_batch: int | None = None,
         shuffle: bool = True,
         drop_last: bool = False,
@@ -134,9 +153,24 @@ class Loader:
     ) -> None:
         check_on_error(on_error)
         check_verify(verify)
-        self.dataset = dataset if isinstance(dataset, Dataset) else Dataset(dataset)
-        self.members = checked_members(self.dataset.manifest, members)
-        self.split = self.dataset.split(split)
+        self.mixture = Mixture(
+            _opened(dataset),
+            split,
+            weights=weights,
+            repeat=repeat,
+            classes=classes,
+            shuffle=shuffle,
+            seed=seed,
+            skip=on_error == "skip",
+            verify=verify,
+        )
+        self.members = tuple(
+            {
+                name: None
+                for each in self.datasets
+                for name in checked_members(each.manifest, members)
+            }
+        )
         self.name = split
         self.threshold = threshold
         self._set_budgets(tokens, mean_tokens, min_tokens, max_tokens, gain_discount)
@@ -151,21 +185,35 @@ class Loader:
         self.workers, self.pin_memory = workers, pin_memory
         self.on_error, self.verify, self.skipped = on_error, verify, Skipped()
         self._memory = _Memory(pinned=pin_memory)
-        self._readers: dict[int, SampleReader] = {}
-        self.samples = self.split.samples // max(self.split.views, 1)
-        self._reader(0)  # checks the counts of the shards
+        self.samples = self.mixture.samples
+        self._position, self._is_loaded = (0, 0), False
         self.schedule = Schedule(
             self.samples,
             batch_size,
             self.budgets,
-            weights=weights,
+            weights=budget_weights,
             tokens_per_batch=tokens_per_batch,
             drop_last=drop_last,
             seed=seed,
         )
+        self._decisive = {
+            "fingerprints": [dataset.manifest.fingerprint for dataset in self.datasets],
+            "split": split,
+            "weights": self.mixture.shares,
+            "repeat": repeat,
+            "batch_size": batch_size,
+            "budgets": list(self.budgets),
+            "budget_weights": None if budget_weights is None else list(map(float, budget_weights)),
+            "limits": self.limits and self.limits.options(),
+            "threshold": threshold,
+            "tokens_per_batch": tokens_per_batch,
+            "shuffle": shuffle,
+            "drop_last": drop_last,
+            "seed": seed,
+        }
         if not self.steps(0):
             raise ConfigError(
-                f"{split} of {self.dataset.folder} has {self.samples} samples, too few for a batch "
+                f"{split} of {self.where} has {self.samples} samples, too few for a batch "
                 f"of {batch_size}; use a smaller batch_size"
             )
         smallest = min(batch_size, self.samples)
@@ -185,7 +233,8 @@ class Loader:
         discount: int,
     ) -> None:
         """Set `budgets`, and `limits` where images have numbers of tokens of their own."""
-        stored, geometry = self.dataset.manifest.tokenizer.tokens, self.dataset.manifest.geometry
+        manifest = self.mixture.manifest
+        stored, geometry = manifest.tokenizer.tokens, manifest.geometry
         given = [value for value in (tokens, mean_tokens, self.threshold) if value is not None]
         is_adaptive = bool(given) and tokens is None
         if len(given) > 1:
@@ -200,18 +249,82 @@ class Loader:
                 self.limits.check_mean(mean)
             if self.threshold is not None and math.isnan(self.threshold):
                 raise ConfigError("threshold is NaN; give a number")
-            self.dataset.gains(self.name)
+            if reason := why_not_comparable(self.datasets):
+                raise ConfigError(f"{reason}; give tokens, which all images have alike")
+            for dataset in self.datasets:
+                dataset.gains(self.name)
             return
         self.budgets = parse_tokens(stored if tokens is None else tokens, geometry)
         if self.budgets[-1] > stored:
             raise ConfigError(
-                f"{self.dataset.folder} holds {stored} tokens, not {self.budgets[-1]}; use at most "
-                f"{stored}, or rerun quadpipe tokenize with --tokens {self.budgets[-1]}"
+                f"{self._smallest.folder} holds {stored} tokens, not {self.budgets[-1]}; use at "
+                f"most {stored}, or rerun quadpipe tokenize with --tokens {self.budgets[-1]}"
             )
 
-    def view(self, epoch: int) -> int:
-        """The view that an epoch reads."""
-        return epoch % self.split.views
+    @property
+    def datasets(self) -> list[Dataset]:
+        return self.mixture.datasets
+
+    @property
+    def where(self) -> str:
+        """The folders of the datasets, for messages."""
+        return " and ".join(str(dataset.folder) for dataset in self.datasets)
+
+    @property
+    def _smallest(self) -> Dataset:
+        """The dataset with the fewest tokens per image."""
+        return min(self.datasets, key=lambda dataset: dataset.manifest.tokenizer.tokens)
+
+    def __iter__(self) -> Iterator[Batch]:
+        """The batches after a loaded state, or those of the next epoch."""
+        epoch, consumed = self._position
+        if consumed and not self._is_loaded:
+            epoch, consumed = epoch + 1, 0
+        self._position, self._is_loaded = (epoch, consumed), False
+        return self._counted(epoch, consumed)
+
+    def _counted(self, epoch: int, consumed: int) -> Iterator[Batch]:
+        samples = self.schedule.epoch(epoch).samples
+        for batch in self.epoch(epoch, consumed=consumed):
+            consumed += batch.total
+            self._position = (epoch, consumed) if consumed < samples else (epoch + 1, 0)
+            yield batch
+
+    def state_dict(self) -> dict[str, Any]:
+        """The position of the last iterator, in numbers, text and lists: epoch, and samples of all
+        ranks consumed in it; after the last batch of an epoch, the start of the next one. loader:
+        what decides the batches.
+        """
+        epoch, consumed = self._position
+        return {"epoch": epoch, "consumed": consumed, "loader": dict(self._decisive)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Let the next iterator continue at a position; ConfigError if it is of another loader."""
+        try:
+            position = index(state["epoch"]), index(state["consumed"])
+            decisive = dict(state["loader"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise ConfigError(f"{state!r:.200} is not the state of a Loader") from error
+        differences = [
+            f"{name} was {decisive.get(name)}, now {self._decisive.get(name)}"
+            for name in self._decisive.keys() | decisive.keys()
+            if decisive.get(name) != self._decisive.get(name)
+        ]
+        if differences:
+            raise ConfigError(
+                f"this is the state of another loader: {'; '.join(sorted(differences))}; make the "
+                f"loader with the same datasets and options"
+            )
+        if not self.is_position(*position):
+            raise ConfigError(f"{position[1]} samples of epoch {position[0]} do not end a batch")
+        self._position, self._is_loaded = position, True
+
+    def is_position(self, epoch: int, consumed: int) -> bool:
+        """Whether a batch of an epoch ends after that many samples, or the epoch begins."""
+        if epoch < 0 or consumed < 0:
+            return False
+        batches = self.schedule.epoch(epoch)
+        return consumed <= batches.samples and batches.after(consumed) is not None
 
     def epoch(self, epoch: int, *, consumed: int = 0) -> Iterator[Batch]:
         """The batches of an epoch after the first `consumed` samples of all ranks.
@@ -225,48 +338,29 @@ class Loader:
                 f"{consumed} samples are not a whole number of batches of {self.batch_size}; "
                 f"resume with the earlier batch size"
             )
-        reader = self._reader(self.view(epoch))
-        counts = [shard.samples for shard in reader.shards]
-        order = EpochOrder(counts, seed=self.seed, epoch=epoch, shuffle=self.shuffle)
+        order = self.mixture.order(epoch)
         steps = (batches[step] for step in range(done, len(batches)))
         if not self.workers:
             for step in steps:
-                yield self._read_batch(reader, order, *step)
+                yield self._read_batch(order, *step)
             return
         with ThreadPoolExecutor(self.workers, "quadpipe-loader") as pool:
             ahead = deque[Future[Batch]]()
             try:
                 while True:
                     for step in islice(steps, _BATCHES_AHEAD * self.workers - len(ahead)):
-                        ahead.append(pool.submit(self._read_batch, reader, order, *step))
+                        ahead.append(pool.submit(self._read_batch, order, *step))
                     if not ahead:
                         return
                     yield ahead.popleft().result()
             finally:
                 pool.shutdown(wait=True, cancel_futures=True)
 
-    def _reader(self, view: int) -> SampleReader:
-        if view not in self._readers:
-            skip = self.on_error == "skip"
-            reader = self._readers[view] = SampleReader(
-                self.dataset,
-                self.name,
-                view,
-                skip=skip,
-                verify=self.verify,
-                members=self.members,
-            )
-            sizes = sorted(shard.bytes for shard in reader.shards)
-            self.dataset.folder.check_room(sizes[-(SHARDS_AT_ONCE if self.shuffle else 1) :])
-        return self._readers[view]
-
     def steps(self, epoch: int) -> int:
         """The number of batches of an epoch."""
         return len(self.schedule.epoch(epoch))
 
-    def _read_batch(
-        self, reader: SampleReader, order: EpochOrder, begin: int, end: int, budget: int
-    ) -> Batch:
+    def _read_batch(self, order: MixedOrder, begin: int, end: int, budget: int) -> Batch:
         """This rank's slice of the global batch from one position to another."""
         total = end - begin
         first, stop = (total * rank // self.world_size for rank in (self.rank, self.rank + 1))
@@ -274,13 +368,13 @@ class Loader:
         if is_placeholder:
             first = min(first, total - 1)
             stop = first + 1
-        shards, numbers, splits = self._locate(reader, order, begin, end, budget, first, stop)
-        size, side = stop - first, self.dataset.manifest.tokenizer.patch_size
-        roots = self.dataset.manifest.geometry.roots
+        located, splits = self._locate(order, begin, end, budget, first, stop)
+        geometry = self.mixture.manifest.geometry
+        size, side, roots = stop - first, geometry.patch_size, geometry.roots
         lengths = roots + 3 * splits
         tokens = self._memory.take((int(lengths.sum()), side * side * 3))
-        rows = Rows(tokens.numpy(), splits, roots)
-        reader.gather(shards, numbers, rows)
+        rows = Rows(tokens.numpy(), splits, roots, self.members)
+        self.mixture.gather(located, rows)
         weight = torch.full((size,), 0.0 if is_placeholder else 1.0)
         weight[list(rows.skipped)] = 0.0
         for name, error in rows.skipped.values():
@@ -296,39 +390,43 @@ class Loader:
             total=total,
             first=first,
             skipped=0 if is_placeholder else len(rows.skipped),
+            dataset=None
+            if len(self.datasets) == 1
+            else self._pinned(torch.from_numpy(located.dataset)),
             members=rows.members,
         )
 
     def _locate(
-        self,
-        reader: SampleReader,
-        order: EpochOrder,
-        begin: int,
-        end: int,
-        budget: int,
-        first: int,
-        stop: int,
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Shard, number in it, and splits, int64 `[stop - first]` each, of a slice of a batch.
+        self, order: MixedOrder, begin: int, end: int, budget: int, first: int, stop: int
+    ) -> tuple[Located, np.ndarray]:
+        """The samples of a slice of a batch, and their splits, int64 `[stop - first]`.
 
         begin, end: of the global batch in the epoch. The numbers of splits of its other images
         decide those of the slice.
         """
         if self.limits is None:
-            equal = (budget - self.dataset.manifest.geometry.roots) // 3
+            equal = (budget - self.mixture.manifest.geometry.roots) // 3
             located = order.locate(begin + first, begin + stop)
-            return *located, np.full(stop - first, equal, np.int64)
-        shards, numbers = order.locate(begin, end)
-        gains = reader.gains(shards, numbers)
+            return located, np.full(stop - first, equal, np.int64)
+        located = order.locate(begin, end)
+        gains = self.mixture.gains(located)
         if self.threshold is None:
             splits = self.limits.share(gains, budget)
         else:
             splits = self.limits.at_threshold(gains, self.threshold)
         part = slice(first, stop)
-        return shards[part], numbers[part], splits[part]
+        return Located(*(values[part] for values in located)), splits[part]
 
     def _pinned(self, tensor: Tensor) -> Tensor:
         return tensor.pin_memory() if self.pin_memory else tensor
+
+
+def _opened(given: Location | Sequence[Location]) -> list[Dataset]:
+    """The given datasets, opened; ConfigError if there are none."""
+    several = [given] if isinstance(given, Dataset | str | PathLike) else list(given)
+    if not several:
+        raise ConfigError("no dataset is given; give one or more")
+    return [one if isinstance(one, Dataset) else Dataset(one) for one in several]
 
 
 class _Memory:

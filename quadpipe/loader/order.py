@@ -9,7 +9,9 @@ Letters: N samples of the epoch; L lanes; n_l samples of lane l.
 """
 
 from bisect import bisect_right
+from collections.abc import Sequence
 from functools import lru_cache
+from threading import Lock
 
 import numpy as np
 
@@ -21,16 +23,28 @@ SHARDS_AT_ONCE = LANES * (WINDOW + 1)
 """The largest number of shards in use at a time: a window per lane, and the next shard of each."""
 # Positions are merged in blocks of about this number of samples.
 _BLOCK = 4096
+_TURNS = 1 << 16
+LARGEST_SHARE = 2**60
+"""Bounds the sum of the shares of an `Interleave`, so that its sums fit 64 bits."""
 
 
 class EpochOrder:
     """Shard and number of the sample at each position of one epoch.
 
     counts: samples of each shard, in the order of the shard list. shuffle: without it, that order.
+    words: others give another order.
     """
 
-    def __init__(self, counts: list[int], *, seed: int, epoch: int, shuffle: bool = True) -> None:
-        self._words = (seed, epoch)
+    def __init__(
+        self,
+        counts: list[int],
+        *,
+        seed: int,
+        epoch: int,
+        shuffle: bool = True,
+        words: Sequence[int | str] = (),
+    ) -> None:
+        self._words = (seed, epoch, *words)
         self._counts = np.asarray(counts, np.int64)
         self.samples = int(self._counts.sum())
         lanes = min(LANES, max(len(counts), 1)) if shuffle else 1
@@ -102,3 +116,46 @@ class EpochOrder:
         return permutation(
             int(starts[last] - starts[first]), "loader/window", *self._words, lane, window
         )
+
+
+class Interleave:
+    """Datasets in turns: at each position, all have had their share of the samples before it.
+
+    shares: above 0, one for each dataset; only their ratios count. After any number of samples,
+    each dataset is less than one sample from its share of them. Threads may share it.
+    """
+
+    def __init__(self, shares: Sequence[int]) -> None:
+        self._shares = np.array(shares, np.int64) // np.gcd.reduce(np.array(shares, np.int64))
+        nothing = np.zeros(len(shares), np.int64)
+        # Samples taken from each dataset before each block, and its credit; see `take_turns`.
+        self._starts = [(nothing, nothing)]
+        self._lock = Lock()
+        self._block = lru_cache(maxsize=4)(self._turns)
+
+    def locate(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
+        """Dataset, and number of the sample among those of its dataset, int64 `[stop - start]`."""
+        if len(self._shares) == 1:
+            return np.zeros(stop - start, np.int64), np.arange(start, stop)
+        parts = []
+        for block in range(start // _TURNS, max(-(-stop // _TURNS), start // _TURNS + 1)):
+            low = block * _TURNS
+            part = slice(max(start - low, 0), max(stop - low, 0))
+            parts.append([values[part] for values in self._block(block)])
+        datasets, numbers = zip(*parts, strict=True)
+        return np.concatenate(datasets), np.concatenate(numbers)
+
+    def _turns(self, block: int) -> tuple[np.ndarray, np.ndarray]:
+        """Dataset and number of each position of a block."""
+        from quadpipe.loader.turns import take_turns
+
+        with self._lock:
+            while True:
+                at = min(block, len(self._starts) - 1)
+                taken, credits = (values.copy() for values in self._starts[at])
+                datasets, numbers = np.empty(_TURNS, np.int64), np.empty(_TURNS, np.int64)
+                take_turns(self._shares, taken, credits, datasets, numbers)
+                if at + 1 == len(self._starts):
+                    self._starts.append((taken, credits))
+                if at == block:
+                    return datasets, numbers

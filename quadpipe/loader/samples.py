@@ -42,8 +42,9 @@ class Rows:
     """The b rows of a batch: N tokens, row after row.
 
     splits: int64 `[b]`, number of splits of each row. tokens: uint8 `[N, T]`, the output. boxes:
-    int16 `[N, 3]`. labels: int64 `[b]`, -1 without labels. skipped: shard and error by row, of the
-    rows that hold no sample. members: contents of other members by name, None for a row without.
+    int16 `[N, 3]`. labels: int64 `[b]`, -1 without labels. skipped: path of the shard and error by
+    row, of the rows that hold no sample. members: contents of the named members, None for a row
+    without.
     """
 
     def __init__(self, tokens: np.ndarray, splits: np.ndarray, roots: int) -> None:
@@ -87,7 +88,6 @@ class SampleReader:
     """Random access to the samples of one view of a split. Threads may share it.
 
     skip: whether damaged samples leave their rows blank instead of raising. verify: see `VERIFY`.
-    members: names of other members whose contents are read too.
     """
 
     def __init__(
@@ -98,10 +98,9 @@ class SampleReader:
         *,
         skip: bool = False,
         verify: str = "first",
-        members: tuple[str, ...] = (),
     ) -> None:
         self._dataset, self._split = dataset, split
-        self._skip, self._members = skip, members
+        self._skip = skip
         self._index = dataset.index(split)
         self.shards = [shard for shard in dataset.shards(split) if shard.view == view]
         self._places = [dataset.place(split, shard) for shard in self.shards]
@@ -136,16 +135,24 @@ class SampleReader:
         rows: np.ndarray = self._dataset.gains(self._split)[self._starts[shards] + numbers]
         return rows
 
-    def gather(self, shards: np.ndarray, numbers: np.ndarray, rows: Rows) -> None:
+    def gather(
+        self,
+        shards: np.ndarray,
+        numbers: np.ndarray,
+        rows: Rows,
+        mine: np.ndarray | None = None,
+    ) -> None:
         """Fill the rows with samples given by shard and number in the shard, int64 `[b]`.
 
-        ShardError names shard and key of a damaged sample; with skip, its row is blank.
+        mine: the rows whose samples are this reader's, by default all. ShardError names shard and
+        key of a damaged sample; with skip, its row is blank.
         """
         addresses, lengths = np.zeros_like(shards), np.zeros_like(shards)
-        by_shard = np.argsort(shards, kind="stable")
+        mine = np.arange(len(shards)) if mine is None else mine
+        by_shard = mine[np.argsort(shards[mine], kind="stable")]
         groups = []
-        unseen = self._unseen(shards, numbers)
-        self._fetch(shards)
+        unseen = self._unseen(shards, numbers, mine)
+        self._fetch(shards[mine])
         for places in np.split(by_shard, np.flatnonzero(np.diff(shards[by_shard])) + 1):
             shard = int(shards[places[0]])
             try:
@@ -168,8 +175,7 @@ class SampleReader:
             lengths[places] = sizes
             groups.append((shard, places, contents, begins))
         unusual = ~self._gather_usual(addresses, lengths, rows)
-        rows.members = {name: [None] * len(shards) for name in self._members}
-        if not unusual.any() and not self._members:
+        if not unusual[mine].any() and not rows.members:
             return
         for shard, places, contents, begins in groups:
             for at, begin in zip(places, begins.tolist(), strict=True):
@@ -178,7 +184,7 @@ class SampleReader:
                 try:
                     if unusual[place]:
                         self._parse(part, place, rows)
-                    if self._members:
+                    if rows.members:
                         self._take_members(part, place, rows)
                 except ShardError as error:
                     self._blank(shard, [place], error, rows)
@@ -205,13 +211,16 @@ class SampleReader:
             raise ShardError("cut short")
         return contents, begins, sizes
 
-    def _unseen(self, shards: np.ndarray, numbers: np.ndarray) -> np.ndarray | None:
+    def _unseen(
+        self, shards: np.ndarray, numbers: np.ndarray, mine: np.ndarray
+    ) -> np.ndarray | None:
         """bool `[b]`: the samples whose checksums must be verified; None if there are none."""
         if not self._verifies:
             return None
         if self._trusted is None:
             return np.ones(len(shards), np.bool_)
-        unseen: np.ndarray = ~self._trusted[self._first[shards] + numbers]
+        unseen = np.zeros(len(shards), np.bool_)
+        unseen[mine] = ~self._trusted[self._first[shards[mine]] + numbers[mine]]
         return unseen if unseen.any() else None
 
     def _verify(self, shard: int, place: int, number: int, part: memoryview, rows: Rows) -> bool:
@@ -231,8 +240,8 @@ class SampleReader:
 
         Tokens are black, the boxes are those of a valid tree, the label is 0, or -1 without labels.
         """
-        name = self.shards[shard].name
-        located = ShardError(f"{self._dataset.folder.where(name)}: {error}")
+        where = self._dataset.folder.where(self.shards[shard].name)
+        located = ShardError(f"{where}: {error}")
         if not self._skip:
             raise located from error
         for row in map(int, places):
@@ -240,7 +249,7 @@ class SampleReader:
             rows.boxes[rows.place(row)] = self._blank_boxes(int(rows.splits[row]))
         rows.labels[places] = -1 if self._classes < 0 else 0
         rows.key_bytes[places] = 0
-        rows.skipped |= {int(place): (name, located) for place in places}
+        rows.skipped |= {int(place): (where, located) for place in places}
 
     def _make_blank_boxes(self, splits: int) -> np.ndarray:
         geometry = self._dataset.manifest.geometry

@@ -4,7 +4,7 @@ import hashlib
 import io
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from quadpipe.job.run_config import RunConfig
 from quadpipe.job.shard import ShardReport
 from quadpipe.shards.card import card
 from quadpipe.shards.format import LOGS, json_bytes
+from quadpipe.shards.joined import how_made, told_apart
 from quadpipe.shards.manifest import Manifest, read_shard_list
 from quadpipe.shards.reader import Dataset
 from quadpipe.sharing.config import CopyConfig
@@ -29,9 +30,6 @@ from quadpipe.sharing.remake import Recipe, remake_shard
 from quadpipe.sharing.samples import location_of
 from quadpipe.sharing.selection import select
 from quadpipe.sharing.transfer import CheckedFile, Transfer
-
-# Differences between the tokenizers of two datasets that do not change what a token means.
-_MAY_DIFFER = ("seed", "max_pixels")
 
 
 class MadeCopy:
@@ -272,25 +270,14 @@ def check_alike(datasets: Sequence[Dataset], config: CopyConfig) -> None:
     first = datasets[0]
     for other in datasets[1:]:
         parts = [_compared(dataset.manifest, config) for dataset in (first, other)]
-        differing = [
-            f"{name} {parts[0].get(name)} and {parts[1].get(name)}"
-            for name in sorted(parts[0].keys() | parts[1].keys())
-            if parts[0].get(name) != parts[1].get(name)
-        ]
-        if differing:
+        if differing := told_apart(*parts):
             raise ConfigError(
-                f"{first.folder} and {other.folder} were made differently: "
-                f"{'; '.join(differing[:8])}; tokenize one of them again like the other"
+                f"{first.folder} and {other.folder} were made differently: {differing}; tokenize "
+                f"one of them again like the other"
             )
 
 
 def _compared(manifest: Manifest, config: CopyConfig) -> dict[str, Any]:
     """What two datasets must have in common to be joined."""
-    tokenizer = asdict(manifest.tokenizer)
-    left_out = [*_MAY_DIFFER, *(["tokens"] if config.tokens is not None else [])]
-    kept = {name: value for name, value in tokenizer.items() if name not in left_out}
-    return (
-        kept
-        | {f"scorer.{name}": value for name, value in manifest.scorer.items()}
-        | {"codec": config.codec_of(manifest), "tokenizer_version": manifest.tokenizer_version}
-    )
+    made = how_made(replace(manifest, codec=config.codec_of(manifest)))
+    return made | ({} if config.tokens is None else {"tokens": config.tokens})

@@ -10,6 +10,7 @@ from quadpipe.errors import ConfigError
 from quadpipe.job.plan import PlannedSplit
 from quadpipe.names import SPLITS, text_to_path
 from quadpipe.seeds import permutation
+from quadpipe.shards.joined import join_classes
 from quadpipe.shards.members import decode_info, sample_contents
 from quadpipe.shards.reader import Dataset
 from quadpipe.shards.statistics import labels_of
@@ -64,33 +65,6 @@ def select(datasets: Sequence[Dataset], config: CopyConfig, labels: Path | None)
     return Selection(
         splits=splits, classes=classes, indices=indices, drawn=drawn, notes=tuple(notes)
     )
-
-
-def join_classes(
-    datasets: Sequence[Dataset], wanted: list[str] | None
-) -> tuple[list[str] | None, list[np.ndarray | None]]:
-    """Classes by name, those of the first dataset first; and for each dataset the new indices of
-    its classes, -1 for those that are left out."""
-    given = [dataset.manifest.classes for dataset in datasets]
-    labelled = [classes for classes in given if classes is not None]
-    if not labelled and wanted is None:
-        return None, [None] * len(given)
-    if len(labelled) < len(given):
-        bare = datasets[given.index(None)].folder
-        raise ConfigError(f"{bare} has no labels; give it some with --labels, in a copy of its own")
-    names = list(dict.fromkeys(name for classes in labelled for name in classes))
-    if wanted is not None:
-        unknown = [name for name in wanted if name not in names]
-        if unknown or len(set(wanted)) < len(wanted):
-            problem = f"has no class {unknown[0]!r}" if unknown else "is asked for a class twice"
-            raise ConfigError(
-                f"{datasets[0].folder} {problem}; its {len(names):,} classes are "
-                f"{', '.join(names[:8])}{', ..' if len(names) > 8 else ''}"
-            )
-        names = wanted
-    place = {name: index for index, name in enumerate(names)}
-    indices = [np.array([place.get(n, -1) for n in classes], np.int32) for classes in labelled]
-    return names, list(indices)
 
 
 def _whole(dataset: Dataset, config: CopyConfig) -> dict[str, PlannedSplit]:

@@ -64,7 +64,7 @@ def test_every_batch_has_the_mean_and_every_image_a_prefix(shards, epoch):
     loader = Loader(
         shards, batch_size=5, mean_tokens=12, min_tokens=7, max_tokens=22, gain_discount=0
     )
-    mosaics = {s.key: s.mosaic for s in Dataset(shards).samples("train", loader.view(epoch))}
+    mosaics = {s.key: s.mosaic for s in Dataset(shards).samples("train", view=epoch)}
     counts = []
     for batch in loader.epoch(epoch):
         lengths = lengths_of(batch)

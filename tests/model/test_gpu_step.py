@@ -91,7 +91,7 @@ def test_a_training_step_does_not_wait_for_the_gpu(shards, tmp_path, gpu, option
 @pytest.mark.parametrize("options", [{"tokens": 16}, {"mean_tokens": 16, "min_tokens": 7}])
 def test_evaluation_waits_for_the_gpu_at_its_end_only(shards, gpu, options, monkeypatch):
     loader = Loader(shards, "val", batch_size=4, shuffle=False, pin_memory=True, **options)
-    model = Quadformer(TrainConfig(model="nano").quadformer(loader.dataset.manifest)).to(GPU)
+    model = Quadformer(TrainConfig(model="nano").quadformer(loader.mixture.manifest)).to(GPU)
     batches = list(loader.epoch(0))
 
     def watched(epoch: int) -> Iterator[Batch]:

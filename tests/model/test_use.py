@@ -100,7 +100,8 @@ def test_eval_refuses_other_classes(undisturbed, image_folder, tmp_path):
     tokenize_small(image_folder, tmp_path / "other", split="val")
     done = run_cli("eval", undisturbed, tmp_path / "other")
     assert done.returncode == 2
-    assert "has 3 classes that are not the run's 2" in done.stderr
+    assert "1 of the 3 classes of " in done.stderr
+    assert "are not among the run's 2, such as 'zebra'; use a dataset" in done.stderr
 
 
 def test_predict_sees_the_tokens_that_training_saw(shards, made_otherwise, tmp_path):

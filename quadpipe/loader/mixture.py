@@ -1,0 +1,252 @@
+"""One split of one or several datasets, read as one: order, samples, labels and gains.
+
+Letters: b samples of a batch; D datasets; K splits that all datasets store.
+"""
+
+from collections.abc import Iterator, Sequence
+from fractions import Fraction
+from functools import lru_cache, partial
+from math import gcd, isfinite, lcm
+from threading import Lock
+from typing import NamedTuple
+
+import numpy as np
+
+from quadpipe.errors import ConfigError
+from quadpipe.files import CachedFolder, ReadableFolder
+from quadpipe.loader.order import LARGEST_SHARE, SHARDS_AT_ONCE, EpochOrder, Interleave
+from quadpipe.loader.samples import Rows, SampleReader
+from quadpipe.shards.joined import class_indices, joint_manifest
+from quadpipe.shards.reader import Dataset
+
+_MOST_GAINS = 2**17
+
+
+class Located(NamedTuple):
+    """Where samples are, int64 `[b]` each. dataset: its number in the mixture. number: of the
+    sample in its shard."""
+
+    dataset: np.ndarray
+    view: np.ndarray
+    shard: np.ndarray
+    number: np.ndarray
+
+
+class Mixture:
+    """A split of datasets that are read as one.
+
+    weights: the share of each dataset in every batch, in any unit; by default their sizes, with
+    which each sample is once in an epoch. With weights an epoch ends when the first dataset is used
+    up; with `repeat`, when all are, and the others start over, each time in another order and at
+    their next view. classes: the names of the labels' indices, by default the classes of all
+    datasets joined by name. See `Loader` for the others. Threads may share it.
+
+    manifest: see `joint_manifest`. sizes: samples of each dataset, of one view. samples: of an
+    epoch.
+    """
+
+    def __init__(
+        self,
+        datasets: Sequence[Dataset],
+        split: str,
+        *,
+        weights: Sequence[float] | None = None,
+        repeat: bool = False,
+        classes: Sequence[str] | None = None,
+        shuffle: bool = True,
+        seed: int = 0,
+        skip: bool = False,
+        verify: str = "first",
+    ) -> None:
+        self.datasets, self.split = list(datasets), split
+        self.manifest = joint_manifest(self.datasets)
+        self._infos = [dataset.split(split) for dataset in self.datasets]
+        self.sizes = [info.samples // max(info.views, 1) for info in self._infos]
+        self._shuffle, self._seed, self._skip, self._verify = shuffle, seed, skip, verify
+        self.shares = self._shares(weights, repeat=repeat)
+        whole = sum(self.shares)
+        sized = list(zip(self.sizes, self.shares, strict=True))
+        self.samples = min(size * whole // share for size, share in sized)
+        if repeat:
+            self.samples = max(-(-size * whole // share) for size, share in sized)
+        self.interleave = Interleave(self.shares)
+        self._labels = self._class_maps(classes)
+        self._readers: dict[tuple[int, int], SampleReader] = {}
+        self._at_once: dict[int, list[int]] = {}
+        self._lock = Lock()
+        for number in range(len(self.datasets)):
+            self.reader(number, 0)  # checks the counts of the shards
+
+    def _shares(self, weights: Sequence[float] | None, *, repeat: bool) -> list[int]:
+        """The weights as integers of the same ratios."""
+        if weights is None:
+            if repeat:
+                raise ConfigError(
+                    "repeat is for weights of several datasets; give both, or omit it"
+                )
+            if len(self.datasets) == 1:
+                return [1]
+            return [self._nonempty(number) for number in range(len(self.datasets))]
+        if len(self.datasets) == 1:
+            raise ConfigError("weights are for several datasets; omit them, or give more datasets")
+        if len(weights) != len(self.datasets):
+            raise ConfigError(
+                f"weights {weights} are not {len(self.datasets)} numbers, one for each dataset"
+            )
+        for number in range(len(self.datasets)):
+            self._nonempty(number)
+        return _whole_numbers(weights)
+
+    def _nonempty(self, number: int) -> int:
+        """The size of a dataset; ConfigError if it is 0."""
+        if not self.sizes[number]:
+            raise ConfigError(
+                f"{self.datasets[number].folder} has no samples in {self.split}; omit it"
+            )
+        return self.sizes[number]
+
+    def _class_maps(self, wanted: Sequence[str] | None) -> list[np.ndarray | None]:
+        """For each dataset the indices of its classes, None where they are its own."""
+        names = self.manifest.classes if wanted is None else list(wanted)
+        maps: list[np.ndarray | None] = []
+        for dataset in self.datasets:
+            given = dataset.manifest.classes
+            if given is None or names is None or given == names[: len(given)]:
+                maps.append(None)
+                continue
+            indices = class_indices(given, names)
+            if (indices < 0).any():
+                missing = [name for name, at in zip(given, indices, strict=True) if at < 0]
+                raise ConfigError(
+                    f"{dataset.folder} has {len(missing)} classes that are not among the "
+                    f"{len(names)} wanted, such as {missing[0]!r}; use a dataset without them"
+                )
+            maps.append(indices.astype(np.int64))
+        return maps
+
+    def view(self, epoch: int, dataset: int, turn: int) -> int:
+        """The view that a pass over a dataset reads; turn: the passes before it in the epoch."""
+        return (epoch + turn) % self._infos[dataset].views
+
+    def reader(self, dataset: int, view: int) -> SampleReader:
+        with self._lock:
+            if (dataset, view) not in self._readers:
+                opened = self.datasets[dataset]
+                reader = SampleReader(
+                    opened, self.split, view, skip=self._skip, verify=self._verify
+                )
+                sizes = sorted(shard.bytes for shard in reader.shards)
+                self._at_once[dataset] = sizes[-(SHARDS_AT_ONCE if self._shuffle else 1) :]
+                self._check_room(opened.folder)
+                self._readers[dataset, view] = reader
+            return self._readers[dataset, view]
+
+    def _check_room(self, folder: ReadableFolder) -> None:
+        """Raise ConfigError if the shards that are read in turn do not fit the cache together."""
+        cached = (n for n, d in enumerate(self.datasets) if isinstance(d.folder, CachedFolder))
+        folder.check_room([size for n in cached for size in self._at_once.get(n, ())])
+
+    def order(self, epoch: int) -> "MixedOrder":
+        """The order of an epoch."""
+        return MixedOrder(self, epoch)
+
+    def pass_order(self, epoch: int, dataset: int, turn: int) -> EpochOrder:
+        """The order of one pass over one dataset. A single dataset has one pass in an epoch."""
+        reader = self.reader(dataset, self.view(epoch, dataset, turn))
+        counts = [shard.samples for shard in reader.shards]
+        fingerprint = self.datasets[dataset].manifest.fingerprint
+        words = () if len(self.datasets) == 1 else (fingerprint, turn)
+        return EpochOrder(counts, seed=self._seed, epoch=epoch, shuffle=self._shuffle, words=words)
+
+    def gather(self, located: Located, rows: Rows) -> None:
+        """Fill the rows; see `SampleReader.gather`."""
+        for dataset, reader, here in self._groups(located):
+            reader.gather(located.shard, located.number, rows, here)
+            indices = self._labels[dataset]
+            if indices is not None:
+                rows.labels[here] = indices[rows.labels[here]]
+
+    def gains(self, located: Located) -> np.ndarray:
+        """float32 `[b, K]`."""
+        splits = self.manifest.tokenizer.num_splits
+        gains = np.empty((len(located.shard), splits), np.float32)
+        for _, reader, here in self._groups(located):
+            gains[here] = reader.gains(located.shard[here], located.number[here])[:, :splits]
+        return gains
+
+    def _groups(self, located: Located) -> Iterator[tuple[int, SampleReader, np.ndarray]]:
+        """Dataset, reader, and rows, for each view of a dataset that has some."""
+        for (dataset, view), rows in _alike(located.dataset, located.view):
+            yield dataset, self.reader(dataset, view), rows
+
+    def in_proportion(self, gains: Sequence[np.ndarray]) -> np.ndarray:
+        """float32 `[n, K]`: of the gains of each dataset as many rows as it has of an epoch's.
+
+        gains: float32 `[samples, K or more]` of each dataset. Of several at most about 2**17 rows.
+        """
+        if len(gains) == 1:
+            return gains[0]
+        most, whole = min(self.samples, _MOST_GAINS), sum(self.shares)
+        chosen = []
+        for rows, share in zip(gains, self.shares, strict=True):
+            count = max(most * share // whole, 1)
+            numbers = np.arange(count) * len(rows) // count
+            chosen.append(rows[numbers, : self.manifest.tokenizer.num_splits])
+        return np.concatenate(chosen)
+
+
+class MixedOrder:
+    """The samples of one epoch of a mixture by position: a pure function of seed, epoch and the
+    fingerprints of the datasets. Threads may share it."""
+
+    def __init__(self, mixture: Mixture, epoch: int) -> None:
+        self._mixture, self._epoch = mixture, epoch
+        self._sizes = np.maximum(mixture.sizes, 1)
+        self._order = lru_cache(maxsize=4 * len(mixture.datasets))(
+            partial(mixture.pass_order, epoch)
+        )
+        for dataset in range(len(mixture.datasets)):
+            self._order(dataset, 0)
+
+    def locate(self, start: int, stop: int) -> Located:
+        """The samples at the positions from start to stop."""
+        dataset, number = self._mixture.interleave.locate(start, stop)
+        turn, number = np.divmod(number, self._sizes[dataset])
+        view, shard = np.zeros_like(number), np.zeros_like(number)
+        for (one, its_turn), here in _alike(dataset, turn):
+            first = int(number[here[0]])
+            located = self._order(one, its_turn).locate(first, first + len(here))
+            shard[here], number[here] = located
+            view[here] = self._mixture.view(self._epoch, one, its_turn)
+        return Located(dataset, view, shard, number)
+
+
+def _alike(
+    datasets: np.ndarray, others: np.ndarray
+) -> Iterator[tuple[tuple[int, int], np.ndarray]]:
+    """Each pair of values of two int64 `[b]`, and the rows that have it, ascending."""
+    left = np.arange(len(datasets))
+    while len(left):
+        pair = int(datasets[left[0]]), int(others[left[0]])
+        chosen = (datasets[left] == pair[0]) & (others[left] == pair[1])
+        yield pair, left[chosen]
+        left = left[~chosen]
+
+
+def _whole_numbers(weights: Sequence[float]) -> list[int]:
+    """The smallest whole numbers with the ratios of the weights; of 0.7 and 0.3, 7 and 3."""
+    try:
+        numbers = [float(weight) for weight in weights]
+    except (TypeError, ValueError):
+        raise ConfigError(f"weights {weights!r} are not numbers") from None
+    if not all(isfinite(number) and number > 0 for number in numbers):
+        raise ConfigError(
+            f"weights {weights}: each must be above 0; omit a dataset that is not wanted"
+        )
+    exact = [Fraction(str(number)) for number in numbers]
+    unit = lcm(*(weight.denominator for weight in exact))
+    shares = [int(weight * unit) for weight in exact]
+    shares = [share // gcd(*shares) for share in shares]
+    if sum(shares) > LARGEST_SHARE:
+        raise ConfigError(f"weights {weights} have too many digits; round them")
+    return shares
