@@ -164,13 +164,8 @@ class Loader:
             skip=on_error == "skip",
             verify=verify,
         )
-        self.members = tuple(
-            {
-                name: None
-                for each in self.datasets
-                for name in checked_members(each.manifest, members)
-            }
-        )
+        for each in self.datasets:
+            self.members = checked_members(each.manifest, members)
         self.name = split
         self.threshold = threshold
         self._set_budgets(tokens, mean_tokens, min_tokens, max_tokens, gain_discount)

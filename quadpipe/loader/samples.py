@@ -47,7 +47,9 @@ class Rows:
     without.
     """
 
-    def __init__(self, tokens: np.ndarray, splits: np.ndarray, roots: int) -> None:
+    def __init__(
+        self, tokens: np.ndarray, splits: np.ndarray, roots: int, members: tuple[str, ...] = ()
+    ) -> None:
         size = len(splits)
         self.tokens, self.splits = tokens, splits
         self._stops = np.cumsum(roots + 3 * splits)
@@ -56,7 +58,7 @@ class Rows:
         self.key_bytes = np.zeros((size, KEY_BYTES), np.uint8)
         self.long_keys: dict[int, str] = {}
         self.skipped: dict[int, tuple[str, ShardError]] = {}
-        self.members: dict[str, list[bytes | None]] = {}
+        self.members: dict[str, list[bytes | None]] = {name: [None] * size for name in members}
 
     def place(self, row: int) -> slice:
         """The tokens of a row."""
