@@ -1,8 +1,7 @@
 """The bytes of an input -> its views."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -13,7 +12,8 @@ from quadpipe.images.decode import EncodedImage
 from quadpipe.job.plan import Plan, ShardId
 
 
-class Encoded(NamedTuple):
+@dataclass(frozen=True)
+class Encoded:
     """An input to decode. index: its number in the plan of its split. annotations: its boxes and
     masks by name, of kinds as in the plan.
     """
@@ -22,7 +22,7 @@ class Encoded(NamedTuple):
     index: int
     path: str
     data: bytes
-    annotations: Mapping[str, bytes] = {}
+    annotations: Mapping[str, bytes] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -186,3 +186,13 @@ def test_the_command_says_what_is_not_kept_before_and_after(source, tmp_path):
     assert "members     id, txt\n" in ran.output
     with pytest.warns(UserWarning, match="not kept: bbox.json"):
         quadpipe.tokenize(source, tmp_path / "again", **OPTIONS)
+
+
+def test_samples_are_looked_at_whose_members_are_larger_than_their_mosaics(tmp_path, monkeypatch):
+    picture = members(60, 60, (10, 10, 40, 40))["png"]
+    contents = [(f"{n}.{name}", data) for n in range(3)
+                for name, data in (("png", picture), ("txt", bytes(400_000)))]  # fmt: skip
+    make_tar(tmp_path / "x.tar", *contents)
+    dataset = tokenize(tmp_path / "x.tar", tmp_path / "out", keep=("txt",))
+    monkeypatch.setattr("quadpipe.shards.summary.BYTES_LOOKED_AT", 1000)
+    assert summarize(dataset)["splits"]["train"]["looked_at"] == 2
