@@ -207,8 +207,7 @@ class Loader:
                 f"resume with the earlier batch size"
             )
         reader = self._reader(self.view(epoch))
-        counts = [shard.samples for shard in reader.shards]
-        order = EpochOrder(counts, seed=self.seed, epoch=epoch, shuffle=self.shuffle)
+        order = EpochOrder(reader.shards.samples, seed=self.seed, epoch=epoch, shuffle=self.shuffle)
         steps = (batches[step] for step in range(done, len(batches)))
         if not self.workers:
             for step in steps:
@@ -232,8 +231,8 @@ class Loader:
             reader = self._readers[view] = SampleReader(
                 self.dataset, self.name, view, skip=skip, verify=self.verify
             )
-            sizes = sorted(shard.bytes for shard in reader.shards)
-            self.dataset.folder.check_room(sizes[-(SHARDS_AT_ONCE if self.shuffle else 1) :])
+            sizes = np.sort(reader.shards.bytes)[-(SHARDS_AT_ONCE if self.shuffle else 1) :]
+            self.dataset.folder.check_room(sizes.tolist())
         return self._readers[view]
 
     def steps(self, epoch: int) -> int:

@@ -9,6 +9,7 @@ Letters: N samples of the epoch; L lanes; n_l samples of lane l.
 """
 
 from bisect import bisect_right
+from collections.abc import Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -29,7 +30,9 @@ class EpochOrder:
     counts: samples of each shard, in the order of the shard list. shuffle: without it, that order.
     """
 
-    def __init__(self, counts: list[int], *, seed: int, epoch: int, shuffle: bool = True) -> None:
+    def __init__(
+        self, counts: Sequence[int] | np.ndarray, *, seed: int, epoch: int, shuffle: bool = True
+    ) -> None:
         self._words = (seed, epoch)
         self._counts = np.asarray(counts, np.int64)
         self.samples = int(self._counts.sum())

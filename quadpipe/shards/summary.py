@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from quadpipe.counts import CountLimits
-from quadpipe.errors import MissingError, ShardError, UnreadableError
+from quadpipe.errors import ShardError, UnreadableError
+from quadpipe.shards.index import parts, scan
 from quadpipe.shards.manifest import ShardInfo
 from quadpipe.shards.reader import Dataset, Sample
 from quadpipe.shards.tar import read_members
@@ -107,36 +108,47 @@ def _first_samples(dataset: Dataset, split: str) -> Iterator[Sample]:
     per_node = 3 * geometry.patch_size**2 + _BYTES_PER_NODE
     largest_sample = geometry.num_nodes(tokens) * per_node + _BYTES_PER_SAMPLE
     left = BYTES_LOOKED_AT
-    for shard in dataset.shards(split):
+    for shard in dataset.first_shards(split):
         if left <= 0:
             return
         size = min(shard.bytes, max(left, largest_sample))  # at least one whole sample
         left -= size
-        if size == shard.bytes:
-            yield from dataset.read_shard(shard)
-        else:
-            yield from _samples_in_beginning(dataset, shard, size)
+        yield from _samples_in_beginning(dataset, shard, size)
 
 
 def _samples_in_beginning(dataset: Dataset, shard: ShardInfo, size: int) -> Iterator[Sample]:
-    starts: list[int] = []
-    key = ""
     try:
         data = dataset.folder.beginning(shard.name, size)
         if len(data) < size:
             raise ShardError(f"{len(data)} bytes, expected {shard.bytes}")
-        try:
-            for name, offset, _ in read_members(data):
-                if name.partition(".")[0] != key:
-                    key = name.partition(".")[0]
-                    starts.append(offset)
-        except ShardError:  # the last sample is cut
-            if len(starts) < 2:
-                raise
-        for start, stop in pairwise(starts):
-            yield dataset.parse_sample(data[start:stop])
+        for part in _complete_samples(data, shard):
+            yield dataset.parse_sample(part)
     except UnreadableError:
         raise
     except ShardError as error:
-        what = dataset.missing if isinstance(error, MissingError) else error
-        raise ShardError(f"{dataset.folder.where(shard.name)}: {what}") from error
+        raise dataset.located(shard, error) from error
+
+
+def _complete_samples(data: memoryview, shard: ShardInfo) -> Iterator[memoryview]:
+    """The complete samples in the beginning of a shard, or in all of it, found by their headers.
+
+    Without the index, which is as long as the dataset has samples.
+    """
+    if len(data) == shard.bytes:
+        rows, damage = scan(data, shard)
+        if damage:
+            raise ShardError(damage)
+        yield from (part for _, part in parts(rows, data))
+        return
+    starts: list[int] = []
+    key = ""
+    try:
+        for name, offset, _ in read_members(data):
+            if name.partition(".")[0] != key:
+                key = name.partition(".")[0]
+                starts.append(offset)
+    except ShardError:  # the last sample is cut
+        if len(starts) < 2:
+            raise
+    for start, stop in pairwise(starts):
+        yield data[start:stop]

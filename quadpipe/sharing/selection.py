@@ -123,7 +123,7 @@ def _labels(dataset: Dataset, split: str) -> np.ndarray:
     if dataset.split(split).index_sha256 is None:  # of an earlier version: all shards are read
         found = [sample.label for sample in dataset.samples(split, view=0)]
         return np.array(found, np.int32)
-    views = np.array([shard.view for shard in dataset.shards(split)])
+    views = dataset.shards(split).views
     index = dataset.index(split)
     assert index is not None
     labels: np.ndarray = index["label"][views[index["shard"]] == 0]
