@@ -313,6 +313,9 @@ class SplitSamples:
         info = self.dataset.split(self.split)
         return info.samples if self.view is None else info.inputs - info.rejected
 
+    def __iter__(self) -> Iterator[Sample]:
+        return self.dataset.samples(self.split, self.view)
+
     def __getitem__(self, number: SupportsIndex) -> Sample:
         given, count = index(number), len(self)
         if not -count <= given < count:
