@@ -139,7 +139,7 @@ def make_lists(folder: Path, shards: int) -> None:
     make_images(folder / "images", 1, side=256)
     one = quadpipe.tokenize(folder / "images", folder / "one", in_process=True)
     shard, info = one.shards("train")[0], one.split("train")
-    rows = np.repeat(one.index("train"), shards)
+    rows = np.repeat(np.asarray(one.index("train")), shards)
     rows["shard"] = np.arange(shards)
     gains = np.repeat(one.gains("train"), shards, axis=0)
     out = LocalFolder(folder / "out")
@@ -154,17 +154,19 @@ def make_lists(folder: Path, shards: int) -> None:
         target = folder / "out" / shard_name("train", 0, number)
         if not target.exists():
             target.hardlink_to(folder / "one" / shard.name)
-    files = {
-        "index_sha256": write_array(
-            out, index_name("train"), FIELDS, (shards,), io.BytesIO(rows.tobytes())
-        ),
-        "gains_sha256": write_array(
-            out, gains_name("train"), DTYPE, gains.shape, io.BytesIO(gains.tobytes())
-        ),
-        "shard_list_sha256": digest.hexdigest(),
-    }
-    many = {"inputs": shards, "samples": shards, "shards": shards, "bytes": shards * shard.bytes}
-    splits = {"train": replace(info, **many, **files)}
+    index = write_array(out, index_name("train"), FIELDS, (shards,), io.BytesIO(rows.tobytes()))
+    data = io.BytesIO(gains.tobytes())
+    split = replace(
+        info,
+        inputs=shards,
+        samples=shards,
+        shards=shards,
+        bytes=shards * shard.bytes,
+        shard_list_sha256=digest.hexdigest(),
+        index_sha256=index,
+        gains_sha256=write_array(out, gains_name("train"), DTYPE, gains.shape, data),
+    )
+    splits = {"train": split}
     manifest = replace(one.manifest, splits=splits, samples_per_shard=1, fingerprint="")
     out.write("dataset.json", manifest.to_bytes())
 
