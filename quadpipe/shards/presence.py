@@ -28,7 +28,7 @@ def missing_shards(folder: ReadableFolder, manifest: Manifest, names: list[str])
     missing = []
     for split, info in manifest.splits.items():
         try:
-            shards = read_shard_list(folder, split, info, manifest.samples_per_shard)
+            shards = read_shard_list(folder, split, info)
         except UnreadableError:
             raise
         except ShardError:

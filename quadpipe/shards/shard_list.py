@@ -11,7 +11,7 @@ import numpy as np
 
 from quadpipe.errors import ShardError
 from quadpipe.files import ReadableFolder
-from quadpipe.shards.format import MANIFEST, MAX_VIEWS, shard_name
+from quadpipe.shards.format import MANIFEST, MAX_SAMPLES_PER_SHARD, MAX_VIEWS, shard_name
 from quadpipe.shards.manifest import ShardInfo, SplitInfo
 from quadpipe.shards.shard_lines import LineParser, parts_of
 
@@ -132,7 +132,10 @@ class ShardList(Sequence[ShardInfo]):
 
 
 def read_shard_list(
-    folder: ReadableFolder, split: str, info: SplitInfo, samples_per_shard: int
+    folder: ReadableFolder,
+    split: str,
+    info: SplitInfo,
+    samples_per_shard: int = MAX_SAMPLES_PER_SHARD,
 ) -> ShardList:
     """The shards of a split; ShardError when the list is not the one the manifest names."""
     where = folder.where(info.shard_list)
@@ -181,7 +184,7 @@ def _check_totals(where: str, shards: ShardList, info: SplitInfo) -> None:
             f"{MANIFEST} has {info.shards}, {info.samples}, {info.bytes}; fetch both again"
         )
     per_view = [int(shards.samples[shards.views == view].sum()) for view in range(info.views)]
-    if set(per_view) - {info.inputs - info.rejected}:
+    if set(per_view) != {info.inputs - info.rejected}:
         raise ShardError(
             f"{where}: the views have different numbers of samples, {per_view}; fetch it again"
         )

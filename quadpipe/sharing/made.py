@@ -241,8 +241,7 @@ class MadeCopy:
                 info = replace(info, inputs=before.inputs, rejected=before.rejected)
             splits[name] = info
             names |= info.files(name).keys()
-            most = self._manifests[0].samples_per_shard
-            names |= set(read_shard_list(self._out, name, info, most).names())
+            names |= set(read_shard_list(self._out, name, info).names())
         for name in there.stale(names):
             self._out.remove(name)
         manifest = self._plan.manifest(

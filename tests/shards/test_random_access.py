@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Subset
 import quadpipe
 from forging import make_dataset, remove_index
 from quadpipe.errors import ConfigError, ShardError
+from quadpipe.files import Cache
 from quadpipe.shards import shard_list
 from quadpipe.shards.reader import Sample
 from quadpipe.shards.summary import summarize
@@ -155,6 +156,16 @@ def test_a_remote_sample_is_one_read_of_its_bytes(whole, url, reads, monkeypatch
     sample = samples[21]
     assert reads == [("train-v01-000002.tar", row["size"])]
     assert described(sample) == described(quadpipe.Dataset(whole)["train"][21])
+
+
+def test_samples_are_read_from_the_cache_where_there_is_one(whole, url, reads, tmp_path):
+    cache = Cache(folder=tmp_path, bytes=10**6)
+    samples = pickle.loads(pickle.dumps(quadpipe.Dataset(url, cache=cache)["train"]))
+    assert described(samples[21]) == described(quadpipe.Dataset(whole)["train"][21])
+    assert [path.suffix for path in tmp_path.iterdir() if path.name != ".lock"] == [".tar"]
+    reads.clear()
+    samples[20], samples[22]
+    assert reads == []
 
 
 def test_info_reads_a_bounded_number_of_bytes(whole, url, reads, monkeypatch):
