@@ -300,6 +300,7 @@ class SplitSamples:
             raise ConfigError(
                 f"{dataset.folder} has no view {view} of {split}; it has {views}, from 0"
             )
+        dataset.shards(split)  # list and index are checked now
         dataset.index(split)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -347,15 +348,17 @@ class SplitSamples:
         return lru_cache(maxsize=_OPEN_SHARDS)(self._open)
 
     def _open(self, place: int) -> tuple[np.ndarray, Contents]:
-        """The rows of a shard in the index, and its contents; without an index it is read whole."""
+        """The rows of a shard in the index, and its contents, of which samples are read.
+
+        Without an index, its samples are found by their headers; a remote shard is read whole once.
+        """
         shard, folder = self._shards[place], self.dataset.folder
+        contents = Ranges(folder.open_ranges(shard.name), shard.bytes)
         found = self.dataset.index(self.split)
         if found is not None:
             first = int(self._shards.firsts[place])
-            rows = found[first : first + shard.samples]
-            return rows, Ranges(folder.open_ranges(shard.name), shard.bytes)
-        contents = folder.contents(shard.name)
-        rows, damage = scan(contents, shard)
+            return found[first : first + shard.samples], contents
+        rows, damage = scan(folder.contents(shard.name), shard)
         if damage:
             raise ShardError(damage)
         return rows, contents

@@ -15,6 +15,7 @@ import quadpipe
 from forging import make_dataset, remove_index
 from quadpipe.errors import ConfigError, ShardError
 from quadpipe.files import Cache
+from quadpipe.loader import Loader
 from quadpipe.shards import shard_list
 from quadpipe.shards.reader import Sample
 from quadpipe.shards.summary import summarize
@@ -38,6 +39,15 @@ def url(whole) -> Iterator[str]:
     memory.put(str(whole), "/by-number", recursive=True)
     yield "memory://by-number"
     memory.rm("/by-number", recursive=True)
+
+
+def test_opening_makes_no_object_per_shard(whole, monkeypatch):
+    monkeypatch.setattr("quadpipe.shards.shard_list.ShardInfo", None)
+    opened = quadpipe.Dataset(whole)
+    assert len(opened["train"]) == 32
+    assert Loader(opened, batch_size=4).steps(0) == 4
+    with pytest.raises(TypeError):
+        opened.shards("train")[0]
 
 
 def described(sample: Sample) -> tuple[object, ...]:
@@ -156,6 +166,20 @@ def test_a_remote_sample_is_one_read_of_its_bytes(whole, url, reads, monkeypatch
     sample = samples[21]
     assert reads == [("train-v01-000002.tar", row["size"])]
     assert described(sample) == described(quadpipe.Dataset(whole)["train"][21])
+
+
+def test_a_remote_shard_without_an_index_is_read_whole_once(dataset, reads):
+    remove_index(dataset)
+    memory = fsspec.filesystem("memory")
+    memory.put(str(dataset), "/not-indexed", recursive=True)
+    samples = quadpipe.Dataset("memory://not-indexed")["train"]
+    reads.clear()
+    keys = [samples[number].key for number in (16, 18)]
+    assert keys == ["0000000008", "0000000010"]
+    (first, whole), *parts = reads
+    assert (first, whole) == ("train-000002.tar", (dataset / first).stat().st_size)
+    assert len(parts) == 2
+    assert all(size < whole / 3 for _, size in parts)
 
 
 def test_samples_are_read_from_the_cache_where_there_is_one(whole, url, reads, tmp_path):
