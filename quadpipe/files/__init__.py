@@ -7,6 +7,7 @@ from quadpipe.files.folder import (
     Contents,
     Folder,
     RangeReader,
+    Ranges,
     ReadableFolder,
 )
 from quadpipe.files.local import LocalFolder
@@ -21,6 +22,7 @@ __all__ = [
     "Folder",
     "LocalFolder",
     "RangeReader",
+    "Ranges",
     "ReadableFolder",
     "RemoteFolder",
     "open_folder",

@@ -10,7 +10,7 @@ import hashlib
 import os
 import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -52,6 +52,7 @@ class CachedFolder(ReadableFolder):
     def __init__(self, remote: RemoteFolder, cache: Cache) -> None:
         self._remote = remote
         self._cache = cache
+        self._lists: list[Callable[[str], tuple[str, int] | None]] = []
         self._known: dict[str, tuple[str, int]] = {}
         self._marked: dict[str, float] = {}
         self._wrong: dict[str, str] = {}
@@ -65,9 +66,21 @@ class CachedFolder(ReadableFolder):
     def __str__(self) -> str:
         return str(self._remote)
 
-    def know(self, shards: Mapping[str, tuple[str, int]]) -> None:
-        """Checksum and bytes of shards by name; only these are cached."""
-        self._known.update(shards)
+    def know(self, shards: Callable[[str], tuple[str, int] | None]) -> None:
+        """Checksum and bytes of a shard by its name, None of others; only these are cached.
+
+        The function that was given last is asked first.
+        """
+        self._lists.insert(0, shards)
+        self._known.clear()
+
+    def _knows(self, name: str) -> bool:
+        """Whether a file is a shard that is cached; `_known` has its checksum and bytes then."""
+        for find in () if name in self._known else self._lists:
+            if (found := find(name)) is not None:
+                self._known[name] = found
+                break
+        return name in self._known
 
     def check_room(self, sizes: list[int]) -> None:
         """Raise ConfigError when shards of these sizes, read alternately, do not fit together."""
@@ -88,28 +101,28 @@ class CachedFolder(ReadableFolder):
         return self._remote.names()
 
     def read(self, name: str) -> bytes:
-        return self._contents(name).tobytes() if name in self._known else self._remote.read(name)
+        return self._contents(name).tobytes() if self._knows(name) else self._remote.read(name)
 
     def get(self, name: str) -> bytes | None:
-        return super().get(name) if name in self._known else self._remote.get(name)
+        return super().get(name) if self._knows(name) else self._remote.get(name)
 
     def sha256(self, name: str) -> str:
-        if name in self._known:
+        if self._knows(name):
             return hashlib.sha256(self._contents(name).data).hexdigest()
         return self._remote.sha256(name)
 
     def contents(self, name: str) -> Contents:
-        return self._contents(name).data if name in self._known else self._remote.contents(name)
+        return self._contents(name).data if self._knows(name) else self._remote.contents(name)
 
     def open_ranges(self, name: str) -> RangeReader:
-        if name not in self._known:
+        if not self._knows(name):
             return self._remote.open_ranges(name)
         # Mapped per batch: a shard that stays mapped would never free its space.
         return lambda starts, stops: (self._contents(name), starts)
 
     def fetch(self, names: list[str]) -> None:
         """Download missing shards, several at a time."""
-        missing = [name for name in names if not self._target(name).exists()]
+        missing = [n for n in names if self._knows(n) and not self._target(n).exists()]
         if len(missing) > 1:
             with ThreadPoolExecutor(_FETCH_AT_ONCE, "quadpipe-fetch") as pool:
                 list(pool.map(self._contents, missing))

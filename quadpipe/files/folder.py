@@ -36,6 +36,21 @@ class Contents(Protocol):
     def __getitem__(self, part: slice, /) -> memoryview: ...
 
 
+class Ranges:
+    """The contents of a file of `length` bytes; slices are read as ranges when they are taken."""
+
+    def __init__(self, read: RangeReader, length: int) -> None:
+        self._read, self._length = read, length
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, part: slice, /) -> memoryview:
+        start, stop, _ = part.indices(self._length)
+        contents, begins = self._read(np.array([start]), np.array([stop]))
+        return contents[int(begins[0]) :][: stop - start].data
+
+
 class ReadableFolder(ABC):
     """The interface for readers.
 

@@ -135,8 +135,8 @@ class Mixture:
                 reader = SampleReader(
                     opened, self.split, view, skip=self._skip, verify=self._verify
                 )
-                sizes = sorted(shard.bytes for shard in reader.shards)
-                self._at_once[dataset] = sizes[-(SHARDS_AT_ONCE if self._shuffle else 1) :]
+                sizes = np.sort(reader.shards.bytes)[-(SHARDS_AT_ONCE if self._shuffle else 1) :]
+                self._at_once[dataset] = sizes.tolist()
                 self._check_room(opened.folder)
                 self._readers[dataset, view] = reader
             return self._readers[dataset, view]
@@ -153,10 +153,11 @@ class Mixture:
     def pass_order(self, epoch: int, dataset: int, turn: int) -> EpochOrder:
         """The order of one pass over one dataset. A single dataset has one pass in an epoch."""
         reader = self.reader(dataset, self.view(epoch, dataset, turn))
-        counts = [shard.samples for shard in reader.shards]
         fingerprint = self.datasets[dataset].manifest.fingerprint
         words = () if len(self.datasets) == 1 else (fingerprint, turn)
-        return EpochOrder(counts, seed=self._seed, epoch=epoch, shuffle=self._shuffle, words=words)
+        return EpochOrder(
+            reader.shards.samples, seed=self._seed, epoch=epoch, shuffle=self._shuffle, words=words
+        )
 
     def gather(self, located: Located, rows: Rows) -> None:
         """Fill the rows; see `SampleReader.gather`."""

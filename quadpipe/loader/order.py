@@ -37,7 +37,7 @@ class EpochOrder:
 
     def __init__(
         self,
-        counts: list[int],
+        counts: Sequence[int] | np.ndarray,
         *,
         seed: int,
         epoch: int,

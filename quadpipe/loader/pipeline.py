@@ -23,9 +23,10 @@ class ReadShards:
     on_error: str
 
     def __call__(self, sources: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-        shards = {shard.name: shard for shard in self.dataset.shards(self.split)}
+        shards = self.dataset.shards(self.split)
         for source in sources:
-            for sample in self.dataset.read_shard(shards[source["url"]], self.on_error):
+            shard = shards[shards.position(source["url"])]
+            for sample in self.dataset.read_shard(shard, self.on_error):
                 leaves = sample.mosaic.leaves(self.budget)
                 yield {
                     "tokens": leaves.tokens,

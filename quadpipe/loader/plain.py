@@ -36,7 +36,7 @@ def webdataset(
     opened = dataset if isinstance(dataset, Dataset) else Dataset(dataset)
     budget = opened.manifest.tokenizer.tokens if tokens is None else tokens
     opened.manifest.geometry.num_splits(budget)
-    names = [shard.name for shard in opened.shards(split) if shard.view == view]
+    names = list(opened.shards(split).of_view(view).names())
     stages = [
         (wds.ResampledShards if resampled else wds.SimpleShardList)(names),
         nodesplitter or wds.single_node_only,

@@ -104,10 +104,8 @@ class SampleReader:
         self._dataset, self._split = dataset, split
         self._skip = skip
         self._index = dataset.index(split)
-        self.shards = [shard for shard in dataset.shards(split) if shard.view == view]
-        self._places = [dataset.place(split, shard) for shard in self.shards]
-        self._starts = np.array([place.start for place in self._places], np.int64)
-        self._first = np.cumsum([0, *(shard.samples for shard in self.shards)])
+        self.shards = dataset.shards(split).of_view(view)
+        self._first = np.concatenate([[0], np.cumsum(self.shards.samples, dtype=np.int64)])
         self._verifies = verify != "never" and self._index is not None
         # Per sample, whether its checksum has been verified.
         self._trusted: np.ndarray | None = None
@@ -134,7 +132,7 @@ class SampleReader:
 
     def gains(self, shards: np.ndarray, numbers: np.ndarray) -> np.ndarray:
         """float32 `[b, K]`, of samples given by shard and number in the shard, int64 `[b]`."""
-        rows: np.ndarray = self._dataset.gains(self._split)[self._starts[shards] + numbers]
+        rows: np.ndarray = self._dataset.gains(self._split)[self.shards.firsts[shards] + numbers]
         return rows
 
     def gather(
@@ -322,7 +320,8 @@ class SampleReader:
                 )
             read = folder.open_ranges(info.name)
             if self._index is not None:
-                rows, damage = self._index[self._places[shard]], ""
+                first = int(self.shards.firsts[shard])
+                rows, damage = self._index[first : first + info.samples], ""
             else:
                 rows, damage = scan(folder.contents(info.name), info)
         except UnreadableError:

@@ -5,7 +5,7 @@ from itertools import islice, pairwise
 
 import numpy as np
 
-from quadpipe.errors import MissingError, ShardError, UnreadableError
+from quadpipe.errors import ShardError, UnreadableError
 from quadpipe.files import Contents
 from quadpipe.names import MAX_KEPT_BYTES
 from quadpipe.shards.index import checksum, mismatch
@@ -47,15 +47,12 @@ def spread_samples(dataset: Dataset, split: str, count: int) -> Iterator[Sample]
 def first_samples(dataset: Dataset, split: str, size: int) -> Iterator[Sample]:
     """The complete samples in the first `size` bytes of a split, at least one."""
     left = size
-    for shard in dataset.shards(split):
+    for shard in dataset.first_shards(split):
         if left <= 0:
             return
         part = min(shard.bytes, max(left, _largest_sample(dataset)))
         left -= part
-        if part == shard.bytes:
-            yield from dataset.read_shard(shard)
-        else:
-            yield from _samples_in_beginning(dataset, shard, part)
+        yield from _samples_in_beginning(dataset, shard, part)
 
 
 def _spread(total: int, count: int) -> np.ndarray:
@@ -87,7 +84,7 @@ def _samples_at(dataset: Dataset, shard: ShardInfo, rows: np.ndarray) -> Iterato
     except UnreadableError:
         raise
     except ShardError as error:
-        raise _located(dataset, shard, error) from error
+        raise dataset.located(shard, error) from error
 
 
 def _samples_in_beginning(dataset: Dataset, shard: ShardInfo, size: int) -> Iterator[Sample]:
@@ -96,18 +93,21 @@ def _samples_in_beginning(dataset: Dataset, shard: ShardInfo, size: int) -> Iter
         data = dataset.folder.beginning(shard.name, size)
         starts, cut = _starts(data)
         if cut and len(starts) < 2 and kept:  # kept members may be larger than mosaics
-            data = dataset.folder.beginning(shard.name, min(size + kept, shard.bytes))
+            size = min(size + kept, shard.bytes)
+            data = dataset.folder.beginning(shard.name, size)
             starts, cut = _starts(data)
         if len(data) < size:
             raise ShardError(f"{len(data)} bytes, expected {shard.bytes}")
-        if cut and len(starts) < 2:
+        if cut and (len(starts) < 2 or size == shard.bytes):
             raise cut
+        if size == shard.bytes:
+            starts.append(size)
         for start, stop in pairwise(starts):
             yield dataset.parse_sample(data[start:stop])
     except UnreadableError:
         raise
     except ShardError as error:
-        raise _located(dataset, shard, error) from error
+        raise dataset.located(shard, error) from error
 
 
 def _starts(data: Contents) -> tuple[list[int], ShardError | None]:
@@ -122,8 +122,3 @@ def _starts(data: Contents) -> tuple[list[int], ShardError | None]:
     except ShardError as error:
         return starts, error
     return starts, None
-
-
-def _located(dataset: Dataset, shard: ShardInfo, error: ShardError) -> ShardError:
-    what = dataset.missing if isinstance(error, MissingError) else error
-    return ShardError(f"{dataset.folder.where(shard.name)}: {what}")

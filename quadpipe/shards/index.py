@@ -16,6 +16,7 @@ from quadpipe.files import Contents, ReadableFolder
 from quadpipe.shards.arrays import read_array
 from quadpipe.shards.format import index_name
 from quadpipe.shards.manifest import ShardInfo, SplitInfo
+from quadpipe.shards.shard_list import ShardList
 from quadpipe.shards.tar import BLOCK, END, read_headers, read_part
 
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ def make_rows(
 
 
 def read_index(
-    folder: ReadableFolder, split: str, info: SplitInfo, shards: Sequence[ShardInfo]
+    folder: ReadableFolder, split: str, info: SplitInfo, shards: ShardList
 ) -> np.ndarray:
     """The rows of a split, `ROW` `[samples]`, in the order of the shard list.
 
@@ -81,11 +82,9 @@ def read_index(
     return rows
 
 
-def _fits(rows: np.ndarray, shards: Sequence[ShardInfo]) -> bool:
+def _fits(rows: np.ndarray, shards: ShardList) -> bool:
     """Whether the samples of each shard are contiguous from its first byte, and end in it."""
-    counts = np.array([shard.samples for shard in shards], np.int64)
-    ends = np.array([shard.bytes for shard in shards], np.int64) - len(END)
-    first = np.cumsum(counts) - counts
+    first, ends = np.array(shards.firsts), shards.bytes - len(END)
     before = np.zeros(1, np.int64)
     for begin in range(0, len(rows), _ROWS_AT_ONCE):
         part = rows[begin : begin + _ROWS_AT_ONCE]

@@ -1,9 +1,8 @@
-"""`dataset.json` and the shard lists as checked Python objects."""
+"""`dataset.json`, and the lines of shard lists, as checked Python objects."""
 
 import hashlib
 import json
 import re
-from collections.abc import Iterator
 from dataclasses import MISSING, asdict, dataclass, fields, replace
 from typing import Any
 
@@ -22,16 +21,13 @@ from quadpipe.shards.format import (
     index_name,
     json_bytes,
     shard_list_name,
-    shard_name,
 )
 from quadpipe.tokenizer import TOKENIZER_VERSION, TokenizerConfig
 
 SHORTEST_FINGERPRINT = 12
 """Hex digits of a fingerprint that name a dataset."""
 
-_LARGEST_LINE = 4096
 _MOST_GENERATIONS = 32
-_LARGEST_SHARD = 2**62
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -288,55 +284,6 @@ def _split_info(name: str, document: Any) -> SplitInfo:
     if info.shard_list != shard_list_name(name):
         raise ValueError(f"{name}: {info.shard_list!r} is not the name of its shard list")
     return info
-
-
-def read_shard_list(folder: ReadableFolder, split: str, info: SplitInfo) -> list[ShardInfo]:
-    """The shards of a split; ShardError when the list is not the one the manifest names."""
-    where = folder.where(info.shard_list)
-    size = folder.size(info.shard_list)
-    if size is not None and size > _LARGEST_LINE * info.shards:
-        raise ShardError(f"{where} has {size} bytes, too many for {info.shards} shards")
-    if folder.sha256(info.shard_list) != info.shard_list_sha256:
-        raise ShardError(
-            f"{where} was changed: its checksum is not the one in {MANIFEST}; fetch both again"
-        )
-    shards = list(_parse_shard_list(where, split, folder.read(info.shard_list)))
-    totals = (len(shards), sum(s.samples for s in shards), sum(s.bytes for s in shards))
-    if totals != (info.shards, info.samples, info.bytes):
-        raise ShardError(
-            f"{where} holds {totals[0]} shards, {totals[1]} samples, {totals[2]} bytes; "
-            f"{MANIFEST} has {info.shards}, {info.samples}, {info.bytes}; fetch both again"
-        )
-    per_view = dict.fromkeys(range(info.views), 0)
-    for shard in shards:
-        per_view[shard.view] = per_view.get(shard.view, 0) + shard.samples
-    if set(per_view.values()) != {info.inputs - info.rejected} or len(per_view) != info.views:
-        raise ShardError(
-            f"{where}: the views have different numbers of samples, {per_view}; fetch it again"
-        )
-    if len({shard.name for shard in shards}) != len(shards):
-        raise ShardError(f"{where} names a shard twice; fetch it again")
-    return shards
-
-
-def _parse_shard_list(where: str, split: str, data: bytes) -> Iterator[ShardInfo]:
-    for number, line in enumerate(data.splitlines(), start=1):
-        try:
-            shard = ShardInfo(**known_fields(ShardInfo, json.loads(line)))
-            if not _is_shard_of(split, shard):
-                raise ValueError(f"{shard.name!r} is not a shard of view {shard.view} of {split}")
-            if min(shard.samples, shard.bytes) < 1:
-                raise ValueError(f"{shard.name} has no samples or no bytes")
-            if shard.bytes > _LARGEST_SHARD:
-                raise ValueError(f"{shard.name} has more bytes than a file can have")
-        except (ValueError, TypeError, RecursionError, ConfigError) as error:
-            raise ShardError(f"{where}, line {number}: {error}; fetch it again") from error
-        yield shard
-
-
-def _is_shard_of(split: str, shard: ShardInfo) -> bool:
-    match = re.fullmatch(r".*-(\d{6,10})\.tar", shard.name, re.ASCII)
-    return match is not None and shard.name == shard_name(split, shard.view, int(match[1]))
 
 
 def _check_version(where: str, version: Any) -> None:

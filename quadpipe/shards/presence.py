@@ -2,7 +2,8 @@
 
 from quadpipe.errors import ShardError, UnreadableError
 from quadpipe.files import ReadableFolder
-from quadpipe.shards.manifest import Manifest, read_shard_list
+from quadpipe.shards.manifest import Manifest
+from quadpipe.shards.shard_list import read_shard_list
 
 
 def shards_here(folder: ReadableFolder, manifest: Manifest) -> str:
@@ -34,7 +35,7 @@ def missing_shards(folder: ReadableFolder, manifest: Manifest, names: list[str])
             here = sum(is_shard_of(split, name) for name in there)
             missing += [info.shard_list] * max(0, info.shards - here)
         else:
-            missing += [shard.name for shard in shards if shard.name not in there]
+            missing += [name for name in shards.names() if name not in there]
     return missing
 
 

@@ -1,12 +1,12 @@
 """Shards -> mosaics, checked against the manifest before use. The mirror image of `writer`."""
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property
-from itertools import accumulate
+from functools import cached_property, lru_cache
+from operator import index
 from os import PathLike
-from typing import Any
+from typing import Any, SupportsIndex
 
 import numpy as np
 
@@ -16,6 +16,7 @@ from quadpipe.files import (
     CachedFolder,
     Contents,
     Folder,
+    Ranges,
     ReadableFolder,
     RemoteFolder,
     open_folder,
@@ -23,10 +24,13 @@ from quadpipe.files import (
 from quadpipe.mosaic import Mosaic
 from quadpipe.shards.gains import read_gains, sample_gains
 from quadpipe.shards.index import part_of, parts, read_index, scan
-from quadpipe.shards.manifest import Manifest, ShardInfo, SplitInfo, read_shard_list
+from quadpipe.shards.manifest import Manifest, ShardInfo, SplitInfo
 from quadpipe.shards.members import Content, decode_members, sample_contents
 from quadpipe.shards.presence import shards_here
+from quadpipe.shards.shard_list import ShardList, read_first_shards, read_shard_list
 from quadpipe.shards.skipped import Skipped, check_on_error
+
+_OPEN_SHARDS = 128
 
 _log = logging.getLogger(__name__)
 
@@ -54,6 +58,7 @@ class Dataset:
 
         dataset = quadpipe.Dataset("shards/")
         for sample in dataset.samples("train"): ...
+        sample = dataset["train"][5]
 
     cache: keeps shards of a dataset at a URL in a local folder. expect: the fingerprint that the
     dataset must have, or its first 12 hex digits or more. skipped: the damaged samples that
@@ -74,15 +79,18 @@ class Dataset:
         self.manifest = Manifest.read(self.folder)
         self.manifest.check_expected(expect, str(self.folder))
         self.skipped = Skipped()
-        self._shards: dict[str, list[ShardInfo]] = {}
+        self._shards: dict[str, ShardList] = {}
         self._indexes: dict[str, np.ndarray] = {}
         self._gains: dict[str, np.ndarray] = {}
-        self._places: dict[str, dict[str, slice]] = {}
         self._indexes_missing = False
 
     def __getstate__(self) -> dict[str, Any]:
         """The state for another process, which reads lists and indexes itself."""
-        return {**vars(self), "_shards": {}, "_indexes": {}, "_gains": {}, "_places": {}}
+        return {**vars(self), "_shards": {}, "_indexes": {}, "_gains": {}}
+
+    def __getitem__(self, split: str) -> "SplitSamples":
+        """The samples of a split by number; ConfigError when the split does not exist."""
+        return SplitSamples(self, split)
 
     def split(self, name: str) -> SplitInfo:
         """Counts of a split; ConfigError when the split does not exist."""
@@ -92,31 +100,26 @@ class Dataset:
             )
         return self.manifest.splits[name]
 
-    def shards(self, split: str) -> list[ShardInfo]:
+    def shards(self, split: str) -> ShardList:
         """The shards of a split, in the order of the plan, views interleaved."""
-        if split in self._shards:
-            return self._shards[split]
-        shards = read_shard_list(self.folder, split, self.split(split))
-        for shard in shards:
-            if shard.samples > self.manifest.samples_per_shard:
-                raise ShardError(
-                    f"{self.folder.where(shard.name)}: {shard.samples} samples, more than the "
-                    f"{self.manifest.samples_per_shard} of a shard"
-                )
-        if isinstance(self.folder, CachedFolder):
-            self.folder.know({shard.name: (shard.sha256, shard.bytes) for shard in shards})
-        self._shards[split] = shards
-        return shards
+        if split not in self._shards:
+            info, most = self.split(split), self.manifest.samples_per_shard
+            shards = read_shard_list(self.folder, split, info, most)
+            if isinstance(self.folder, CachedFolder):
+                self.folder.know(shards.checksum)
+            self._shards[split] = shards
+        return self._shards[split]
+
+    def first_shards(self, split: str) -> ShardList:
+        """The first shards of a split; see `shard_list.read_first_shards`."""
+        info, most = self.split(split), self.manifest.samples_per_shard
+        return self._shards.get(split) or read_first_shards(self.folder, split, info, most)
 
     def place(self, split: str, shard: ShardInfo) -> slice:
         """The rows of a shard in the index and the gains of its split."""
-        if split not in self._places:
-            stops = accumulate(s.samples for s in self.shards(split))
-            self._places[split] = {
-                s.name: slice(stop - s.samples, stop)
-                for s, stop in zip(self.shards(split), stops, strict=True)
-            }
-        return self._places[split][shard.name]
+        shards = self.shards(split)
+        first = int(shards.firsts[shards.position(shard.name)])
+        return slice(first, first + shard.samples)
 
     def index(self, split: str) -> np.ndarray | None:
         """Offsets, sizes, checksums and labels of the samples of a split, as `index.ROW`.
@@ -170,7 +173,7 @@ class Dataset:
         except UnreadableError:
             raise
         except ShardError as error:
-            raise self._located(shard, error) from error
+            raise self.located(shard, error) from error
 
     def samples(
         self, split: str, view: int | None = None, on_error: str = "raise"
@@ -219,7 +222,7 @@ class Dataset:
                     if on_error == "raise":
                         raise
                     left -= 1
-                    self.skipped.add(shard.name, self._located(shard, error), 1)
+                    self.skipped.add(shard.name, self.located(shard, error), 1)
                     continue
                 left -= 1
                 yield sample
@@ -229,10 +232,11 @@ class Dataset:
             raise
         except ShardError as error:
             if on_error == "raise":
-                raise self._located(shard, error) from error
-            self.skipped.add(shard.name, self._located(shard, error), left)
+                raise self.located(shard, error) from error
+            self.skipped.add(shard.name, self.located(shard, error), left)
 
-    def _located(self, shard: ShardInfo, error: ShardError) -> ShardError:
+    def located(self, shard: ShardInfo, error: ShardError) -> ShardError:
+        """The error, with the place of the shard; a missing one is reported with the next step."""
         what = self.missing if isinstance(error, MissingError) else error
         return ShardError(f"{self.folder.where(shard.name)}: {what}")
 
@@ -276,6 +280,88 @@ class Dataset:
             extra=values,
             offset=offset,
         )
+
+
+class SplitSamples:
+    """The samples of a split by number, or those of one view, in the order of the plan.
+
+        samples = quadpipe.Dataset("shards/")["train"]
+        samples[0], samples[-1], len(samples), samples.of_view(0)[5]
+
+    A map-style dataset as torch has them, for the workers of a DataLoader too, forked or spawned.
+    Each sample is read alone, and compared with its checksum at each read. Raises IndexError on a
+    number out of range, ShardError when the sample is damaged.
+    """
+
+    def __init__(self, dataset: Dataset, split: str, view: int | None = None) -> None:
+        self.dataset, self.split, self.view = dataset, split, view
+        views = dataset.split(split).views
+        if view is not None and not 0 <= view < views:
+            raise ConfigError(
+                f"{dataset.folder} has no view {view} of {split}; it has {views}, from 0"
+            )
+        dataset.shards(split)  # list and index are checked now
+        dataset.index(split)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"dataset": self.dataset, "split": self.split, "view": self.view}
+
+    def of_view(self, view: int) -> "SplitSamples":
+        """The samples of one view, of which each input has one."""
+        return SplitSamples(self.dataset, self.split, view)
+
+    def __len__(self) -> int:
+        info = self.dataset.split(self.split)
+        return info.samples if self.view is None else info.inputs - info.rejected
+
+    def __iter__(self) -> Iterator[Sample]:
+        return self.dataset.samples(self.split, self.view)
+
+    def __getitem__(self, number: SupportsIndex) -> Sample:
+        given, count = index(number), len(self)
+        if not -count <= given < count:
+            raise IndexError(f"sample {given} of {count:,} of {self.split}")
+        place = int(np.searchsorted(self._stops, given % count, side="right"))
+        shard = self._shards[place]
+        try:
+            rows, contents = self._opened(place)
+            row = rows[given % count - int(self._stops[place]) + shard.samples]
+            # A copy: local shards are mapped, and a mapped file may be cut short later.
+            part = memoryview(bytes(part_of(row, contents)))
+            return self.dataset.parse_sample(part, int(row["offset"]))
+        except UnreadableError:
+            raise
+        except ShardError as error:
+            raise self.dataset.located(shard, error) from error
+
+    @cached_property
+    def _shards(self) -> ShardList:
+        return self.dataset.shards(self.split).of_view(self.view)
+
+    @cached_property
+    def _stops(self) -> np.ndarray:
+        """int64 `[shards]`: the number after that of the last sample of each shard."""
+        return np.cumsum(self._shards.samples, dtype=np.int64)
+
+    @cached_property
+    def _opened(self) -> Callable[[int], tuple[np.ndarray, Contents]]:
+        return lru_cache(maxsize=_OPEN_SHARDS)(self._open)
+
+    def _open(self, place: int) -> tuple[np.ndarray, Contents]:
+        """The rows of a shard in the index, and its contents, of which samples are read.
+
+        Without an index, its samples are found by their headers; a remote shard is read whole once.
+        """
+        shard, folder = self._shards[place], self.dataset.folder
+        contents = Ranges(folder.open_ranges(shard.name), shard.bytes)
+        found = self.dataset.index(self.split)
+        if found is not None:
+            first = int(self._shards.firsts[place])
+            return found[first : first + shard.samples], contents
+        rows, damage = scan(folder.contents(shard.name), shard)
+        if damage:
+            raise ShardError(damage)
+        return rows, contents
 
 
 def _cached(folder: ReadableFolder, cache: Cache) -> ReadableFolder:

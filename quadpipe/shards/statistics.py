@@ -70,7 +70,7 @@ def labels_of(dataset: Dataset, split: str) -> np.ndarray:
     if index is None:
         found = [sample.label for sample in dataset.samples(split, view=0)]
         return np.array(found, np.int32)
-    views = np.array([shard.view for shard in dataset.shards(split)])
+    views = dataset.shards(split).views
     labels: np.ndarray = index["label"][views[index["shard"]] == 0]
     if ((labels < 0) | (labels >= len(dataset.manifest.classes or ()))).any():
         raise ShardError(

@@ -21,8 +21,9 @@ from quadpipe.job.shard import ShardReport
 from quadpipe.shards.card import card
 from quadpipe.shards.format import LOGS, json_bytes
 from quadpipe.shards.joined import how_made, told_apart
-from quadpipe.shards.manifest import Manifest, read_shard_list
+from quadpipe.shards.manifest import Manifest
 from quadpipe.shards.reader import Dataset
+from quadpipe.shards.shard_list import read_shard_list
 from quadpipe.sharing.config import CopyConfig
 from quadpipe.sharing.destination import Destination, check_room, edited_card
 from quadpipe.sharing.progress import CopyPreview, CopyProgress
@@ -203,8 +204,7 @@ class MadeCopy:
         if dataset.split(split).gains_sha256 is None:
             raise ShardError(f"{split} has no file of gains")
         dataset.gains(split)
-        shards = read_shard_list(self._out, split, dataset.split(split))
-        return [*dataset.split(split).files(split), *(shard.name for shard in shards)]
+        return [*dataset.split(split).files(split), *dataset.shards(split).names()]
 
     @property
     def _bytes(self) -> int:
@@ -252,7 +252,7 @@ class MadeCopy:
                 info = replace(info, inputs=before.inputs, rejected=before.rejected)
             splits[name] = info
             names |= info.files(name).keys()
-            names |= {shard.name for shard in read_shard_list(self._out, name, info)}
+            names |= set(read_shard_list(self._out, name, info).names())
         for name in there.stale(names):
             self._out.remove(name)
         manifest = self._plan.manifest(

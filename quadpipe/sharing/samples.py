@@ -8,10 +8,11 @@ from functools import lru_cache
 import numpy as np
 
 from quadpipe.errors import ShardError
-from quadpipe.files import BLOCK_BYTES, LocalFolder, RangeReader, ReadableFolder
+from quadpipe.files import BLOCK_BYTES, LocalFolder, Ranges, ReadableFolder
 from quadpipe.shards.index import checksum, mismatch
 from quadpipe.shards.manifest import ShardInfo
 from quadpipe.shards.reader import Dataset
+from quadpipe.shards.shard_list import ShardList
 
 
 @lru_cache(maxsize=16)
@@ -30,7 +31,7 @@ class Track:
     """The tars of one view of a split, in the order of the plan. firsts: number of the first sample
     of each in the view, and last the number of all. indices: of the tars in the plan."""
 
-    tars: list[ShardInfo]
+    tars: ShardList
     firsts: np.ndarray
     indices: np.ndarray
 
@@ -46,12 +47,11 @@ class Track:
 def open_track(location: str, fingerprint: str, split: str, view: int) -> Track:
     """ShardError when the shards are not in the order of the plan."""
     dataset = open_cached(location, fingerprint)
-    tars = [tar for tar in dataset.shards(split) if tar.view == view]
-    indices = np.array([tar.index for tar in tars], np.int64)
-    if (np.diff(indices) <= 0).any():
+    tars = dataset.shards(split).of_view(view)
+    if (np.diff(tars.numbers) <= 0).any():
         raise ShardError(f"{location}: the shards of {split} are not in order; fetch it again")
-    firsts = np.cumsum([0, *(tar.samples for tar in tars)])
-    return Track(tars=tars, firsts=firsts, indices=indices)
+    firsts = np.concatenate([[0], np.cumsum(tars.samples, dtype=np.int64)])
+    return Track(tars=tars, firsts=firsts, indices=tars.numbers)
 
 
 def read_track(dataset: Dataset, track: Track, numbers: np.ndarray) -> Iterator[memoryview]:
@@ -94,7 +94,7 @@ def _read_whole(dataset: Dataset, shard: ShardInfo, numbers: np.ndarray) -> Iter
 
 
 def _read_parts(dataset: Dataset, shard: ShardInfo, numbers: np.ndarray) -> Iterator[memoryview]:
-    contents = _Ranges(dataset.folder.open_ranges(shard.name), shard.bytes)
+    contents = Ranges(dataset.folder.open_ranges(shard.name), shard.bytes)
     rows, _ = dataset.rows(shard, contents)
     for block in _blocks(rows[numbers]):
         start, stop = int(block[0]["offset"]), int(block[-1]["offset"] + block[-1]["size"])
@@ -115,18 +115,3 @@ def _blocks(rows: np.ndarray) -> Iterator[np.ndarray]:
         if len(run):
             numbers = (run["offset"] - run["offset"][0]) // BLOCK_BYTES
             yield from np.split(run, np.flatnonzero(np.diff(numbers)) + 1)
-
-
-class _Ranges:
-    """The contents of a file, of which slices are read when they are taken."""
-
-    def __init__(self, read: RangeReader, length: int) -> None:
-        self._read, self._length = read, length
-
-    def __len__(self) -> int:
-        return self._length
-
-    def __getitem__(self, part: slice, /) -> memoryview:
-        start, stop, _ = part.indices(self._length)
-        contents, begins = self._read(np.array([start]), np.array([stop]))
-        return contents[int(begins[0]) :][: stop - start].data
