@@ -9,6 +9,7 @@ from quadpipe.files.folder import (
     RangeReader,
     ReadableFolder,
 )
+from quadpipe.files.hub import HubFolder
 from quadpipe.files.local import LocalFolder
 from quadpipe.files.opening import open_folder
 from quadpipe.files.remote import RemoteFolder
@@ -19,6 +20,7 @@ __all__ = [
     "CachedFolder",
     "Contents",
     "Folder",
+    "HubFolder",
     "LocalFolder",
     "RangeReader",
     "ReadableFolder",

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from quadpipe.errors import ConfigError, MissingError, ShardError
-from quadpipe.files import Folder, LocalFolder, open_folder
+from quadpipe.files import Folder, HubFolder, LocalFolder, open_folder
 from quadpipe.job.run_config import RunConfig
 from quadpipe.shards.card import card
 from quadpipe.shards.format import (
@@ -43,6 +43,7 @@ def copy(
     expect: str | None = None,
     provenance: bool = False,
     replace: bool = False,
+    public: bool = False,
     workers: int | None = None,
     address: str | None = None,
     in_process: bool = False,
@@ -57,7 +58,7 @@ def copy(
     A copy that was interrupted is continued by the same call. options: fields of CopyConfig.
     labels: a file of `path,label` rows. expect: the fingerprint of the source. provenance: also
     copy plan, listing, done-markers and rejects, never logs. replace: another dataset at the
-    destination is replaced. workers: files to copy, or shards to make, at a time. address,
+    destination is replaced. public: a new repository on the Hub is visible to all. workers: files to copy, or shards to make, at a time. address,
     in_process: as for `tokenize`, where shards are made.
 
     Raises ConfigError when options do not fit the sources, or these each other, ShardError when a
@@ -74,6 +75,10 @@ def copy(
     if len(set(fingerprints)) < len(datasets):
         raise ConfigError(f"{' and '.join(map(str, places))} hold a dataset twice; give it once")
     folder = open_folder(out)
+    if isinstance(folder, HubFolder):
+        folder.prepare(public=public)
+    elif public:
+        raise ConfigError(f"--public is for a repository on the Hub, not for {folder}; omit it")
     for dataset in datasets:
         check_apart(dataset.folder, folder)
     progress = progress or CopyProgress()
@@ -172,7 +177,7 @@ class WholeCopy:
             shards=sum(split.shards for split in splits),
             bytes=sum(file.bytes for file in files),
             free_bytes=self.out.free_bytes(),
-            notes=edited_card([self.dataset]) if self.config.texts else (),
+            notes=self.out.notes + (edited_card([self.dataset]) if self.config.texts else ()),
         )
 
     def _copy(self, transfer: Transfer, missing: list[CheckedFile]) -> None:

@@ -45,6 +45,7 @@ class MadeCopy:
         run: RunConfig,
         labels: Path | None,
     ) -> None:
+        out.check_shared()
         self._config, self._out, self._labels = config, out, labels
         self._cards = edited_card(datasets)
         self._manifests = [dataset.manifest for dataset in datasets]
