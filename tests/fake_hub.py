@@ -107,18 +107,20 @@ class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     wbufsize = -1  # headers and content in one packet
     disable_nagle_algorithm = True
+    _API = r"/api/datasets/(?P<repo>[^/]+/[^/]+)"
+    _AT = r"/(?P<revision>[^/]+)"
     _ROUTES = (
         ("POST", r"/api/repos/create", "_create"),
         ("POST", r"/api/validate-yaml", "_validate"),
-        ("GET", r"/api/datasets/(?P<repo>[^/]+/[^/]+)(/revision/(?P<revision>[^/]+))?", "_info"),
-        ("POST", r"/api/datasets/(?P<repo>[^/]+/[^/]+)/branch/(?P<revision>[^/]+)", "_branch"),
-        ("POST", r"/api/datasets/(?P<repo>[^/]+/[^/]+)/preupload/(?P<revision>[^/]+)", "_modes"),
-        ("POST", r"/api/datasets/(?P<repo>[^/]+/[^/]+)/commit/(?P<revision>[^/]+)", "_commit"),
-        ("GET", r"/api/datasets/(?P<repo>[^/]+/[^/]+)/tree/(?P<revision>[^/]+)(?P<path>/.*)?", "_tree"),
+        ("GET", rf"{_API}(/revision{_AT})?", "_info"),
+        ("POST", rf"{_API}/branch{_AT}", "_branch"),
+        ("POST", rf"{_API}/preupload{_AT}", "_modes"),
+        ("POST", rf"{_API}/commit{_AT}", "_commit"),
+        ("GET", rf"{_API}/tree{_AT}(?P<path>/.*)?", "_tree"),
         ("POST", r"/datasets/(?P<repo>[^/]+/[^/]+)\.git/info/lfs/objects/batch", "_batch"),
         ("PUT", r"/objects/(?P<oid>\w+)", "_store"),
-        ("GET", r"/datasets/(?P<repo>[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)/(?P<path>.*)", "_file"),
-    )  # fmt: skip
+        ("GET", rf"/datasets/(?P<repo>[^/]+/[^/]+)/resolve{_AT}/(?P<path>.*)", "_file"),
+    )
 
     def __init__(self, *arguments: Any, hub: FakeHub) -> None:
         self._hub = hub
@@ -254,7 +256,12 @@ class _Handler(BaseHTTPRequestHandler):
             folders = [rest[: at.start()] for at in re.finditer("/", rest)]
             recursive = self._query.get("recursive") == ["true"]
             for folder in folders if recursive else folders[:1]:
-                entries[folder] = {"type": "directory", "path": inside + folder, "oid": "0", "size": 0}
+                entries[folder] = {
+                    "type": "directory",
+                    "path": inside + folder,
+                    "oid": "0",
+                    "size": 0,
+                }
             if recursive or not folders:
                 entries[rest] = _entry(name, tree[name])
         if path and not entries:

@@ -152,7 +152,7 @@ class Folder(ReadableFolder):
     def free_bytes(self) -> int | None:
         """Free space for the folder in bytes; None if unknown."""
 
-    def check_shared(self) -> None:  # noqa: B027
+    def check_shared(self) -> None:
         """Raise OutputError unless several processes can write here together."""
 
     @abstractmethod

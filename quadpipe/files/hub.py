@@ -24,9 +24,10 @@ _URL = re.compile(
     SCHEME + r"(?P<repo>[^/@]+/[^/@]+)(?:@(?P<revision>refs/(?:pr|convert)/[^/]+|[^/]+))?"
     r"(?P<inside>(?:/[^/]+)*)"
 )
-# The Hub advises at most 100 files in a commit. Some room is left for the last small files, so
-# that card and manifest are in one commit.
+# The Hub advises at most 100 files in a commit. Small files have room for a few more, so that the
+# cards and the manifest, which come last, are in one commit.
 _FILES_IN_COMMIT = 90
+_MORE_SMALL_FILES = 9
 # Larger files are uploaded from a temporary file; the Hub keeps all of them outside of git.
 _LARGEST_IN_MEMORY = 2**20
 
@@ -142,7 +143,7 @@ class HubFolder(RemoteFolder):
         return {}.get if self._is_new else super().sizes()
 
     def write(self, name: str, data: bytes) -> None:
-        self._change(name, self._addition(name, data))
+        self._change(name, self._addition(name, data), _FILES_IN_COMMIT + _MORE_SMALL_FILES)
 
     @contextmanager
     def staged(self, name: str) -> Iterator[StagedFile]:
@@ -232,9 +233,10 @@ class HubFolder(RemoteFolder):
         if self._revision != "main":
             retry(lambda: api.create_branch(**self._repo, branch=self._revision, exist_ok=True))
 
-    def _change(self, name: str, operation: Any) -> None:
+    def _change(self, name: str, operation: Any, most: int | None = None) -> None:
+        """most: commit first when there are so many changes already."""
         with self._changing:
-            if len(self._changes) >= _FILES_IN_COMMIT:
+            if len(self._changes) >= (most or _FILES_IN_COMMIT):
                 self._commit_changes()
             self._changes[name] = operation
 

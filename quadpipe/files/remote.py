@@ -38,7 +38,7 @@ T = TypeVar("T")
 
 # Names of a dataset's files.
 _OURS = re.compile(
-    r"\.quadpipe/.*|(train|val|test)[-.].*\.(tar|jsonl|npy)|dataset\.json|README\.md"
+    r"\.quadpipe/.*|(train|val|test)[-.].*\.(tar|jsonl|npy)|(dataset|croissant)\.json|README\.md"
 )
 # Errors that only a local disk raises.
 _LOCAL_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)

@@ -27,6 +27,7 @@ SHARDS_PER_CHUNK = 16
 # A USTAR header, on average half a block of padding, and the small members of a sample.
 _MEMBER_OVERHEAD = 768
 # Measured on photographs: jpg at quality 95 and png, relative to the raw bytes of the tokens.
+_PREVIEW_SHARE = 0.25  # bytes per pixel of its square
 _CODEC_SHARE = {"raw": 1.0, "jpg": 0.2, "png": 0.6}
 
 
@@ -69,6 +70,8 @@ class Plan:
         dataset = asdict(self.config.dataset)
         for name in ("codec", "quality"):
             del dataset[name]
+        if dataset["preview"] is None:
+            del dataset["preview"]
         document = {
             "format_version": FORMAT_VERSION,
             "tokenizer_version": TOKENIZER_VERSION,
@@ -109,7 +112,9 @@ class Plan:
         config = self.config
         nodes = config.tokenizer.geometry.num_nodes(config.tokenizer.tokens)
         pixels = nodes * config.tokenizer.patch_size**2 * 3
-        return int(pixels * _CODEC_SHARE[config.dataset.codec]) + 20 * nodes + 5 * _MEMBER_OVERHEAD
+        preview = int((config.dataset.preview or 0) ** 2 * _PREVIEW_SHARE)
+        tokens = int(pixels * _CODEC_SHARE[config.dataset.codec])
+        return tokens + preview + 20 * nodes + 5 * _MEMBER_OVERHEAD
 
     def manifest(self, **counted: Any) -> Manifest:
         """The manifest of the finished dataset; `counted` are the splits."""
@@ -124,6 +129,7 @@ class Plan:
             name=dataset.name,
             license=dataset.license,
             source=dataset.source,
+            preview=dataset.preview,
             quadpipe=__version__,
             **counted,
         )

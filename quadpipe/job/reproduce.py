@@ -175,7 +175,7 @@ class Reproducer:
     def _bytes(self, view: View, mosaic: Mosaic) -> bytes:
         file = io.BytesIO()
         writer = ShardWriter(file, self._plan.config.make_codec())
-        writer.add(view.key, mosaic, view.label, view.info)
+        writer.add(view.key, mosaic, view.label, view.info, view.extra)
         return file.getvalue()
 
     def _stored(self, tar: FinishedTar, rank: int) -> bytes:

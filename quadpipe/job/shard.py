@@ -115,7 +115,7 @@ def _write(
                 files = [staged.enter_context(out.staged(name)) for name in names]
                 writers = [ShardWriter(file, codec) for file in files]
             view, mosaic = sample
-            writers[view.view].add(view.key, mosaic, view.label, view.info)
+            writers[view.view].add(view.key, mosaic, view.label, view.info, view.extra)
         for writer in writers:
             writer.close()
     write_gains(out, shard, writers)

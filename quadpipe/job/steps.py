@@ -5,8 +5,8 @@ is rejected is a `Reject` in the stream, which the later steps pass through.
 """
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,12 +14,13 @@ from typing import Any, TypeVar
 import numpy as np
 
 from quadpipe.errors import RejectError
+from quadpipe.images.preview import preview_jpeg
 from quadpipe.job.decoding import Decoder
 from quadpipe.job.plan import Plan, ShardId
 from quadpipe.mosaic import Mosaic
 from quadpipe.scorers import Scorer
 from quadpipe.scorers.maps import read_map
-from quadpipe.shards.format import sample_key
+from quadpipe.shards.format import PREVIEW, sample_key
 from quadpipe.shards.marker import Identity, Reject
 from quadpipe.sources import Input, Source
 from quadpipe.tokenizer import Tokenizer
@@ -38,7 +39,9 @@ class Item:
 
 @dataclass(frozen=True)
 class View:
-    """One crop of an input. pixels: uint8 `[H, W, 3]`. hint: for the scorer, beside the pixels."""
+    """One crop of an input. pixels: uint8 `[H, W, 3]`. hint: for the scorer, beside the pixels.
+    extra: other members of the sample by name.
+    """
 
     index: int
     view: int
@@ -46,6 +49,7 @@ class View:
     info: dict[str, Any]
     label: int | None
     hint: Any
+    extra: Mapping[str, bytes] = field(default_factory=dict)
 
     @property
     def key(self) -> str:
@@ -110,8 +114,13 @@ class Steps:
                 info["row"] = entry.row
             if self.plan.classes is not None and entry.label is not None:
                 info["class"] = self.plan.classes[entry.label]
-            views.append(View(item.index, view, pixels, info, entry.label, hint))
+            extra = self._preview(pixels)
+            views.append(View(item.index, view, pixels, info, entry.label, hint, extra))
         return views
+
+    def _preview(self, pixels: np.ndarray) -> dict[str, bytes]:
+        side = self.plan.config.dataset.preview
+        return {} if side is None else {PREVIEW: preview_jpeg(pixels, side)}
 
     def _hint(self, entry: Input) -> Any:
         """The input's map or class name; RejectError when its map is missing."""

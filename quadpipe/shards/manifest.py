@@ -100,6 +100,7 @@ class Manifest:
 
     parents: the sources of a copy that has other shards than they: `fingerprint`, `name`,
     `license`, `source`, and their own `parents`. quadpipe: the version that wrote it.
+    preview: longer side of the previews in pixels, None without them.
     fingerprint: see `fingerprint_of`; it is computed if the file of an earlier version has none.
     """
 
@@ -117,6 +118,7 @@ class Manifest:
     tokenizer_version: int = TOKENIZER_VERSION
     revision: int = 1
     parents: tuple[Any, ...] = ()
+    preview: int | None = None
     quadpipe: str | None = None
     fingerprint: str = ""
 

@@ -19,6 +19,7 @@ from quadpipe.job.plan import Plan, ShardId
 from quadpipe.job.run_config import RunConfig
 from quadpipe.job.shard import ShardReport
 from quadpipe.shards.card import card
+from quadpipe.shards.croissant import read_croissant
 from quadpipe.shards.format import LOGS, json_bytes
 from quadpipe.shards.manifest import Manifest, read_shard_list
 from quadpipe.shards.reader import Dataset
@@ -121,6 +122,7 @@ class MadeCopy:
                     codec=codec["name"],
                     quality=codec.get("quality"),
                     samples_per_shard=first.samples_per_shard,
+                    preview=self._preview_side(),
                     **texts,
                 ),
                 run=run,
@@ -136,6 +138,11 @@ class MadeCopy:
         found = {getattr(manifest, key) for manifest in self._manifests}
         given: str | None = self._config.texts.get(key)
         return given or (found.pop() if len(found) == 1 else None)
+
+    def _preview_side(self) -> int | None:
+        """The size of the previews; None unless all sources have the same."""
+        found = {manifest.preview for manifest in self._manifests}
+        return found.pop() if len(found) == 1 else None
 
     @property
     def _codec(self) -> str:
@@ -250,7 +257,8 @@ class MadeCopy:
             tokenizer_version=self._manifests[0].tokenizer_version,
             parents=tuple(manifest.as_parent() for manifest in self._manifests),
         )
-        there.publish(manifest.to_bytes(), card(manifest).encode())
+        croissant = read_croissant(self._out, manifest)
+        there.publish(manifest.to_bytes(), card(manifest).encode(), croissant)
 
 
 def check_alike(datasets: Sequence[Dataset], config: CopyConfig) -> None:
