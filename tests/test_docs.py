@@ -8,10 +8,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from fake_hub import hub
 from PIL import Image
 from servers import s3
 
-__all__ = ["s3"]  # a fixture
+__all__ = ["hub", "s3"]  # fixtures
 
 REPOSITORY = Path(__file__).parents[1]
 README = (REPOSITORY / "README.md").read_text()
@@ -89,7 +90,7 @@ def test_the_commands_of_the_cluster_page_run(image_folder, tmp_path):
         cluster.shutdown()
 
 
-def test_the_commands_of_the_sharing_page_run(folder, s3, tmp_path):
+def test_the_commands_of_the_sharing_page_run(folder, s3, hub, tmp_path):
     (tmp_path / "shards").symlink_to(folder / "shards")
     fingerprint = json.loads((folder / "shards" / "dataset.json").read_text())["fingerprint"]
     for line in "".join(blocks(SHARING, "console")).splitlines():

@@ -112,7 +112,8 @@ class Plan:
         config = self.config
         nodes = config.tokenizer.geometry.num_nodes(config.tokenizer.tokens)
         pixels = nodes * config.tokenizer.patch_size**2 * 3
-        preview = int((config.dataset.preview or 0) ** 2 * _PREVIEW_SHARE)
+        side = config.dataset.preview
+        preview = int(side**2 * _PREVIEW_SHARE) + _MEMBER_OVERHEAD if side else 0
         tokens = int(pixels * _CODEC_SHARE[config.dataset.codec])
         return tokens + preview + 20 * nodes + 5 * _MEMBER_OVERHEAD
 
