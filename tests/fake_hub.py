@@ -179,7 +179,8 @@ class _Handler(BaseHTTPRequestHandler):
         if name in self._hub.repos:
             raise _Error(409, "You already created this dataset repo")
         assert given["type"] == "dataset"
-        repo = self._hub.repos[name] = Repo(private=given["visibility"] == "private")
+        private = given.get("private", given.get("visibility") == "private")  # before 2.0, since
+        repo = self._hub.repos[name] = Repo(private=private)
         repo.commit("main", {".gitattributes": b"*.tar filter=lfs\n"})
         return {"url": f"{self._hub.url}/datasets/{name}"}
 
