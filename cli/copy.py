@@ -28,9 +28,13 @@ _NOT_OURS = tuple(declared_options(RunConfig).keys() - {"workers", "address", "i
     help="Also copy how the dataset was made: plan, listing, done-markers, rejects.",
 )
 @click.option("--replace", is_flag=True, help="Replace another dataset at the destination.")
+@click.option(
+    "--public", is_flag=True, help="Make a new repository on the Hub public, not private."
+)
 @options_of(RunConfig, leave_out=_NOT_OURS)
 def command(sources: tuple[str, ...], destination: str, **options: Any) -> None:
-    """Copy the dataset in SOURCES to DESTINATION: folders, or any fsspec URLs.
+    """Copy the dataset in SOURCES to DESTINATION: folders, or any fsspec URLs; the Hugging
+    Face Hub is hf://datasets/ORG/NAME.
 
     Every byte is compared with its checksum on the way. Without options that change them, files are
     copied as they are, otherwise shards are made from those of the source, without the images.

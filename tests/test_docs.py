@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from fake_hub import hub
 from painted import make_source
 from PIL import Image
 from servers import s3
@@ -17,7 +18,7 @@ from servers import s3
 import quadpipe
 from quadpipe.cli import commands
 
-__all__ = ["s3"]  # a fixture
+__all__ = ["hub", "s3"]  # fixtures
 
 REPOSITORY = Path(__file__).parents[1]
 README = (REPOSITORY / "README.md").read_text()
@@ -113,7 +114,7 @@ def test_the_commands_of_the_cluster_page_run(image_folder, tmp_path):
         cluster.shutdown()
 
 
-def test_the_commands_of_the_sharing_page_run(folder, s3, tmp_path):
+def test_the_commands_of_the_sharing_page_run(folder, s3, hub, tmp_path):
     (tmp_path / "shards").symlink_to(folder / "shards")
     fingerprint = json.loads((folder / "shards" / "dataset.json").read_text())["fingerprint"]
     run(console(SHARING), tmp_path, FINGERPRINT=fingerprint)

@@ -10,6 +10,7 @@ from quadpipe.files.folder import (
     Ranges,
     ReadableFolder,
 )
+from quadpipe.files.hub import HubFolder
 from quadpipe.files.local import LocalFolder
 from quadpipe.files.opening import open_folder
 from quadpipe.files.remote import RemoteFolder
@@ -20,6 +21,7 @@ __all__ = [
     "CachedFolder",
     "Contents",
     "Folder",
+    "HubFolder",
     "LocalFolder",
     "RangeReader",
     "Ranges",

@@ -96,6 +96,10 @@ class ReadableFolder(ABC):
     @abstractmethod
     def sha256(self, name: str) -> str: ...
 
+    def stored_sha256(self, name: str) -> str | None:
+        """The checksum of a file as its storage knows it, without reading it; None if unknown."""
+        return None
+
     @abstractmethod
     def names(self) -> list[str] | None:
         """Names of all files of the dataset, sorted, without those that are hidden at the top.
@@ -130,6 +134,8 @@ class Folder(ReadableFolder):
     """
 
     holder: tuple[str, str] | None = None
+    notes: tuple[str, ...] = ()
+    """What users should know before they write here."""
 
     @abstractmethod
     def write(self, name: str, data: bytes) -> None:
@@ -165,6 +171,9 @@ class Folder(ReadableFolder):
     @abstractmethod
     def free_bytes(self) -> int | None:
         """Free space for the folder in bytes; None if unknown."""
+
+    def check_shared(self) -> None:
+        """Raise OutputError unless several processes can write here together."""
 
     @abstractmethod
     def check_writable(self) -> None:

@@ -3,6 +3,7 @@
 import os
 
 from quadpipe.files.folder import Folder
+from quadpipe.files.hub import SCHEME, HubFolder
 from quadpipe.files.local import LocalFolder
 from quadpipe.files.remote import RemoteFolder
 
@@ -16,4 +17,6 @@ def open_folder(location: str | os.PathLike[str] | Folder) -> Folder:
     text = os.fspath(location)
     if text.startswith(_LOCAL):
         return LocalFolder(text.removeprefix(_LOCAL))
+    if text.startswith(SCHEME):
+        return HubFolder(text)
     return RemoteFolder(text) if "://" in text else LocalFolder(text)

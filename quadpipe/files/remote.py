@@ -38,7 +38,7 @@ T = TypeVar("T")
 
 # Names of a dataset's files.
 _OURS = re.compile(
-    r"\.quadpipe/.*|(train|val|test)[-.].*\.(tar|jsonl|npy)|dataset\.json|README\.md"
+    r"\.quadpipe/.*|(train|val|test)[-.].*\.(tar|jsonl|npy)|(dataset|croissant)\.json|README\.md"
 )
 # Errors that only a local disk raises.
 _LOCAL_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
@@ -52,6 +52,9 @@ class RemoteFolder(Folder):
 
     Requests that fail are retried with back-off, in addition to the file system's own retries.
     """
+
+    _part_options: dict[str, Any] = {}  # noqa: RUF012
+    """Of the file system, for reading parts of files."""
 
     def __init__(self, url: str) -> None:
         self.url = url.rstrip("/")
@@ -137,19 +140,23 @@ class RemoteFolder(Folder):
         for start in range(0, size, BLOCK_BYTES):
             stop = min(size, start + BLOCK_BYTES)
             yield memoryview(
-                self._reading(name, lambda: self._system.cat_file(path, start=start, end=stop))  # noqa: B023
+                self._reading(name, lambda: self._part(path, start, stop))  # noqa: B023
             )
 
     @property
     def serves_parts(self) -> bool:
         return not self._is_web
 
+    def _part(self, path: str, start: int, stop: int) -> Any:
+        return self._system.cat_file(path, start=start, end=stop, **self._part_options)
+
     def open_ranges(self, name: str) -> RangeReader:
         path = self._path(name)
 
         def read(starts: np.ndarray, stops: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
             ranges = [path] * len(starts), starts.tolist(), stops.tolist()
-            parts = self._reading(name, lambda: self._system.cat_ranges(*ranges, on_error="raise"))
+            options = {"on_error": "raise"} | self._part_options
+            parts = self._reading(name, lambda: self._system.cat_ranges(*ranges, **options))
             lengths = np.fromiter(map(len, parts), np.int64, len(parts))
             if (lengths > stops - starts).any():
                 raise UnreadableError(
@@ -379,7 +386,10 @@ class RemoteFolder(Folder):
         except (OutputError, ShardError, MemoryError):
             raise
         except Exception as error:  # file systems raise many kinds
-            raise OutputError(
-                f"cannot write {self.url}/{name}: {reason_of(error)}; fix the cause and rerun the "
-                f"same command"
-            ) from error
+            raise self._unwritable(name, error) from error
+
+    def _unwritable(self, name: str, error: Exception) -> OutputError:
+        return OutputError(
+            f"cannot write {self.where(name) if name else self.url}: {reason_of(error)}; fix the "
+            f"cause and rerun the same command"
+        )

@@ -32,7 +32,11 @@ def _is_refused(error: BaseException | None) -> bool:
     """Whether a server refuses the request itself, by its HTTP status."""
     response = getattr(error, "response", None)
     metadata = response.get("ResponseMetadata", {}) if isinstance(response, dict) else {}
-    status = metadata.get("HTTPStatusCode") or getattr(error, "status", None)
+    status = (
+        metadata.get("HTTPStatusCode")
+        or getattr(error, "status", None)
+        or getattr(response, "status_code", None)
+    )
     no_credentials = type(error).__name__ == "NoCredentialsError"  # of botocore
     wrong = isinstance(status, int) and 400 <= status < 500 and status not in (408, 429)
     return wrong or no_credentials

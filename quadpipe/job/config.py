@@ -61,6 +61,12 @@ class DatasetConfig:
     masks: tuple[str, ...] | None = option(
         None, "Keep these PNG members of tars as masks, which follow the crop."
     )
+    preview: int | None = option(
+        None,
+        "Also store a JPEG of each crop, its longer side of this many pixels, for viewers.",
+        low=16,
+        high=1024,
+    )
     name: str | None = option(None, "Name of the dataset, for the dataset card.")
     license: str | None = option(None, "License of the dataset, for the dataset card.")
     source: str | None = option(None, "Origin of the images, for the dataset card.")

@@ -17,8 +17,10 @@ from quadpipe.files import Folder, LocalFolder
 from quadpipe.job.plan import Plan, ShardId
 from quadpipe.shards.arrays import write_array
 from quadpipe.shards.card import card
+from quadpipe.shards.croissant import read_croissant
 from quadpipe.shards.format import (
     CARD,
+    CROISSANT,
     MANIFEST,
     REJECTED,
     WITHDRAWN,
@@ -97,6 +99,7 @@ def merge(out: Folder, plan: Plan, *, allowed_rejects: int) -> None:
     ours = card(before).encode() if before else None
     if not out.exists(CARD) or out.read(CARD) == ours:  # not edited by users
         out.write(CARD, card(manifest).encode())
+    out.write(CROISSANT, read_croissant(out, manifest))
     out.write(MANIFEST, manifest.to_bytes())
 
 

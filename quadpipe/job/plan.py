@@ -28,6 +28,7 @@ SHARDS_PER_CHUNK = 16
 # A USTAR header, on average half a block of padding, and the small members of a sample.
 _MEMBER_OVERHEAD = 768
 # Measured on photographs: jpg at quality 95 and png, relative to the raw bytes of the tokens.
+_PREVIEW_SHARE = 0.25  # bytes per pixel of its square
 _CODEC_SHARE = {"raw": 1.0, "jpg": 0.2, "png": 0.6}
 
 
@@ -81,7 +82,7 @@ class Plan:
         dataset = asdict(self.config.dataset)
         for name in ("codec", "quality"):
             del dataset[name]
-        for name in ("keep", "boxes", "masks"):
+        for name in ("keep", "boxes", "masks", "preview"):
             if dataset[name] is None:
                 del dataset[name]
         document = {
@@ -126,7 +127,10 @@ class Plan:
         config = self.config
         nodes = config.tokenizer.geometry.num_nodes(config.tokenizer.tokens)
         pixels = nodes * config.tokenizer.patch_size**2 * 3
-        return int(pixels * _CODEC_SHARE[config.dataset.codec]) + 20 * nodes + 5 * _MEMBER_OVERHEAD
+        side = config.dataset.preview
+        preview = int(side**2 * _PREVIEW_SHARE) + _MEMBER_OVERHEAD if side else 0
+        tokens = int(pixels * _CODEC_SHARE[config.dataset.codec])
+        return tokens + preview + 20 * nodes + 5 * _MEMBER_OVERHEAD
 
     def manifest(self, **counted: Any) -> Manifest:
         """The manifest of the finished dataset; `counted` are the splits."""
@@ -142,6 +146,7 @@ class Plan:
             license=dataset.license,
             source=dataset.source,
             members=self.members,
+            preview=dataset.preview,
             quadpipe=__version__,
             **counted,
         )

@@ -42,6 +42,7 @@ class Job:
     ) -> None:
         self.config = config
         self.out = open_folder(out)
+        self.out.check_shared()
         _check_apart(os.fspath(source), self.out)
         code = config.tokenizer.find_code(scorer_weights)
         scorer = config.tokenizer.make_scorer(code)

@@ -14,12 +14,13 @@ from typing import Any, TypeVar
 import numpy as np
 
 from quadpipe.errors import RejectError
+from quadpipe.images.preview import preview_jpeg
 from quadpipe.job.decoding import Decoder, Encoded
 from quadpipe.job.plan import Plan, ShardId
 from quadpipe.mosaic import Mosaic
 from quadpipe.scorers import Scorer
 from quadpipe.scorers.maps import read_map
-from quadpipe.shards.format import sample_key
+from quadpipe.shards.format import PREVIEW, sample_key
 from quadpipe.shards.marker import Identity, Reject
 from quadpipe.sources import Input, Source
 from quadpipe.tokenizer import Tokenizer
@@ -42,7 +43,7 @@ class Item:
 @dataclass(frozen=True)
 class View:
     """One crop of an input. pixels: uint8 `[H, W, 3]`. hint: for the scorer, beside the pixels.
-    extra: its kept members by name.
+    extra: its kept members, and its preview, by name.
     """
 
     index: int
@@ -119,9 +120,13 @@ class Steps:
                 info["row"] = entry.row
             if self.plan.classes is not None and entry.label is not None:
                 info["class"] = self.plan.classes[entry.label]
-            extra = kept | decoded.members[view]
+            extra = kept | decoded.members[view] | self._preview(pixels)
             views.append(View(item.index, view, pixels, info, entry.label, hint, extra))
         return views
+
+    def _preview(self, pixels: np.ndarray) -> dict[str, bytes]:
+        side = self.plan.config.dataset.preview
+        return {} if side is None else {PREVIEW: preview_jpeg(pixels, side)}
 
     def _hint(self, entry: Input) -> Any:
         """The input's map or class name; RejectError when its map is missing."""

@@ -1,43 +1,17 @@
 """The dataset card, for people and for the Hugging Face Hub."""
 
-import json
+import re
 from typing import Any
 
+from quadpipe.shards.format import PREVIEW
+from quadpipe.shards.hub import front_matter, names_classes
 from quadpipe.shards.manifest import Manifest
-
-_HUB_SPLITS = {"val": "validation"}
-_SIZE_LIMITS = (1_000, 10_000, 100_000, 1_000_000, 10_000_000, 100_000_000, 1_000_000_000)
 
 
 def card(manifest: Manifest) -> str:
     """Markdown with Hugging Face front matter; people may edit it."""
     name = manifest.name or "Mixed-resolution tokens"
-    return f"---\n{_front_matter(manifest, name)}---\n\n{_body(manifest, name)}"
-
-
-def _front_matter(manifest: Manifest, name: str) -> str:
-    samples = sum(split.samples for split in manifest.splits.values())
-    lines = [f"pretty_name: {json.dumps(name, ensure_ascii=False)}"]
-    if manifest.license:
-        lines.append(f"license: {json.dumps(manifest.license, ensure_ascii=False)}")
-    if manifest.classes:
-        lines += ["task_categories:", "  - image-classification"]
-    lines += ["size_categories:", f"  - {_size_category(samples)}"]
-    lines += ["tags:", "  - webdataset", "  - quadpipe", "  - mixed-resolution-tokens"]
-    lines += ["configs:", "  - config_name: default", "    data_files:"]
-    for split, info in manifest.splits.items():
-        if info.shards:
-            lines.append(f"      - split: {_HUB_SPLITS.get(split, split)}")
-            lines.append(f'        path: "{split}-*.tar"')
-    return "\n".join(lines) + "\n"
-
-
-def _size_category(samples: int) -> str:
-    names = ["1K", "10K", "100K", "1M", "10M", "100M", "1B"]
-    for limit, name, below in zip(_SIZE_LIMITS, names, ["n", *names], strict=False):
-        if samples < limit:
-            return f"n<{name}" if below == "n" else f"{below}<n<{name}"
-    return "n>1B"
+    return f"---\n{front_matter(manifest, name)}---\n\n{_body(manifest, name)}"
 
 
 def _body(manifest: Manifest, name: str) -> str:
@@ -75,13 +49,56 @@ def _body(manifest: Manifest, name: str) -> str:
     if manifest.license:
         parts.append(f"License: {manifest.license}")
     parts += [f"Made from: {_named(parent)}" for parent in manifest.parents]
-    parts.append(
-        "```python\n"
-        "import webdataset as wds\n\n"
-        f'samples = wds.WebDataset("{_first_shard(manifest)}", shardshuffle=False).decode()\n'
-        "```"
-    )
+    if manifest.classes and not names_classes(manifest):
+        parts.append("The names of the classes are in `dataset.json`.")
+    if manifest.preview is not None:
+        parts.append(f"`{PREVIEW}`: the crop, {manifest.preview} pixels on its longer side.")
+    parts += ["## Use", _example(manifest), "## Citation", _citation(manifest, name)]
     return "\n\n".join(parts) + "\n"
+
+
+def _example(manifest: Manifest) -> str:
+    """Python lines that read a sample and take its leaves at a budget, with NumPy alone."""
+    geometry, codec = manifest.geometry, manifest.make_codec()
+    roots, side = geometry.roots, geometry.patch_size
+    splits = (manifest.tokenizer.num_splits + 1) // 2
+    read = f'tokens, nodes = sample["{codec.member}"], sample["nodes.npy"]'
+    if codec.name != "raw":
+        read += (
+            f"\nrows, columns = tokens.shape[0] // {side}, tokens.shape[1] // {side}"
+            f"\ntokens = tokens.reshape(rows, {side}, columns, {side}, 3).swapaxes(1, 2)"
+            f"\ntokens = tokens.reshape(-1, {side}, {side}, 3)[: len(nodes)]"
+        )
+    return f"""```python
+import numpy as np
+import webdataset as wds
+
+samples = wds.WebDataset("{_first_shard(manifest)}", shardshuffle=False).decode("rgb8")
+sample = next(iter(samples))
+{read}
+
+# The {roots + 3 * splits} patches that tile the image after {splits} splits; boxes: x, y, scale.
+splits = {splits}  # from 0 to {manifest.tokenizer.num_splits}: {roots} + 3 * splits tokens
+step = nodes[: {roots} + 4 * splits, 3]
+leaves = np.flatnonzero((step < 0) | (step >= splits))
+leaf_tokens, boxes = tokens[leaves], nodes[leaves, :3]
+```"""
+
+
+def _citation(manifest: Manifest, name: str) -> str:
+    version = f"quadpipe {manifest.quadpipe}" if manifest.quadpipe else "quadpipe"
+    source = f"\n  howpublished = {{{_plain(manifest.source)}}}," if manifest.source else ""
+    return f"""```bibtex
+@misc{{quadpipe-{manifest.fingerprint[:12]},
+  title = {{{_plain(name)}}},{source}
+  note = {{Mixed-resolution tokens made with {_plain(version)}, fingerprint {manifest.fingerprint}}}
+}}
+```"""
+
+
+def _plain(text: str) -> str:
+    """Text in one line that ends neither a field of BibTeX nor a block of Markdown."""
+    return re.sub(r"[{}\\`\s]+", " ", text).strip()
 
 
 def _named(parent: dict[str, Any]) -> str:

@@ -2,6 +2,7 @@
 
     dataset.json               the manifest, written last
     README.md                  the card
+    croissant.json             the same for machines
     train.shards.jsonl         one line per shard
     train.index.npy            one row per sample: offset, size, checksum, label
     train.gains.npy            one row per sample: its gains
@@ -10,7 +11,8 @@
     .quadpipe/                 how it was made; a dataset without it still loads
 
 A sample is consecutive tar members with one key: KEY.tokens.npy (or .jpg, .png), KEY.nodes.npy,
-KEY.importance.npy, KEY.cls (in datasets with labels) and KEY.json. All numbers little-endian.
+KEY.importance.npy, KEY.cls (in datasets with labels), KEY.json and KEY.preview.jpg (in datasets
+with previews). All numbers little-endian.
 """
 
 import io
@@ -38,6 +40,10 @@ REJECTED = ".quadpipe/rejected.jsonl"
 WITHDRAWN = ".quadpipe/withdrawn.json"
 COPY = ".quadpipe/copy.json"
 LOGS = ".quadpipe/logs"
+CROISSANT = "croissant.json"
+
+PREVIEW = "preview.jpg"
+"""The optional member that viewers show."""
 
 CODECS = ("raw", "jpg", "png")
 DEFAULT_QUALITY = 95

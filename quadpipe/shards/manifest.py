@@ -98,6 +98,7 @@ class Manifest:
     `license`, `source`, and their own `parents`. quadpipe: the version that wrote it.
     members: kind (see `names.MEMBER_KINDS`) of each kept member by name; None in a file of an
     earlier version, which did not record them.
+    preview: longer side of the previews in pixels, None without them.
     fingerprint: see `fingerprint_of`; it is computed if the file of an earlier version has none.
     """
 
@@ -116,6 +117,7 @@ class Manifest:
     revision: int = 1
     parents: tuple[Any, ...] = ()
     members: dict[str, str] | None = None
+    preview: int | None = None
     quadpipe: str | None = None
     fingerprint: str = ""
 

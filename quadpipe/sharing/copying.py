@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from quadpipe.errors import ConfigError, MissingError, ShardError
-from quadpipe.files import Folder, LocalFolder, open_folder
+from quadpipe.files import Folder, HubFolder, LocalFolder, open_folder
 from quadpipe.job.run_config import RunConfig
 from quadpipe.shards.card import card
+from quadpipe.shards.croissant import read_croissant
 from quadpipe.shards.format import (
     CARD,
     LOGS,
@@ -43,6 +44,7 @@ def copy(
     expect: str | None = None,
     provenance: bool = False,
     replace: bool = False,
+    public: bool = False,
     workers: int | None = None,
     address: str | None = None,
     in_process: bool = False,
@@ -57,8 +59,9 @@ def copy(
     A copy that was interrupted is continued by the same call. options: fields of CopyConfig.
     labels: a file of `path,label` rows. expect: the fingerprint of the source. provenance: also
     copy plan, listing, done-markers and rejects, never logs. replace: another dataset at the
-    destination is replaced. workers: files to copy, or shards to make, at a time. address,
-    in_process: as for `tokenize`, where shards are made.
+    destination is replaced. public: a new repository on the Hub is visible to all. workers: files
+    to copy, or shards to make, at a time. address, in_process: as for `tokenize`, where shards are
+    made.
 
     Raises ConfigError when options do not fit the sources, or these each other, ShardError when a
     source is damaged, incomplete or not the expected one, OutputError when the destination cannot
@@ -74,6 +77,10 @@ def copy(
     if len(set(fingerprints)) < len(datasets):
         raise ConfigError(f"{' and '.join(map(str, places))} hold a dataset twice; give it once")
     folder = open_folder(out)
+    if isinstance(folder, HubFolder):
+        folder.prepare(public=public)
+    elif public:
+        raise ConfigError(f"--public is for a repository on the Hub, not for {folder}; omit it")
     for dataset in datasets:
         check_apart(dataset.folder, folder)
     progress = progress or CopyProgress()
@@ -124,8 +131,8 @@ class WholeCopy:
             check_room(self.out, sum(file.bytes for file in missing))
             there.begin()
             stale = there.stale({file.name for file in files})
-            last, words = self._last()
-            changes = bool(missing or stale) or self.out.get(MANIFEST) != last
+            last = self._last()
+            changes = bool(missing or stale) or self.out.get(MANIFEST) != last[0]
             if changes:
                 there.withdraw()
             for name, data in zip(
@@ -137,7 +144,7 @@ class WholeCopy:
                 self._copy(transfer, missing)
                 for name in stale:
                     self.out.remove(name)
-                there.publish(last, words)
+                there.publish(*last)
             self.out.clear_staging()
 
     def _files(self) -> Iterator[CheckedFile]:
@@ -151,8 +158,8 @@ class WholeCopy:
             for shard in self.dataset.shards(split):
                 yield CheckedFile(name=shard.name, bytes=shard.bytes, sha256=shard.sha256)
 
-    def _last(self) -> tuple[bytes, bytes]:
-        """Manifest and card: as they are, or with another name, license or source.
+    def _last(self) -> tuple[bytes, bytes, bytes]:
+        """Manifest and cards: as they are, or with another name, license or source.
 
         ShardError if the source was changed since it was opened.
         """
@@ -160,10 +167,11 @@ class WholeCopy:
         data = folder.read(MANIFEST)
         if Manifest.parse(data, folder.where(MANIFEST)).fingerprint != manifest.fingerprint:
             raise ShardError(f"{folder} was changed while it was copied; rerun the same command")
+        edited = None if texts else folder.get(CARD)
         if texts:  # the fields as they are, also those that this version does not know
             data = json_bytes(json.loads(data) | texts, indent=2)
-            return data, card(replaced(manifest, **texts)).encode()
-        return data, folder.get(CARD) or card(manifest).encode()
+            manifest = replaced(manifest, **texts)
+        return data, edited or card(manifest).encode(), read_croissant(folder, manifest)
 
     def _preview(self, files: list[CheckedFile]) -> CopyPreview:
         splits = self.dataset.manifest.splits.values()
@@ -172,7 +180,7 @@ class WholeCopy:
             shards=sum(split.shards for split in splits),
             bytes=sum(file.bytes for file in files),
             free_bytes=self.out.free_bytes(),
-            notes=edited_card([self.dataset]) if self.config.texts else (),
+            notes=self.out.notes + (edited_card([self.dataset]) if self.config.texts else ()),
         )
 
     def _copy(self, transfer: Transfer, missing: list[CheckedFile]) -> None:

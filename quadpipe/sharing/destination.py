@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from quadpipe.errors import OutputError, ShardError
 from quadpipe.files import Folder
 from quadpipe.shards.card import card
-from quadpipe.shards.format import CARD, COPY, LISTING, MANIFEST, MARKERS, PLAN, REJECTED
+from quadpipe.shards.format import CARD, COPY, CROISSANT, LISTING, MANIFEST, MARKERS, PLAN, REJECTED
 from quadpipe.shards.manifest import Manifest
 from quadpipe.shards.reader import Dataset
 
@@ -86,7 +86,7 @@ class Destination:
         """Store what is being made, without the card of an earlier dataset and how it was made."""
         if self.is_begun:
             return
-        for name in (PLAN, REJECTED, CARD):
+        for name in (PLAN, REJECTED, CARD, CROISSANT):
             self.out.remove(name)
         for folder in (LISTING, MARKERS):
             self.out.remove_folder(folder)
@@ -102,8 +102,10 @@ class Destination:
         found = self.out.names() or []
         return [name for name in found if _OURS.fullmatch(name) and name not in names]
 
-    def publish(self, manifest: bytes, card: bytes) -> None:
-        """Write the card, if people have not edited one here, and, last, the manifest."""
+    def publish(self, manifest: bytes, card: bytes, croissant: bytes) -> None:
+        """Write the cards, for people if they have not edited one here, and, last, the manifest."""
         if not self.out.exists(CARD):
             self.out.write(CARD, card)
+        if self.out.get(CROISSANT) != croissant:
+            self.out.write(CROISSANT, croissant)
         self.out.write(MANIFEST, manifest)

@@ -19,6 +19,7 @@ from quadpipe.job.plan import Plan, ShardId
 from quadpipe.job.run_config import RunConfig
 from quadpipe.job.shard import ShardReport
 from quadpipe.shards.card import card
+from quadpipe.shards.croissant import read_croissant
 from quadpipe.shards.format import LOGS, json_bytes
 from quadpipe.shards.joined import how_made, told_apart
 from quadpipe.shards.manifest import Manifest
@@ -44,6 +45,7 @@ class MadeCopy:
         run: RunConfig,
         labels: Path | None,
     ) -> None:
+        out.check_shared()
         self._config, self._out, self._labels = config, out, labels
         self._cards = edited_card(datasets)
         self._manifests = [dataset.manifest for dataset in datasets]
@@ -119,6 +121,7 @@ class MadeCopy:
                     codec=codec["name"],
                     quality=codec.get("quality"),
                     samples_per_shard=first.samples_per_shard,
+                    preview=self._preview_side(),
                     **texts,
                 ),
                 run=run,
@@ -147,6 +150,11 @@ class MadeCopy:
         found = {getattr(manifest, key) for manifest in self._manifests}
         given: str | None = self._config.texts.get(key)
         return given or (found.pop() if len(found) == 1 else None)
+
+    def _preview_side(self) -> int | None:
+        """The size of the previews; None unless all sources have the same."""
+        found = {manifest.preview for manifest in self._manifests}
+        return found.pop() if len(found) == 1 else None
 
     @property
     def _codec(self) -> str:
@@ -262,7 +270,8 @@ class MadeCopy:
         )
         if any(source.members is None for source in self._manifests):
             manifest = replace(manifest, members=None)
-        there.publish(manifest.to_bytes(), card(manifest).encode())
+        croissant = read_croissant(self._out, manifest)
+        there.publish(manifest.to_bytes(), card(manifest).encode(), croissant)
 
 
 def check_alike(datasets: Sequence[Dataset], config: CopyConfig) -> None:

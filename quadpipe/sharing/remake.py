@@ -16,7 +16,7 @@ from quadpipe.images.library import describe, imaging_library
 from quadpipe.job.plan import Plan, ShardId
 from quadpipe.job.shard import ShardReport, finished_tar, write_gains, write_marker
 from quadpipe.mosaic import Mosaic
-from quadpipe.shards.format import sample_key, shard_name
+from quadpipe.shards.format import PREVIEW, sample_key, shard_name
 from quadpipe.shards.marker import Marker
 from quadpipe.shards.members import decode_members, sample_contents
 from quadpipe.shards.writer import ShardWriter
@@ -146,6 +146,8 @@ def _add(recipe: Recipe, writer: ShardWriter, sample: _Stored) -> None:
     except ShardError as error:
         raise ShardError(f"{dataset.folder}: {error}; run quadpipe verify on it") from error
     tokens: Any = values.pop(member)
+    if config.dataset.preview is None:
+        values.pop(PREVIEW, None)
     mosaic = Mosaic(
         geometry=manifest.geometry,
         tokens=np.empty(0, np.uint8) if same else tokens,

@@ -46,7 +46,10 @@ class Transfer:
         self._lock = Lock()
 
     def missing(self, files: Iterable[CheckedFile]) -> list[CheckedFile]:
-        """The files that the destination does not have with these bytes, which are all read."""
+        """The files that the destination does not have with these bytes.
+
+        They are all read, where the storage does not know their checksums itself.
+        """
         missing: list[CheckedFile] = []
         size_of = self._out.sizes()
 
@@ -65,6 +68,10 @@ class Transfer:
         self._each(self._copy, files)
 
     def _is_there(self, file: CheckedFile) -> bool:
+        known = self._out.stored_sha256(file.name)
+        if known is not None:
+            self._advance(file.bytes if known == file.sha256 else 0)
+            return known == file.sha256
         digest = hashlib.sha256()
         read = 0
         for block in self._out.blocks(file.name):

@@ -1,11 +1,13 @@
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 
 import quadpipe
 from quadpipe.shards.card import card
+from quadpipe.shards.hub import MOST_NAMES, quoted
 from quadpipe.shards.manifest import Manifest
 
 
@@ -37,8 +39,8 @@ def test_the_front_matter_describes_the_dataset_to_the_hub(manifest):
         {
             "config_name": "default",
             "data_files": [
-                {"split": "train", "path": "train-*.tar"},
-                {"split": "validation", "path": "val-*.tar"},
+                {"split": "train", "path": "train-[0-9]*.tar"},
+                {"split": "validation", "path": "val-[0-9]*.tar"},
             ],
         }
     ]
@@ -69,3 +71,113 @@ def test_the_size_category_is_one_of_those_of_the_hub(manifest, samples, categor
 
 def test_without_labels_there_is_no_task(manifest):
     assert "task_categories" not in front_matter(card(replace(manifest, classes=None)))
+
+
+HOSTILE = ["a: b", '"', "\\", "---", "'", "# no", "{x: 1}", "*star", "\ufffe", "naïve", " ", "null"]
+
+
+def features(manifest: Manifest, config: int = 0) -> dict[str, Any]:
+    """Type by name of member, as YAML has it."""
+    found = front_matter(card(manifest))["dataset_info"][config]["features"]
+    return {each.pop("name"): each for each in found}
+
+
+def test_the_features_name_the_types_of_all_members(manifest):
+    found = features(manifest)
+    assert list(found) == [
+        *("__key__", "__url__", "tokens.jpg", "nodes.npy", "importance.npy", "cls", "json"),
+    ]
+    assert found["tokens.jpg"] == {"dtype": "image"}
+    assert found["nodes.npy"] == {"dtype": {"array2_d": {"shape": [128, 4], "dtype": "int32"}}}
+    assert found["importance.npy"] == {"sequence": "float32"}
+    names = {"0": "flower", "1": "temple", "2": "zebra"}
+    assert found["cls"] == {"dtype": {"class_label": {"names": names}}}
+    assert {each["name"] for each in found["json"]["struct"]} == {
+        *("path", "class", "width", "height", "view", "box"),
+    }
+    raw = features(replace(manifest, codec={"name": "raw"}, classes=None, preview=128))
+    pixels = {"shape": [128, 16, 16, 3], "dtype": "uint8"}
+    assert raw["tokens.npy"] == {"dtype": {"array4_d": pixels}}
+    assert raw["preview.jpg"] == {"dtype": "image"}
+    assert "cls" not in raw
+
+
+def test_class_names_cannot_leave_their_place_in_the_front_matter(manifest):
+    found = features(replace(manifest, classes=HOSTILE))["cls"]["dtype"]["class_label"]["names"]
+    assert list(found.values()) == HOSTILE
+    assert yaml.safe_load(quoted("".join(HOSTILE))) == "".join(HOSTILE)
+
+
+def test_each_view_is_a_configuration(manifest):
+    train = manifest.splits["train"]
+    viewed = replace(train, views=3, samples=3 * train.samples)
+    both = replace(manifest, splits=manifest.splits | {"train": viewed})
+    matter = front_matter(card(both))
+    patterns = {
+        config["config_name"]: {file["split"]: file["path"] for file in config["data_files"]}
+        for config in matter["configs"]
+    }
+    assert patterns == {
+        "default": {"train": "train-[0-9]*.tar", "validation": "val-[0-9]*.tar"},
+        "view-01": {"train": "train-v01-*.tar"},
+        "view-02": {"train": "train-v02-*.tar"},
+    }
+    assert [each["config_name"] for each in matter["dataset_info"]] == list(patterns)
+    assert features(both, 2) == features(manifest)
+
+
+def test_very_many_classes_are_numbers(manifest):
+    few = replace(manifest, classes=[f"class {n}" for n in range(1000)])
+    assert len(features(few)["cls"]["dtype"]["class_label"]["names"]) == 1000
+    many = replace(manifest, classes=[f"class {n}" for n in range(MOST_NAMES + 1)])
+    assert features(many)["cls"] == {"dtype": "int64"}
+    assert "The names of the classes are in `dataset.json`" in card(many)
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ("CC-BY-4.0", {"license": "cc-by-4.0"}),
+        (
+            "ImageNet terms https://image-net.org/download",
+            {
+                "license": "other",
+                "license_name": "imagenet-terms",
+                "license_link": "https://image-net.org/download",
+            },
+        ),
+        ("ours: \n only", {"license": "other", "license_name": "ours-only"}),
+        ("??", {"license": "other", "license_name": "other"}),
+    ],
+)
+def test_the_license_is_one_of_those_of_the_hub_or_another_one_with_a_name(
+    given, expected, manifest
+):
+    matter = front_matter(card(replace(manifest, license=given)))
+    assert {key: value for key, value in matter.items() if "license" in key} == expected
+
+
+@pytest.mark.parametrize("codec", ["raw", "jpg"])
+def test_the_lines_in_the_card_give_the_leaves_at_a_budget(
+    codec, image_folder, tmp_path, monkeypatch
+):
+    made = quadpipe.tokenize(
+        image_folder, tmp_path, in_process=True, limit=3, tokens=64, codec=codec, split="train"
+    )
+    lines = card(made.manifest).split("```python\n")[1].split("```")[0]
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    exec(lines, names)
+    expected = next(iter(made.samples("train"))).mosaic.leaves(len(names["leaf_tokens"]))
+    assert 16 < len(expected) < 64
+    assert np.array_equal(names["leaf_tokens"], expected.tokens)
+    assert np.array_equal(names["boxes"], expected.boxes)
+
+
+def test_the_citation_holds_the_fingerprint(manifest):
+    text = card(replace(manifest, name="Our {set}\n```", quadpipe="0.1.0"))
+    entry = text.split("```bibtex\n")[1].split("```")[0]
+    assert entry.startswith(f"@misc{{quadpipe-{manifest.fingerprint[:12]},")
+    assert f"fingerprint {manifest.fingerprint}}}" in entry
+    assert "title = {Our set}" in entry
+    assert entry.count("{") == entry.count("}")
