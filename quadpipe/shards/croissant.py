@@ -7,7 +7,8 @@ from typing import Any
 from quadpipe.files import ReadableFolder
 from quadpipe.shards.format import PREVIEW, json_bytes
 from quadpipe.shards.hub import MOST_NAMES
-from quadpipe.shards.manifest import Manifest, ShardInfo, read_shard_list
+from quadpipe.shards.manifest import Manifest, ShardInfo
+from quadpipe.shards.shard_list import read_shard_list
 
 MOST_SHARDS = 10_000
 """Of more, only the lists are described; they hold the checksums of the shards."""

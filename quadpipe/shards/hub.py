@@ -124,8 +124,29 @@ def _features(manifest: Manifest, *, names: bool) -> Iterator[str]:
     for name, kind in [(t, "string") for t in texts] + [(n, "int32") for n in _NUMBERS]:
         yield from (f"    - name: {name}", f"      dtype: {kind}")
     yield from ("    - name: box", "      sequence: float64")
+    for member, member_kind in sorted((manifest.members or {}).items()):
+        yield from _kept(member, member_kind)
 
 
+def _kept(name: str, kind: str) -> Iterator[str]:
+    """The type of a kept member as `datasets` decodes it, by the end of its name; none where that
+    depends on its content, as of JSON: `datasets` leaves it out.
+    """
+    ending = name.rpartition(".")[2]
+    if kind == "boxes":
+        yield from (f"- name: {quoted(name)}", "  sequence:", "    sequence: float64")
+    elif ending not in _OF_ANY_TYPE:
+        known = (kind for kind, endings in _TYPES.items() if ending in endings)
+        yield from (f"- name: {quoted(name)}", f"  dtype: {next(known, 'binary')}")
+
+
+# What `datasets` makes of the ends of members' names.
+_TYPES = {
+    "string": ("txt", "text", "transcript"),
+    "int64": ("cls", "cls2", "index", "inx", "id"),
+    "image": ("png", "jpg", "jpeg", "gif", "bmp", "tif", "tiff", "webp", "ppm", "pgm"),
+}
+_OF_ANY_TYPE = ("json", "jsn", "ten", "tb", "mp", "msg", "npy", "npz", "cbor", "pth")
 _NUMBERS = ("width", "height", "view")
 
 

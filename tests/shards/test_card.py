@@ -73,6 +73,21 @@ def test_without_labels_there_is_no_task(manifest):
     assert "task_categories" not in front_matter(card(replace(manifest, classes=None)))
 
 
+def test_kept_members_have_the_types_that_datasets_decodes(manifest):
+    members = {
+        "bbox.json": "boxes", "depth.npy": "bytes", "embedding.f16": "bytes", "id": "bytes",
+        "original.json": "bytes", "seg.png": "mask", "txt": "bytes",
+    }  # fmt: skip
+    found = features(replace(manifest, members=members))
+    assert {name: found[name] for name in members if name in found} == {
+        "bbox.json": {"sequence": {"sequence": "float64"}},
+        "embedding.f16": {"dtype": "binary"},
+        "id": {"dtype": "int64"},
+        "seg.png": {"dtype": "image"},
+        "txt": {"dtype": "string"},
+    }
+
+
 HOSTILE = ["a: b", '"', "\\", "---", "'", "# no", "{x: 1}", "*star", "\ufffe", "naïve", " ", "null"]
 
 
