@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812  its usual name
+from torch import Tensor
 
 from quadpipe.errors import ConfigError, ShardError
 from quadpipe.loader import Batch, Loader
@@ -74,10 +75,7 @@ def evaluate(
         inputs = (x.to(device, non_blocking=True) for x in (batch.tokens, batch.boxes))
         with autocast(device, amp):
             logits, _ = model(*inputs, batch.lengths)
-        best = logits.topk(min(5, logits.shape[1])).indices == label[:, None]
-        losses = F.cross_entropy(logits.float(), label, reduction="none")
-        scores = (best[:, 0], best.any(dim=1), losses, torch.ones_like(losses))
-        rows = torch.stack([(score * weight).double() for score in scores], dim=1)
+        rows = _scores(logits, label) * weight[:, None]
         if batch.dataset is None:
             sums += rows.sum(dim=0)
         else:
@@ -110,6 +108,14 @@ def evaluate(
             if len(by_dataset) > 1 and scored
         },
     )
+
+
+def _scores(logits: Tensor, label: Tensor) -> Tensor:
+    """float64 `[b, 4]`: top1, top5, loss and 1 of each image."""
+    best = logits.topk(min(5, logits.shape[1])).indices == label[:, None]
+    losses = F.cross_entropy(logits.float(), label, reduction="none")
+    scores = (best[:, 0], best.any(dim=1), losses, torch.ones_like(losses))
+    return torch.stack([score.double() for score in scores], dim=1)
 
 
 def _lengths(batch: Batch) -> list[int]:
