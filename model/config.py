@@ -216,6 +216,11 @@ class TrainConfig:
         if `model` is of another size.
         """
         geometry = manifest.geometry
+        if architecture and architecture["fc_norm"] and self.pool not in (None, "area"):
+            raise ConfigError(
+                f"pool {self.pool}: the last norm of these weights comes after pooling by area "
+                f"(fc_norm); omit --pool"
+            )
         sizes = PRESETS[self.model or _DEFAULT_MODEL]
         if architecture and self.model:
             for name in ("width", "depth"):

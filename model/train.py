@@ -32,6 +32,7 @@ from quadpipe.model.timing import STEPS_BEFORE_TRACE, traced
 from quadpipe.model.training_state import TrainingState, load_optimizer, optimizer_tensors
 from quadpipe.shards.gains import read_gains
 from quadpipe.shards.reader import Dataset
+from quadpipe.weights import listing, state_dict_problems
 
 
 def train(
@@ -320,6 +321,9 @@ class Trainer:
         weights, average, metadata = self.run.weights(LAST)
         state = self.run.state(metadata)
         try:
+            for given in (weights, average or weights):
+                if problems := state_dict_problems(given, self.model.state_dict()):
+                    raise ValueError(listing(problems))
             self.model.load_state_dict(weights)
             load_optimizer(self.update.optimizer, state.optimizer)
             self._interval.restore(state.interval)
