@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from quadpipe import __version__
 from quadpipe.errors import ConfigError
 from quadpipe.images import IMAGENET_MEAN, IMAGENET_STD
 from quadpipe.model.quadformer import QuadformerConfig
@@ -42,6 +43,7 @@ _CLIP = {
     "std": (0.26862954, 0.26130258, 0.27577711),
 }
 
+_WRITER = "quadpipe"  # in the metadata: the version that wrote it
 # Fields of the configuration that names and shapes do not tell.
 _IN_METADATA = ("heads", "activation", "norm_eps", "pool", "mean", "std")
 
@@ -183,15 +185,18 @@ def settings_by_name(name: str, layout: str) -> dict[str, Any]:
 def to_metadata(config: QuadformerConfig, classes: list[str]) -> dict[str, str]:
     """What weights do not tell of a model, as JSON by name, for the metadata of their file."""
     told = {name: getattr(config, name) for name in _IN_METADATA} | {"classes": classes}
-    return {name: json.dumps(value) for name, value in told.items()}
+    return {name: json.dumps(value) for name, value in told.items()} | {_WRITER: __version__}
 
 
 def settings_by_metadata(metadata: Mapping[str, str]) -> dict[str, Any]:
-    """The inverse of `to_metadata`, of what is there; `classes` are a list of names.
+    """The inverse of `to_metadata`; empty for files of other programs.
 
-    The other values are checked where they are used. Raises ConfigError if one is not JSON.
+    `classes` are a list of names. The other values are checked where they are used. Raises
+    ConfigError if one is not JSON.
     """
     found: dict[str, Any] = {}
+    if _WRITER not in metadata:
+        return found
     for name in {*_IN_METADATA, "classes"} & metadata.keys():
         try:
             found[name] = json.loads(metadata[name])

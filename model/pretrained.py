@@ -334,7 +334,10 @@ def _take_head(
     if head is None or head.dim() != 2:
         return
     if theirs is not None and len(theirs) != len(head):
-        raise ConfigError(f"the weights name {len(theirs)} classes for a head of {len(head)}")
+        raise ConfigError(
+            f"the metadata of the weights names {len(theirs)} classes for a head of {len(head)}; "
+            f"save them without it"
+        )
     parts = ("head.weight", "head.bias")
     named = ours is not None and theirs is not None
     if ours is not None and theirs is not None and set(ours) <= set(theirs):

@@ -126,8 +126,8 @@ def state_dict_problems(
     may_miss: Collection[str] = (),
     may_be_unused: Collection[str] = (),
 ) -> list[str]:
-    """How `weights` differ from the state dict `wanted` in names, in shapes, and in whether they
-    are floating point; empty if they fit."""
+    """How `weights` differ from the state dict `wanted` in names and shapes, or in not being
+    floating point; empty if they fit."""
     missing = wanted.keys() - weights.keys() - set(may_miss)
     unexpected = weights.keys() - wanted.keys() - set(may_be_unused)
     return [
@@ -139,15 +139,11 @@ def state_dict_problems(
             if weights[name].shape != wanted[name].shape
         ),
         *(
-            f"{name} {_kind(weights[name])}, expected {_kind(wanted[name])}"
+            f"{name} {weights[name].dtype}, expected {wanted[name].dtype}"
             for name in sorted(wanted.keys() & weights.keys())
-            if weights[name].is_floating_point() != wanted[name].is_floating_point()
+            if wanted[name].is_floating_point() and not weights[name].is_floating_point()
         ),
     ]
-
-
-def _kind(tensor: "Tensor") -> str:
-    return str(tensor.dtype).removeprefix("torch.")
 
 
 def listing(problems: list[str], at_most: int = 4) -> str:

@@ -122,11 +122,13 @@ def test_an_export_tells_what_its_weights_do_not(run_of, tmp_path):
     for name, value, message in (
         ("heads", "many", "its metadata has heads 'many', which cannot be read; save the weights"),
         ("classes", '"abcde"', "its metadata has classes '\"abcde\"', which cannot be read"),
-        ("classes", '["a"]', "the weights name 1 classes for a head of 5"),
+        ("classes", '["a"]', "the metadata of the weights names 1 classes for a head of 5"),
     ):
-        save_file(load_file(path), tmp_path / "odd.safetensors", {name: value})
+        save_file(load_file(path), tmp_path / "odd.safetensors", {name: value, "quadpipe": "1"})
         with pytest.raises(ConfigError, match=message):
             load_pretrained(turned, tmp_path / "odd.safetensors", CLASSES)
+    save_file(load_file(path), tmp_path / "other.safetensors", {"heads": "many", "pool": "avg"})
+    assert read_weights(tmp_path / "other.safetensors").settings == {}
 
 
 def test_files_that_cannot_be_written_are_refused(undisturbed, tmp_path):

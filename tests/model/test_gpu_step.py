@@ -195,7 +195,7 @@ def test_a_scorers_batch_waits_for_the_gpu_only_to_read_its_maps(
     with monkeypatch.context() as patched:
         patched.setattr(torch.cuda, "is_available", lambda: True)
         geometry = Geometry(height=256, width=256, patch_size=16, max_patch_size=64)
-        scorer = make_scorer(name, geometry, network=network, batch=3, device="cuda:0")
+        scorer: Any = make_scorer(name, geometry, network=network, batch=3, device="cuda:0")
     done: list[str] = []
     run, read = scorer._features, Tensor.cpu
 

@@ -148,7 +148,7 @@ def test_weights_that_are_not_floating_point_are_refused(name, uses, run):
         metadata = file.metadata()
     weights = load_file(run / name)
     save_file(weights | {"norm.bias": weights["norm.bias"].long()}, run / name, metadata)
-    with pytest.raises(ShardError, match="norm.bias int64, expected float32"):
+    with pytest.raises(ShardError, match="norm.bias torch.int64, expected torch.float32"):
         uses[name]()
 
 
