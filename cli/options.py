@@ -190,7 +190,7 @@ def _option(name: str, declared: Option, hint: Any, default: Any) -> Callable[[A
         cls=_Renamed if declared.formerly else click.Option,
         **({"formerly": _flag(declared.formerly)} if declared.formerly else {}),
         type=kind,
-        metavar=metavar,
+        metavar=declared.metavar or metavar,
         is_flag=hint is bool,
         default=default,
         show_default=default is not None and hint is not bool,

@@ -20,7 +20,9 @@ class _TerminalProgress(TrainProgress):
 
     def started(self, trainer: Trainer) -> None:
         config, model = trainer.config, trainer.model.config
-        parameters = sum(parameter.numel() for parameter in trainer.model.parameters())
+        parameters = list(trainer.model.parameters())
+        total = sum(parameter.numel() for parameter in parameters)
+        trained = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
         budgets, limits = trainer.loader.budgets, trainer.loader.limits
         costs = [
             count_text(model.multiply_adds(n))
@@ -30,7 +32,9 @@ class _TerminalProgress(TrainProgress):
         mixture = trainer.loader.mixture
         views = max(dataset.split("train").views for dataset in mixture.datasets)
         lines = [
-            f"model    {size}, {parameters:,} parameters, {model.classes:,} classes, "
+            f"model    {size}, {total:,} parameters, "
+            f"{f'{trained:,} of them trained, ' if trained < total else ''}"
+            f"{model.classes:,} classes, "
             f"{' to '.join(costs)} multiply-adds per image at {budgets_text(budgets)} tokens"
             + (f" on average, {limits.least} to {limits.most} of an image" if limits else ""),
             f"data     {trainer.samples:,} samples per epoch, {trainer.loader.steps(0):,} steps of "

@@ -20,6 +20,7 @@ from quadpipe.shards.skipped import ON_ERROR
 _LARGEST_RATE = 1e6
 TOKENS_DRAW = ("even", "multiply-adds")
 DEVICES = ("auto", "cpu", "cuda")
+BACKBONE = "backbone"
 _DEFAULT_MODEL = "tiny"
 _OF_THE_MODEL = (
     "positions",
@@ -121,6 +122,12 @@ class TrainConfig:
         5.0, "Epochs of linear warm-up; at most a tenth of the run.", low=0
     )
     label_smoothing: float = option(0.1, "Label smoothing.", low=0, below=1, formerly="smoothing")
+    freeze: int | str | None = option(
+        None,
+        "Keep a part of --init as it is: `backbone`, all but the head (a linear probe), or the "
+        "embeddings and this number of blocks after them.",
+        metavar="backbone|N",
+    )
     drop_last: bool = option(False, "Drop the last batch of an epoch when it is short.")
     drop_path: float = same_option(QuadformerConfig, "drop_path")
     clip_grad: float = option(
@@ -178,10 +185,14 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        for name in ("tokens", "mean_tokens"):  # "37" is 37, so that runs compare equal
+        for name in ("tokens", "mean_tokens", "freeze"):  # "37" is 37, so that runs compare equal
             text = getattr(self, name)
             if isinstance(text, str) and text.isascii() and text.isdecimal():
                 object.__setattr__(self, name, int(text))
+        if not (self.freeze in (None, BACKBONE) or isinstance(self.freeze, int)):
+            raise ConfigError(
+                f"freeze {self.freeze!r} is neither {BACKBONE} nor a number of blocks"
+            )
         check_given(self.mean_tokens, self.min_tokens, self.max_tokens)
         if self.mean_tokens is None:
             return
@@ -216,6 +227,11 @@ class TrainConfig:
         if `model` is of another size.
         """
         geometry = manifest.geometry
+        if architecture and architecture["fc_norm"] and self.pool not in (None, "area"):
+            raise ConfigError(
+                f"pool {self.pool}: the last norm of these weights comes after pooling by area "
+                f"(fc_norm); omit --pool"
+            )
         sizes = PRESETS[self.model or _DEFAULT_MODEL]
         if architecture and self.model:
             for name in ("width", "depth"):

@@ -3,7 +3,6 @@
 On a uniform tiling of patches of scale 0 timm computes the same logits from the same pixels.
 """
 
-import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ import torch
 from torch import Tensor
 
 from quadpipe.errors import ConfigError, OutputError
-from quadpipe.model.layouts import is_eva, splits_qkv, splits_swiglu, to_timm
+from quadpipe.model.layouts import is_eva, splits_qkv, splits_swiglu, to_metadata, to_timm
 from quadpipe.model.positions import patch_centers, sinusoidal_2d, sinusoidal_frequencies
 from quadpipe.model.quadformer import QuadformerConfig
 from quadpipe.model.run_folder import RunFolder
@@ -35,8 +34,9 @@ def export(run: RunFolder, to: Path) -> Exported:
 
     Those of the checkpoint that `RunFolder.model` loads. Sinusoidal positions become learned ones,
     and the embedding of scale 0 is added to them: timm has neither. The metadata of the file holds
-    the classes, and the mean and std that pixels in 0..1 are normalized with. Raises ConfigError if
-    the name does not end in .safetensors or the file exists; OutputError if it cannot be written.
+    what the weights do not tell: heads, activation, epsilon, pooling, the classes, and the mean and
+    std that pixels in 0..1 are normalized with. Raises ConfigError if the name does not end in
+    .safetensors or the file exists; OutputError if it cannot be written.
     """
     from safetensors.torch import save
 
@@ -49,12 +49,7 @@ def export(run: RunFolder, to: Path) -> Exported:
     if is_eva(config) and not config.swiglu and config.activation != "gelu":
         raise ConfigError(f"timm's models with RoPE have GELU, and {run} has {config.activation}")
     weights = _without_own_parts(dict(model.state_dict()), config, changed)
-    metadata = {
-        "format": "pt",
-        "classes": json.dumps(manifest.classes),
-        "mean": json.dumps(config.mean),
-        "std": json.dumps(config.std),
-    }
+    metadata = {"format": "pt"} | to_metadata(config, manifest.classes)
     _write(to, save(to_timm(weights, config), metadata))
     return Exported(code=_timm_code(config, to), changed=changed)
 

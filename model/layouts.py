@@ -6,14 +6,16 @@ the layout does not tell is known by timm's name of the model, or has to be give
 Letters: D width; P patch size; G rows x columns of patches.
 """
 
+import json
 import math
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from quadpipe import __version__
 from quadpipe.errors import ConfigError
 from quadpipe.images import IMAGENET_MEAN, IMAGENET_STD
 from quadpipe.model.quadformer import QuadformerConfig
@@ -41,34 +43,51 @@ _CLIP = {
     "std": (0.26862954, 0.26130258, 0.27577711),
 }
 
-# The first pattern that matches a name counts. The activation is GELU unless stated.
-_BY_NAME: tuple[tuple[str, dict[str, Any]], ...] = (
-    ("vit_*_clip_quickgelu_*", {**_CLIP, "activation": "quick_gelu"}),
-    ("vit_large_patch14_clip_*.laion2b*", _HALF),
-    ("vit_*_clip_*", _CLIP),
-    ("vit_base_patch32_siglip_*", {**_HALF, "activation": "gelu_tanh"}),
-    ("vit_large_patch16_siglip_*512.*", {**_HALF, "activation": "gelu_tanh"}),
-    ("vit_so400m_patch16_siglip_*", {**_HALF, "activation": "gelu_tanh"}),
-    ("vit_giantopt_*_siglip_*", {**_HALF, "activation": "gelu_tanh"}),
-    ("vit_*_siglip_*", _HALF),
-    ("vit_*_dinov3*.sat493m", _SATELLITE),
-    ("vit_*_dinov3*", _IMAGENET),
-    ("vit_*_lingbot*", {**_IMAGENET, "pool": "cls"}),
-    ("vit_*_dinov2*", _IMAGENET),
-    ("vit_*_tipsv2*", _UNIT),
-    ("eva02_*_patch14_*.mim_*", _CLIP),
-    ("eva_large_*", _CLIP),
-    ("deit*", _IMAGENET),
-    ("vit_*.dino", _IMAGENET),
-    ("vit_*.mae", _IMAGENET),
-    ("vit_*_ijepa", _IMAGENET),
-    ("vit_*_miil.*", _UNIT),
-    ("vit_*.augreg*", _HALF),
-    ("vit_*.orig_*", _HALF),
-    ("vit_*.sam_*", _HALF),
-    ("vit_*.sbb*", _HALF),
-    ("vit_medium_*.sw_*", _HALF),
-    ("flexivit_*", _HALF),
+_WRITER = "quadpipe"  # in the metadata: the version that wrote it
+# Fields of the configuration that names and shapes do not tell.
+_IN_METADATA = ("heads", "activation", "norm_eps", "pool", "mean", "std")
+
+# Layouts, after their best known families, and how messages call them.
+_LAYOUTS = {
+    "plain": "a plain ViT, such as augreg's, DeiT's or MAE's",
+    "gap": "a ViT without CLS and attention pooling",
+    "dinov2": "DINOv2 or DeiT3",
+    "clip": "CLIP",
+    "siglip": "SigLIP",
+    "eva02": "EVA02",
+    "dinov3": "DINOv3",
+}
+
+# Pattern of timm's names, layout, settings. The first pattern that matches a name counts. A name
+# with `_gap_` has the layout `gap`. The activation is GELU unless stated.
+_BY_NAME: tuple[tuple[str, str, dict[str, Any]], ...] = (
+    ("vit_*_clip_quickgelu_*", "clip", {**_CLIP, "activation": "quick_gelu"}),
+    ("vit_large_patch14_clip_*.laion2b*", "clip", _HALF),
+    ("vit_*_clip_*", "clip", _CLIP),
+    ("vit_base_patch32_siglip_*", "siglip", {**_HALF, "activation": "gelu_tanh"}),
+    ("vit_large_patch16_siglip_*512.*", "siglip", {**_HALF, "activation": "gelu_tanh"}),
+    ("vit_so400m_patch16_siglip_*", "siglip", {**_HALF, "activation": "gelu_tanh"}),
+    ("vit_giantopt_*_siglip_*", "siglip", {**_HALF, "activation": "gelu_tanh"}),
+    ("vit_*_siglip_*", "siglip", _HALF),
+    ("vit_*_dinov3*.sat493m", "dinov3", _SATELLITE),
+    ("vit_*_dinov3*", "dinov3", _IMAGENET),
+    ("vit_*_lingbot*", "dinov3", {**_IMAGENET, "pool": "cls"}),
+    ("vit_*_dinov2*", "dinov2", _IMAGENET),
+    ("vit_*_tipsv2*", "dinov2", _UNIT),
+    ("eva02_*_patch14_*.mim_*", "eva02", _CLIP),
+    ("eva_large_*", "plain", _CLIP),
+    ("deit3_*", "dinov2", _IMAGENET),
+    ("deit*", "plain", _IMAGENET),
+    ("vit_*.dino", "plain", _IMAGENET),
+    ("vit_*.mae", "plain", _IMAGENET),
+    ("vit_*_ijepa", "gap", _IMAGENET),
+    ("vit_*_miil.*", "plain", _UNIT),
+    ("vit_*.augreg*", "plain", _HALF),
+    ("vit_*.orig_*", "plain", _HALF),
+    ("vit_*.sam_*", "plain", _HALF),
+    ("vit_*.sbb*", "gap", _HALF),
+    ("vit_medium_*.sw_*", "gap", _HALF),
+    ("flexivit_*", "plain", _HALF),
 )
 
 _HEADS = {1152: 16, 1280: 16, 1408: 16, 1664: 16}
@@ -83,7 +102,10 @@ _HEADS_OF_FAMILY = {
 
 
 def from_timm(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The weights under the Quadformer's names, with joined matrices where timm has parts."""
+    """The weights under the Quadformer's names, with joined matrices where timm has parts.
+
+    ConfigError if such parts are of several shapes.
+    """
     found = dict(weights)
     for block in sorted({".".join(n.split(".")[:2]) for n in weights if n.startswith("blocks.")}):
         for theirs, ours in _RENAMED.items():
@@ -92,6 +114,10 @@ def from_timm(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         for ours, parts in _JOINED.items():
             names = [f"{block}.{part}" for part in parts]
             if all(name in found for name in names):
+                shapes = {name: list(found[name].shape) for name in names}
+                if [] in shapes.values() or len({tuple(shape) for shape in shapes.values()}) > 1:
+                    listed = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
+                    raise ConfigError(f"its parts of {ours} differ in shape: {listed}")
                 found[f"{block}.{ours}"] = torch.cat([found.pop(name) for name in names])
     return found
 
@@ -134,10 +160,21 @@ def splits_swiglu(config: QuadformerConfig) -> bool:
     return config.swiglu and (config.mlp_norm or config.rope == "dinov3")
 
 
-def settings_by_name(name: str) -> dict[str, Any]:
-    """Mean, std and activation of timm's model of this name; ConfigError if it is not known."""
-    for pattern, settings in _BY_NAME:
+def settings_by_name(name: str, layout: str) -> dict[str, Any]:
+    """Mean, std and activation of timm's model of this name.
+
+    layout: of the weights. ConfigError if the name is not known, or of another layout.
+    """
+    for pattern, named, settings in _BY_NAME:
         if fnmatchcase(name, pattern):
+            named = "gap" if "_gap_" in name else named
+            # SigLIP without its pooling is of either.
+            if named != layout and {named, layout} != {"gap", "siglip"}:
+                raise ConfigError(
+                    f"--init-name {name} is of {_LAYOUTS[named]}, and the weights are of "
+                    f"{_LAYOUTS[layout]}; correct the name, or omit it and give --mean, --std and "
+                    f"--activation"
+                )
             return {"activation": "gelu"} | settings
     raise ConfigError(
         f"--init-name {name} is not known; give timm's whole name with its tag, such as "
@@ -145,8 +182,45 @@ def settings_by_name(name: str) -> dict[str, Any]:
     )
 
 
-def recognize(weights: Mapping[str, Tensor]) -> dict[str, Any]:
-    """The fields of a QuadformerConfig that weights under timm's names tell.
+def to_metadata(config: QuadformerConfig, classes: list[str]) -> dict[str, str]:
+    """What weights do not tell of a model, as JSON by name, for the metadata of their file."""
+    told = {name: getattr(config, name) for name in _IN_METADATA} | {"classes": classes}
+    return {name: json.dumps(value) for name, value in told.items()} | {_WRITER: __version__}
+
+
+def settings_by_metadata(metadata: Mapping[str, str]) -> dict[str, Any]:
+    """The inverse of `to_metadata`; empty for files of other programs.
+
+    `classes` are a list of names. The other values are checked where they are used. Raises
+    ConfigError if one is not JSON.
+    """
+    found: dict[str, Any] = {}
+    if _WRITER not in metadata:
+        return found
+    for name in {*_IN_METADATA, "classes"} & metadata.keys():
+        try:
+            found[name] = json.loads(metadata[name])
+            if name == "classes" and not (
+                isinstance(found[name], list) and all(isinstance(one, str) for one in found[name])
+            ):
+                raise ValueError
+        except (ValueError, RecursionError):
+            raise ConfigError(
+                f"its metadata has {name} {metadata[name][:60]!r}, which cannot be read; save the "
+                f"weights without it"
+            ) from None
+    return found
+
+
+class Recognized(NamedTuple):
+    """layout: one of `_LAYOUTS`. fields: of a QuadformerConfig."""
+
+    layout: str
+    fields: dict[str, Any]
+
+
+def recognize(weights: Mapping[str, Tensor]) -> Recognized:
+    """The layout of weights under timm's names, and what it tells of the model.
 
     Of `heads`, `activation`, `mean` and `std` those are left out that models of this layout do not
     agree on. Raises ConfigError if the layout is not known; names that no layout has are not
@@ -189,7 +263,7 @@ def recognize(weights: Mapping[str, Tensor]) -> dict[str, Any]:
         found |= _CLIP
     elif family == "dinov2" and registers in (0, 4):
         found |= _IMAGENET
-    return found
+    return Recognized(family, found)
 
 
 def _family(weights: Mapping[str, Tensor], *, is_eva_block: bool, swiglu: bool) -> str:

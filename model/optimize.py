@@ -5,7 +5,8 @@ import math
 import torch
 from torch import Tensor, nn
 
-from quadpipe.model.config import TrainConfig
+from quadpipe.errors import ConfigError
+from quadpipe.model.config import BACKBONE, TrainConfig
 from quadpipe.model.quadformer import Quadformer
 
 _NO_DECAY = ("cls_token", "reg_token", "pos_embed", "scale_embed", "attn_pool.latent")
@@ -16,6 +17,24 @@ def has_fused(device: torch.device) -> bool:
     return device.type == "cuda"
 
 
+def freeze(model: Quadformer, part: int | str) -> None:
+    """Exclude a part of a model from training; see `TrainConfig.freeze`.
+
+    ConfigError if it does not have so many blocks.
+    """
+    depth = len(model.blocks)
+    if isinstance(part, int) and not 0 <= part <= depth:
+        raise ConfigError(
+            f"freeze {part} is not from 0 to {depth}, the number of blocks; to train the head "
+            f"only, freeze {BACKBONE}"
+        )
+    for name, parameter in model.named_parameters():
+        if part == BACKBONE:
+            parameter.requires_grad_(name.startswith("head."))
+        else:
+            parameter.requires_grad_(_layer(name, depth + 1) > int(part))
+
+
 def make_optimizer(
     model: Quadformer, config: TrainConfig, *, fused: bool = False
 ) -> torch.optim.AdamW:
@@ -23,6 +42,8 @@ def make_optimizer(
     groups: dict[tuple[float, float], list[Tensor]] = {}
     depth = len(model.blocks) + 1
     for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
         decay = 0.0 if parameter.ndim < 2 or name in _NO_DECAY else config.weight_decay
         scale = config.layer_decay ** (depth - _layer(name, depth))
         groups.setdefault((decay, scale), []).append(parameter)
@@ -60,11 +81,16 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
 
 class MovingAverage:
     """Exponential moving average of a model's weights, with its own warm-up: at step t the decay is
-    at most (1 + t) / (10 + t), so that the initial weights are forgotten."""
+    at most (1 + t) / (10 + t), so that the initial weights are forgotten.
+
+    weights: by name; the frozen ones are the model's own.
+    """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
         self.decay = decay
-        self.weights = {k: v.detach().clone() for k, v in model.state_dict().items()}
+        self._trained = [k for k, p in model.named_parameters() if p.requires_grad]
+        self.weights = {k: v.detach() for k, v in model.state_dict().items()}
+        self.weights |= {k: self.weights[k].clone() for k in self._trained}
 
     def load(self, weights: dict[str, Tensor]) -> None:
         """Replace the averaged weights; KeyError if one is missing."""
@@ -76,7 +102,8 @@ class MovingAverage:
         """unless: a float32 scalar on the device; where it is 1, the average stays as it is."""
         share = 1 - min(self.decay, (1 + step) / (10 + step))
         state = model.state_dict()
-        averages, current = list(self.weights.values()), [state[name] for name in self.weights]
+        averages = [self.weights[name] for name in self._trained]
+        current = [state[name] for name in self._trained]
         if unless is None:
             torch._foreach_lerp_(averages, current, share)
             return

@@ -5,7 +5,7 @@ Letters: C classes; D width; P patch size; R CLS and register tokens; G rows x c
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,23 @@ import torch.nn.functional as F  # noqa: N812  its usual name
 from torch import Tensor
 
 from quadpipe.errors import ConfigError
-from quadpipe.model.layouts import FAMILIES, from_timm, recognize, settings_by_name
+from quadpipe.model.layouts import (
+    FAMILIES,
+    from_timm,
+    recognize,
+    settings_by_metadata,
+    settings_by_name,
+)
 from quadpipe.model.quadformer import Quadformer
 from quadpipe.model.run_folder import BEST, LAST, RunFolder
 from quadpipe.model.run_manifest import RunManifest
-from quadpipe.weights import listing, parse_weights, read_weights_file, state_dict_problems
+from quadpipe.weights import (
+    listing,
+    parse_metadata,
+    parse_weights,
+    read_weights_file,
+    state_dict_problems,
+)
 
 _PREFIXES = ("module.", "_orig_mod.", "model.", "backbone.", "encoder.", "visual.trunk.")
 _LARGEST_KERNEL = 64  # pixels; the pseudo-inverse has this to the fourth power of numbers
@@ -29,12 +41,27 @@ _ASKED = ("heads", "activation", "mean", "std")
 class Weights:
     """Weights as they were read. path: of their file or run.
 
-    tensors: under timm's names, or a run's. run: its manifest, None for weights of timm.
+    tensors: under timm's names, or a run's. run: its manifest, None for weights of timm. settings:
+    `settings_by_metadata` of the file.
     """
 
     path: Path
     tensors: dict[str, Tensor]
     run: RunManifest | None
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def classes(self) -> list[str] | None:
+        """Names of the classes of the head, if they are known."""
+        classes: list[str] | None = self.settings.get("classes")
+        return self.run.classes if self.run else classes
+
+    def renamed(self) -> dict[str, Tensor]:
+        """The tensors under the Quadformer's names; ConfigError if they are not of a ViT."""
+        try:
+            return from_timm(self.tensors)
+        except ConfigError as error:
+            raise self._unlike_timm(error) from error
 
     def architecture(self, name: str | None, given: Mapping[str, Any]) -> dict[str, Any]:
         """The fields of the QuadformerConfig that the weights were trained with.
@@ -48,12 +75,11 @@ class Weights:
                 raise ConfigError(f"{self.path} is a run, which has its settings; omit --init-name")
             return self.run.model.architecture()
         try:
-            found = recognize(self.tensors)
+            layout, found = recognize(self.tensors)
         except ConfigError as error:
-            raise ConfigError(
-                f"{self.path} is not a ViT as timm has them: {error}; give weights of {FAMILIES}"
-            ) from error
-        found |= settings_by_name(name) if name is not None else {}
+            raise self._unlike_timm(error) from error
+        found |= {key: value for key, value in self.settings.items() if key != "classes"}
+        found |= settings_by_name(name, layout) if name is not None else {}
         if asked := [option for option in _ASKED if option not in {*found, *given}]:
             by_name = (
                 "timm's name of the model, such as --init-name "
@@ -64,6 +90,11 @@ class Weights:
                 f"{'' if name else by_name}{', '.join('--' + option for option in asked)}"
             )
         return found
+
+    def _unlike_timm(self, error: ConfigError) -> ConfigError:
+        return ConfigError(
+            f"{self.path} is not a ViT as timm has them: {error}; give weights of {FAMILIES}"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,8 +116,13 @@ def read_weights(path: Path) -> Weights:
     """
     of_run = path.name in (BEST, LAST) and RunFolder(path.parent).started
     if not (path.is_dir() or of_run):
-        tensors = _without_prefix(parse_weights(read_weights_file(path), str(path)))
-        return Weights(path=path, tensors=tensors, run=None)
+        data = read_weights_file(path)
+        tensors = _without_prefix(parse_weights(data, str(path)))
+        try:
+            settings = settings_by_metadata(parse_metadata(data))
+        except ConfigError as error:
+            raise ConfigError(f"{path}: {error}") from error
+        return Weights(path=path, tensors=tensors, run=None, settings=settings)
     run = RunFolder(path if path.is_dir() else path.parent)
     model = run.model(torch.device("cpu"), None if path.is_dir() else path.name)
     return Weights(path=path, tensors=dict(model.state_dict()), run=run.config())
@@ -105,10 +141,17 @@ def load_pretrained(
     weights.
     """
     source = source if isinstance(source, Weights) else read_weights(source)
-    weights, run = from_timm(source.tensors), source.run
+    weights, run = source.renamed(), source.run
+    for name, tensor in weights.items():
+        if not tensor.is_floating_point():
+            raise ConfigError(
+                f"{source.path}: {name} is {tensor.dtype}, not floating point; give weights in "
+                f"float32, float16 or bfloat16"
+            )
     wanted = model.state_dict()
     changed: dict[str, str] = {}
     expected_fresh, expected_unused = {"scale_embed"}, set[str]()
+    new_scales = _fit_scales(weights, model, changed)
     _embed_patches(weights, model, run.model.patch_size if run else None, changed)
     if _place_positions(weights, model, run.model.grid if run else None, changed):
         expected_unused.add("pos_embed")
@@ -117,7 +160,7 @@ def load_pretrained(
         if unused_pool:
             changed["attn_pool"] = f"not loaded: the model has pool {model.config.pool}"
         expected_unused |= unused_pool
-    _take_head(weights, wanted, classes, run.classes if run else None, changed)
+    _take_head(weights, wanted, classes, source.classes, changed)
     if "head.weight" not in weights:
         expected_fresh |= {"head.weight", "head.bias"}
     fresh = sorted(wanted.keys() - weights.keys())
@@ -131,13 +174,15 @@ def load_pretrained(
             norm = ", with --pool area --fc-norm (its last norm comes after pooling)"
         elif "fc_norm.weight" in fresh:
             norm = ", without --fc-norm (its last norm comes before pooling)"
+        elif "attn_pool.latent" in fresh:
+            norm = ", without --pool attention (it has no attention pooling)"
         raise ConfigError(
             f"{source.path} does not fit the model: {listing(problems, 8)}; give weights of a "
             f"timm ViT of width {model.config.width} and depth {model.config.depth}, of "
             f"{FAMILIES}{norm}"
         )
     model.load_state_dict({k: weights.get(k, v) for k, v in wanted.items()})
-    return Loaded(fresh=fresh, unused=unused, changed=changed)
+    return Loaded(fresh=[*fresh, *new_scales], unused=unused, changed=changed)
 
 
 def _without_prefix(weights: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -262,6 +307,21 @@ def _resample_positions(
     return torch.cat([prefix, cells.flatten(2).transpose(1, 2)], dim=1)
 
 
+def _fit_scales(
+    weights: dict[str, Tensor], model: Quadformer, changed: dict[str, str]
+) -> list[str]:
+    """Fit the embeddings of scales `[scales, D]` to the model's scales; those that are new."""
+    name, scales = "scale_embed", model.config.max_scale + 1
+    given = weights.get(name)
+    if given is None or given.dim() != 2 or len(given) == scales:
+        return []
+    if len(given) > scales:
+        changed[name] = f"loaded for {scales} of {len(given)} scales"
+    weights[name] = torch.zeros(scales, given.shape[1], dtype=given.dtype)
+    weights[name][: len(given)] = given[:scales]
+    return [f"{name}[{len(given)}:]"] if len(given) < scales else []
+
+
 def _take_head(
     weights: dict[str, Tensor],
     wanted: dict[str, Tensor],
@@ -273,6 +333,11 @@ def _take_head(
     head, classes = weights.get("head.weight"), len(wanted["head.weight"])
     if head is None or head.dim() != 2:
         return
+    if theirs is not None and len(theirs) != len(head):
+        raise ConfigError(
+            f"the metadata of the weights names {len(theirs)} classes for a head of {len(head)}; "
+            f"save them without it"
+        )
     parts = ("head.weight", "head.bias")
     named = ours is not None and theirs is not None
     if ours is not None and theirs is not None and set(ours) <= set(theirs):

@@ -339,6 +339,14 @@ class Quadformer(nn.Module):
             if name in ("cls_token", "reg_token", "pos_embed", "attn_pool.latent"):
                 nn.init.trunc_normal_(parameter, std=0.02)
 
+    def train(self, mode: bool = True) -> "Quadformer":
+        """As of every module; frozen blocks stay in evaluation mode, without stochastic depth."""
+        super().train(mode)
+        for block in self.blocks:
+            if not any(parameter.requires_grad for parameter in block.parameters()):
+                block.eval()
+        return self
+
     def forward(
         self, tokens: Tensor, boxes: Tensor, lengths: Tensor | None = None
     ) -> tuple[Tensor, dict[str, Tensor]]:
@@ -378,7 +386,7 @@ class Quadformer(nn.Module):
         out["embedded"] = x if packing is None else x.index_select(0, packing.rows)
         x, rotation = self.norm_pre(x), self._rotation(boxes, packing)
         for block in self.blocks:
-            if self.config.gradient_checkpointing and self.training:
+            if self.config.gradient_checkpointing and block.training:
                 x = checkpoint(block, x, rotation, packing, use_reentrant=False)
             else:
                 x = block(x, rotation, packing)

@@ -144,7 +144,9 @@ class RunFolder:
             self.folder.write(metadata["state"], state.to_safetensors())
         tensors = {k: v.detach().cpu().contiguous() for k, v in weights.items()}
         for key, value in (average or {}).items():
-            tensors[_EMA + key] = value.detach().cpu().contiguous()
+            value = value.detach().cpu().contiguous()
+            is_same = value.data_ptr() == tensors[key].data_ptr()  # of a frozen parameter
+            tensors[_EMA + key] = value.clone() if is_same else value
         self.folder.write(name, save(tensors, metadata))
         if state is not None:
             for old in self.folder.root.glob("state-*"):

@@ -1,6 +1,7 @@
 """One update of the weights."""
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from inspect import signature
 from typing import Any, NamedTuple
@@ -10,7 +11,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812  its usual name
 from torch import Tensor, nn
 
-from quadpipe.errors import QuadpipeError
+from quadpipe.errors import ConfigError, QuadpipeError, first_line
 from quadpipe.loader import Batch
 from quadpipe.model.config import TrainConfig
 from quadpipe.model.distributed import World
@@ -103,7 +104,8 @@ class TrainStep:
         names = ("tokens", "boxes", "label", "weight")
         moved = {name: getattr(batch, name).to(self.device, non_blocking=True) for name in names}
         batch, copied = replace(batch, **moved), self.times.mark()
-        losses, loss, correct = self._accumulate_gradients(batch, step, kept)
+        with _compiling() if self.config.compile else nullcontext():
+            losses, loss, correct = self._accumulate_gradients(batch, step, kept)
         norm = nn.utils.clip_grad_norm_(
             self.model.parameters(), self.config.clip_grad or float("inf")
         )
@@ -239,6 +241,22 @@ def _compiled(model: nn.Module, budgets: int) -> nn.Module:
     setattr(config, name, max(getattr(config, name), 4 * budgets))
     compiled: nn.Module = torch.compile(model, dynamic=False)  # type: ignore[assignment]
     return compiled
+
+
+@contextmanager
+def _compiling() -> Iterator[None]:
+    """Explain errors of torch.compile, which compiles in the first steps."""
+    from torch._dynamo.exc import TorchDynamoException
+
+    try:
+        yield
+    except TorchDynamoException as error:
+        cause = getattr(error, "inner_exception", error)
+        raise ConfigError(
+            f"--compile failed: {first_line(cause)}; torch needs a C++ compiler for a CPU, and "
+            f"Triton and a C compiler for a GPU: install them, or continue with --resume and "
+            f"without --compile"
+        ) from error
 
 
 def _distributed(

@@ -12,13 +12,15 @@ import torch
 from quadpipe.files import LocalFolder
 
 TRACE = "trace.json"
+_STEPS_AHEAD = 2  # a step waits for the result of the one before: a GPU has finished older ones
 STEPS_BEFORE_TRACE = 5  # the first ones compile, allocate and read
 
 
 class StepTimes:
     """Seconds that a device copies batches and computes steps, without a wait for it.
 
-    Measured by its events on a GPU, where the CPU runs ahead, and by the clock on a CPU.
+    Measured by its events on a GPU, where the CPU runs ahead, and by the clock on a CPU. At most
+    the last steps are kept, however long it is until `clear`.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -26,7 +28,8 @@ class StepTimes:
         self.clear()
 
     def clear(self) -> None:
-        self._steps: list[tuple[Any, Any, Any]] = []
+        self._copying = self._computing = 0.0
+        self._steps: list[tuple[Any, Any, Any]] = []  # not in the sums yet
 
     def mark(self) -> Any:
         """A time for `add`: of the device, when it has done what it has to do by now."""
@@ -39,11 +42,19 @@ class StepTimes:
     def add(self, begin: Any, copied: Any, end: Any) -> None:
         """Add a step: its batch was copied from `begin` on, and computed when `copied`."""
         self._steps.append((begin, copied, end))
+        self._sum_up(but=_STEPS_AHEAD)
 
     def totals(self) -> tuple[float, float]:
         """Seconds of copying and of computing, since `clear`. Waits for the device."""
-        copying = sum(self._seconds(begin, copied) for begin, copied, _ in self._steps)
-        return copying, sum(self._seconds(copied, end) for _, copied, end in self._steps)
+        self._sum_up()
+        return self._copying, self._computing
+
+    def _sum_up(self, but: int = 0) -> None:
+        """Add the steps to the sums, except for the last ones."""
+        while len(self._steps) > but:
+            begin, copied, end = self._steps.pop(0)
+            self._copying += self._seconds(begin, copied)
+            self._computing += self._seconds(copied, end)
 
     def _seconds(self, begin: Any, end: Any) -> float:
         if not self._on_gpu:

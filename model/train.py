@@ -26,7 +26,7 @@ from quadpipe.model.config import TrainConfig
 from quadpipe.model.distributed import World, join_world
 from quadpipe.model.evaluate import EvalResult, evaluate
 from quadpipe.model.metrics import Metrics
-from quadpipe.model.optimize import learning_rate
+from quadpipe.model.optimize import freeze, learning_rate
 from quadpipe.model.pretrained import load_pretrained, read_weights
 from quadpipe.model.progress import Interval, TrainProgress
 from quadpipe.model.quadformer import Quadformer
@@ -39,6 +39,7 @@ from quadpipe.model.training_state import TrainingState, load_optimizer, optimiz
 from quadpipe.shards.gains import read_gains
 from quadpipe.shards.joined import joint_manifest, why_not_comparable
 from quadpipe.shards.reader import Dataset
+from quadpipe.weights import listing, state_dict_problems
 
 
 def train(
@@ -132,6 +133,8 @@ class Trainer:
             raise ConfigError(f"{run} does not hold a run to resume; omit --resume")
         if init_name and not init:
             raise ConfigError("--init-name is the name of the weights of --init; give both")
+        if config.freeze is not None and not (init or resume):
+            raise ConfigError("--freeze would keep random weights; give --init too")
         stored = run.config() if resume else None
         weights = read_weights(Path(init)) if init else None
         config = shorten_warmup(config, stored, self.progress.warn)
@@ -150,6 +153,13 @@ class Trainer:
         torch.manual_seed(config.seed)
         self.model = Quadformer(self.manifest.model).to(device)
         self.loaded = load_pretrained(self.model, weights, manifest.classes) if weights else None
+        if config.freeze is not None:
+            if self.loaded and any(name.startswith("scale_embed") for name in self.loaded.fresh):
+                raise ConfigError(
+                    "--freeze would keep a scale embedding that is new, so zero; omit --freeze or "
+                    "--scale-embedding"
+                )
+            freeze(self.model, config.freeze)
         columns = manifest.geometry.grid(0)[1]
         budgets = len(self.loader.budgets)
         self.update = TrainStep(self.model, config, device, world, columns, budgets)
@@ -343,6 +353,9 @@ class Trainer:
         weights, average, metadata = self.run.weights(LAST)
         state = self.run.state(metadata)
         try:
+            for given in (weights, average or weights):
+                if problems := state_dict_problems(given, self.model.state_dict()):
+                    raise ValueError(listing(problems))
             self.model.load_state_dict(weights)
             load_optimizer(self.update.optimizer, state.optimizer)
             self._interval.restore(state.interval)

@@ -22,7 +22,7 @@ class Option:
     choices: the allowed values. low, high: the smallest and largest value. above, below: bounds
     that are not allowed themselves. They hold for each number of a tuple, and not for None.
     formerly: the name of the option in an earlier version; it still works on the command line and
-    in files.
+    in files. metavar: what the command line's help shows for a value.
     """
 
     help: str
@@ -32,6 +32,7 @@ class Option:
     high: float | None = None
     below: float | None = None
     formerly: str | None = None
+    metavar: str | None = None
 
     def check(self, name: str, value: Any) -> None:
         """Raise ConfigError unless the value is allowed."""

@@ -1,6 +1,7 @@
 """Weights files: plain tensors, never code."""
 
 import io
+import json
 import pickle
 import zipfile
 from collections.abc import Collection, Iterator, Mapping
@@ -110,6 +111,14 @@ def parse_weights(data: bytes, where: str) -> "dict[str, Tensor]":
     return tensors
 
 
+def parse_metadata(data: bytes) -> dict[str, str]:
+    """The metadata of a safetensors file that `parse_weights` has read; none of a torch file."""
+    if data[8:9] != b"{":
+        return {}
+    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+    return dict(header.get("__metadata__") or {})
+
+
 def state_dict_problems(
     weights: "Mapping[str, Tensor]",
     wanted: "Mapping[str, Tensor]",
@@ -117,7 +126,8 @@ def state_dict_problems(
     may_miss: Collection[str] = (),
     may_be_unused: Collection[str] = (),
 ) -> list[str]:
-    """How `weights` differ from the state dict `wanted` in names and shapes; empty if they fit."""
+    """How `weights` differ from the state dict `wanted` in names and shapes, or in not being
+    floating point; empty if they fit."""
     missing = wanted.keys() - weights.keys() - set(may_miss)
     unexpected = weights.keys() - wanted.keys() - set(may_be_unused)
     return [
@@ -127,6 +137,11 @@ def state_dict_problems(
             f"{name} {list(weights[name].shape)}, expected {list(wanted[name].shape)}"
             for name in sorted(wanted.keys() & weights.keys())
             if weights[name].shape != wanted[name].shape
+        ),
+        *(
+            f"{name} {weights[name].dtype}, expected {wanted[name].dtype}"
+            for name in sorted(wanted.keys() & weights.keys())
+            if wanted[name].is_floating_point() and not weights[name].is_floating_point()
         ),
     ]
 

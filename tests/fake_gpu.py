@@ -51,6 +51,15 @@ class FakeGpu(TorchDispatchMode):
         finally:
             self._may_wait = True
 
+    @contextmanager
+    def may_wait(self) -> Iterator[None]:
+        """Within `must_not_wait`, an exception."""
+        before, self._may_wait = self._may_wait, True
+        try:
+            yield
+        finally:
+            self._may_wait = before
+
     def wait(self, why: str) -> None:
         """Raise WaitError where the program must not wait."""
         if not self._may_wait:

@@ -84,16 +84,16 @@ class Feature(NetworkScorer):
     def _score_batch(self, images: "Tensor", hints: Sequence[Any]) -> list[np.ndarray]:
         (sharp,) = self._features(images, self._stride)
 
-        def blurring(scale: int) -> np.ndarray:
+        def blurring(scale: int) -> "Tensor":
             (blurred,) = self._features(_blur(images, 2**scale), self._stride)
-            distances: np.ndarray = self._distances(sharp.float(), blurred.float()).cpu().numpy()
-            return distances
+            return self._distances(sharp.float(), blurred.float())
 
         if self._blurs_once:
-            return pool_to_patches(blurring(1), self.geometry)
+            return pool_to_patches(blurring(1).cpu().numpy(), self.geometry)
+        maps = {scale: blurring(scale) for scale in self._splittable_scales()}
         return [
-            pool_to_scale(blurring(scale), self.geometry, scale)
-            for scale in self._splittable_scales()
+            pool_to_scale(distances.cpu().numpy(), self.geometry, scale)
+            for scale, distances in maps.items()
         ]
 
     def _distances(self, sharp: "Tensor", blurred: "Tensor") -> "Tensor":

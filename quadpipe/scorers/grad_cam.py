@@ -58,7 +58,7 @@ class GradCam(NetworkScorer):
             features.requires_grad_()
             logits = self._logits(features)
             classes = torch.tensor([self._index(hint, logits.shape[1]) for hint in hints])
-            chosen = logits.gather(1, classes.to(logits.device)[:, None])
+            chosen = logits.gather(1, self._moved(classes)[:, None])
             (gradient,) = torch.autograd.grad(chosen.sum(), features)
         weights = gradient.float().mean((2, 3), keepdim=True)
         maps = (weights * features.detach().float()).sum(dim=1).relu()

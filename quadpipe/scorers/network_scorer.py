@@ -68,6 +68,9 @@ class NetworkScorer(Scorer):
         self._torch_device = torch.device(device)
         self._dtype: torch.dtype = getattr(torch, dtype)
         self._backbone.module.to(self._torch_device, self._dtype)
+        mean, std = self._backbone.mean, self._backbone.std
+        self._gain = torch.tensor([1 / (255 * s) for s in std], device=device)
+        self._shift = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)], device=device)
         self._batch = batch
         self._parameters: dict[str, Parameter] = {"backbone": network.backbone, "dtype": dtype}
         self.weights_sha256 = network.sha256
@@ -129,19 +132,25 @@ class NetworkScorer(Scorer):
 
     @abstractmethod
     def _score_batch(self, images: "Tensor", hints: Sequence[Any]) -> list[np.ndarray]:
-        """As `_score`, of normalized images `[B, 3, H, W]`, channels-last, in float32."""
+        """As `_score`, of normalized images `[B, 3, H, W]`, channels-last, in float32.
+
+        The CPU waits for a GPU when it reads the maps: that comes last.
+        """
 
     def _normalized(self, images: np.ndarray) -> "Tensor":
         import torch
 
-        mean, std = self._backbone.mean, self._backbone.std
-        gain = torch.tensor([1 / (255 * s) for s in std], device=self._torch_device)
-        shift = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)]).to(gain)
         # torch warns about read-only arrays, such as memory shared between processes.
         pixels = images if images.flags.writeable else images.copy()
-        values = torch.from_numpy(pixels).to(self._torch_device).float().mul_(gain).add_(shift)
+        values = self._moved(torch.from_numpy(pixels)).float().mul_(self._gain).add_(self._shift)
         # [B, H, W, 3] permuted is channels-last.
         return values.permute(0, 3, 1, 2)
+
+    def _moved(self, tensor: "Tensor") -> "Tensor":
+        """On the device; a GPU copies from pinned memory, so that the CPU does not wait for it."""
+        if self._torch_device.type != "cuda":
+            return tensor.to(self._torch_device)
+        return tensor.pin_memory().to(self._torch_device, non_blocking=True)
 
     def _check_network(self, stride: int) -> None:
         """Raise ConfigError unless the backbone has that stride, the stride divides the image, and

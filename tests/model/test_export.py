@@ -10,12 +10,12 @@ import torch
 from command_line import run_cli
 from families import GOLDEN, config, saved, state, uniform
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from quadpipe.errors import ConfigError, OutputError
 from quadpipe.model.export import export
 from quadpipe.model.layouts import from_timm, to_timm
-from quadpipe.model.pretrained import load_pretrained
+from quadpipe.model.pretrained import load_pretrained, read_weights
 from quadpipe.model.quadformer import Quadformer, QuadformerConfig
 from quadpipe.model.run_folder import RunFolder
 from quadpipe.shards.format import json_bytes
@@ -105,6 +105,30 @@ def test_the_command_writes_the_file_and_prints_how_to_load_it(undisturbed, tmp_
     done = run_cli("export", undisturbed, "--to", path)
     assert done.returncode == 2
     assert "exists; delete it, or choose another --to" in done.stderr
+
+
+def test_an_export_tells_what_its_weights_do_not(run_of, tmp_path):
+    parts: dict[str, Any] = {"activation": "quick_gelu", "norm_eps": 1e-3, "pool": "area"}
+    parts |= {"mean": (0.1, 0.2, 0.3), "std": (0.4, 0.5, 0.6), "positions": "learned"}
+    model = Quadformer(QuadformerConfig(**SHAPE | {"heads": 4}, **parts))
+    path = tmp_path / "timm.safetensors"
+    export(run_of(model), path)
+    weights = read_weights(path)
+    assert QuadformerConfig(**SHAPE | weights.architecture(None, {})) == model.config
+    turned = Quadformer(model.config)
+    loaded = load_pretrained(turned, weights, CLASSES[::-1])
+    assert loaded.changed["head"] == "matched by the names of its classes"
+    assert torch.equal(turned.head.weight, model.head.weight.flip(0))
+    for name, value, message in (
+        ("heads", "many", "its metadata has heads 'many', which cannot be read; save the weights"),
+        ("classes", '"abcde"', "its metadata has classes '\"abcde\"', which cannot be read"),
+        ("classes", '["a"]', "the metadata of the weights names 1 classes for a head of 5"),
+    ):
+        save_file(load_file(path), tmp_path / "odd.safetensors", {name: value, "quadpipe": "1"})
+        with pytest.raises(ConfigError, match=message):
+            load_pretrained(turned, tmp_path / "odd.safetensors", CLASSES)
+    save_file(load_file(path), tmp_path / "other.safetensors", {"heads": "many", "pool": "avg"})
+    assert read_weights(tmp_path / "other.safetensors").settings == {}
 
 
 def test_files_that_cannot_be_written_are_refused(undisturbed, tmp_path):

@@ -202,22 +202,24 @@ def test_layouts_of_other_models_are_refused(shards, tmp_path):
 def test_heads_are_known_by_the_width(width, heads):
     weights = state("deit3")
     weights["patch_embed.proj.weight"] = torch.empty(width, 3, 8, 8)
-    assert recognize(weights).get("heads") == heads
+    assert recognize(weights).fields.get("heads") == heads
 
 
 @pytest.mark.parametrize(
-    ("name", "activation", "mean"),
+    ("name", "layout", "activation", "mean"),
     [
-        ("vit_base_patch16_clip_quickgelu_224.openai", "quick_gelu", 0.48145466),
-        ("vit_large_patch14_clip_224.laion2b", "gelu", 0.5),
-        ("vit_so400m_patch16_siglip_256.v2_webli", "gelu_tanh", 0.5),
-        ("vit_base_patch16_siglip_256.v2_webli", "gelu", 0.5),
-        ("vit_large_patch16_dinov3.sat493m", "gelu", 0.43),
-        ("vit_small_patch14_reg4_dinov2", "gelu", 0.485),
+        ("vit_base_patch16_clip_quickgelu_224.openai", "clip", "quick_gelu", 0.48145466),
+        ("vit_large_patch14_clip_224.laion2b", "clip", "gelu", 0.5),
+        ("vit_so400m_patch16_siglip_256.v2_webli", "siglip", "gelu_tanh", 0.5),
+        ("vit_base_patch16_siglip_256.v2_webli", "gap", "gelu", 0.5),
+        ("vit_large_patch16_dinov3.sat493m", "dinov3", "gelu", 0.43),
+        ("vit_small_patch14_reg4_dinov2", "dinov2", "gelu", 0.485),
+        ("deit3_small_patch16_224.fb_in1k", "dinov2", "gelu", 0.485),
+        ("vit_base_patch16_reg4_gap_256.sbb_in1k", "gap", "gelu", 0.5),
     ],
 )
-def test_settings_are_known_by_timms_name(name, activation, mean):
-    settings = settings_by_name(name)
+def test_settings_are_known_by_timms_name(name, layout, activation, mean):
+    settings = settings_by_name(name, layout)
     assert (settings["activation"], settings["mean"][0]) == (activation, mean)
 
 

@@ -1,5 +1,6 @@
 """Training, evaluation and scoring on a GPU without a GPU: nothing waits for it."""
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -185,13 +186,32 @@ def test_copies_from_pinned_memory_do_not_wait(gpu):
 
 
 @pytest.mark.parametrize("name", ["feature", "feature-saliency", "grad-cam"])
-def test_a_scorers_batch_is_on_one_device(gpu, monkeypatch, square, shufflenet_weights, name):
+def test_a_scorers_batch_waits_for_the_gpu_only_to_read_its_maps(
+    gpu, monkeypatch, square, shufflenet_weights, name
+):
     network = find_network("shufflenet-v2-x0.5", shufflenet_weights)
     if name == "grad-cam":
         network = find_network("efficientnet-lite0")
     with monkeypatch.context() as patched:
         patched.setattr(torch.cuda, "is_available", lambda: True)
         geometry = Geometry(height=256, width=256, patch_size=16, max_patch_size=64)
-        scorer = make_scorer(name, geometry, network=network, batch=3, device="cuda:0")
-    maps = scorer.score(square, [0] * 4 if name == "grad-cam" else None)
+        scorer: Any = make_scorer(name, geometry, network=network, batch=3, device="cuda:0")
+    done: list[str] = []
+    run, read = scorer._features, Tensor.cpu
+
+    def features(*given: Any) -> Any:
+        done.append("run")
+        return run(*given)
+
+    def cpu(tensor: Tensor) -> Tensor:
+        done.append("read")
+        with gpu.may_wait():
+            return read(tensor)
+
+    monkeypatch.setattr(scorer, "_features", features)
+    monkeypatch.setattr(Tensor, "cpu", cpu)
+    with gpu.must_not_wait():
+        maps = scorer.score(square, [0] * 4 if name == "grad-cam" else None)
+    # Four images in batches of three, each read when all of it is queued.
+    assert re.fullmatch("((run)+(read)+){2}", "".join(done))
     assert [level.shape for level in maps] == [(4, 4, 4), (4, 8, 8)]

@@ -14,6 +14,7 @@ from job_runs import tokenize_small
 from pickles import MARKER, Hostile, hostile
 from PIL import Image
 from runs import with_torch_state
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import quadpipe
@@ -139,6 +140,16 @@ def test_a_model_that_does_not_fit_its_weights_is_not_built(part, change, messag
     (run / "config.json").write_text(json.dumps(config))
     with pytest.raises(ShardError, match=message):
         RunFolder(run).model(torch.device("cpu"))
+
+
+@pytest.mark.parametrize("name", ["best.safetensors", "last.safetensors"])
+def test_weights_that_are_not_floating_point_are_refused(name, uses, run):
+    with safe_open(run / name, "pt") as file:
+        metadata = file.metadata()
+    weights = load_file(run / name)
+    save_file(weights | {"norm.bias": weights["norm.bias"].long()}, run / name, metadata)
+    with pytest.raises(ShardError, match="norm.bias torch.int64, expected torch.float32"):
+        uses[name]()
 
 
 @pytest.mark.parametrize("name", ["best.safetensors", "last.safetensors"])

@@ -9,6 +9,7 @@ import torch
 from command_line import run_cli
 from runs import SMALL, RecordedProgress, losses
 
+from quadpipe.errors import ConfigError
 from quadpipe.loader import Loader
 from quadpipe.model import train
 from quadpipe.model.evaluate import evaluate
@@ -42,6 +43,21 @@ def test_evaluation_follows_amp(shards, undisturbed):
     assert scores[2].loss == pytest.approx(scores[0].loss, rel=0.02)
     done = run_cli("eval", undisturbed, shards, "--amp", "bf16", "--json", "--batch-size", 8)
     assert json.loads(done.stdout)[0]["loss"] == scores[2].loss
+
+
+def test_a_failure_of_torch_compile_is_one_line(shards, tmp_path, monkeypatch):
+    def program(graph: Any, inputs: Any) -> Any:
+        raise RuntimeError("No working C++ compiler found in g++\n\nmore of it")
+
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=program))
+    run = tmp_path / "run"
+    with pytest.raises(ConfigError, match="--compile failed: .* needs a C") as caught:
+        train(shards, run, **SMALL | {"epochs": 1}, compile=True)
+    assert "No working C++ compiler" in str(caught.value)
+    assert "\n" not in str(caught.value)
+    monkeypatch.undo()
+    train(shards, run, **SMALL | {"epochs": 1}, resume=True)
+    assert len(losses(run)) == 8
 
 
 def test_a_compiled_model_has_one_program_for_each_number_of_tokens(shards, tmp_path, monkeypatch):

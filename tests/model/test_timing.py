@@ -7,11 +7,13 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+import torch
 from runs import ADAPTIVE, SMALL, command
 
 from quadpipe.cli import commands
 from quadpipe.loader import Batch, Loader
 from quadpipe.model import train
+from quadpipe.model.timing import StepTimes
 
 
 @pytest.mark.parametrize("options", [SMALL, ADAPTIVE | {"tokens_per_batch": None}])
@@ -39,6 +41,16 @@ def test_waiting_for_data_and_computing_are_told_apart(shards, tmp_path, monkeyp
         assert fast["tokens_per_second"] == pytest.approx(16 * fast["images_per_second"])
     else:
         assert 10 < fast["tokens_per_second"] / fast["images_per_second"] < 28
+
+
+def test_times_of_steps_are_summed_up_while_they_are_taken():
+    times = StepTimes(torch.device("cpu"))
+    for step in range(100):
+        times.add(step, step + 0.25, step + 0.75)
+        assert len(times._steps) <= 2
+    assert times.totals() == times.totals() == (25, 50)
+    times.clear()
+    assert times.totals() == (0, 0)
 
 
 def test_a_trace_of_some_steps_is_written(shards, tmp_path, capsys):
