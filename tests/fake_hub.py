@@ -250,30 +250,24 @@ class _Handler(BaseHTTPRequestHandler):
         tree = found.trees[self._at(found, revision)]
         inside = path.removeprefix("/") + "/" if path else ""
         entries: dict[str, dict[str, Any]] = {}
-        for name in sorted(tree):
-            rest = name.removeprefix(inside)
-            if not name.startswith(inside):
-                continue
-            folders = [rest[: at.start()] for at in re.finditer("/", rest)]
-            recursive = self._query.get("recursive") == ["true"]
+        recursive = self._query.get("recursive") == ["true"]
+        for name in sorted(name for name in tree if name.startswith(inside)):
+            inner = name.removeprefix(inside)
+            folders = [inner[: at.start()] for at in re.finditer("/", inner)]
             for folder in folders if recursive else folders[:1]:
-                entries[folder] = {
-                    "type": "directory",
-                    "path": inside + folder,
-                    "oid": "0",
-                    "size": 0,
-                }
+                kind = {"type": "directory", "oid": "0", "size": 0}
+                entries[folder] = kind | {"path": inside + folder}
             if recursive or not folders:
-                entries[rest] = _entry(name, tree[name])
+                entries[inner] = _entry(name, tree[name])
         if path and not entries:
             raise _Error(404, f"{path} does not exist", "EntryNotFound")
         start = int(self._query.get("cursor", ["0"])[0])
-        rest = list(entries.values())[start:]
+        left = list(entries.values())[start:]
         headers = {}
-        if len(rest) > _PAGE:
+        if len(left) > _PAGE:
             url = self._hub.url + self.path.partition("&cursor")[0]
             headers["Link"] = f'<{url}&cursor={start + _PAGE}>; rel="next"'
-        self._answer(200, json.dumps(rest[:_PAGE]).encode(), headers)
+        self._answer(200, json.dumps(left[:_PAGE]).encode(), headers)
 
     def _file(self, repo: str, revision: str, path: str) -> None:
         found = self._repo(repo)

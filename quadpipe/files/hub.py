@@ -60,7 +60,10 @@ class HubFolder(RemoteFolder):
         self._may_be_new = self._public = False
         self._changes: dict[str, Any] = {}  # operations of the next commit, by name
         self._changing = RLock()
-        _library()
+        try:
+            _library().utils.validate_repo_id(found["repo"])
+        except ValueError as error:
+            raise ConfigError(f"{url} is not a dataset on the Hub: {error}") from error
 
     def __getstate__(self) -> dict[str, Any]:
         self._open()  # the other process reads the same commit

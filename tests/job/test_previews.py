@@ -1,6 +1,7 @@
 """Previews beside the tokens: `--preview`."""
 
 import io
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,8 +25,8 @@ def with_previews(image_folder, tmp_path_factory):
 
 
 def tokenized(images, out, **options):
-    options = {"image_size": (128, 256), "tokens": 32, "limit": 6, "split": "train"} | options
-    quadpipe.tokenize(images, out, in_process=True, **options)
+    given: dict[str, Any] = {"image_size": (128, 256), "tokens": 32, "limit": 6, "split": "train"}
+    quadpipe.tokenize(images, out, in_process=True, **given | options)
     return out
 
 

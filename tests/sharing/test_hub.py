@@ -221,10 +221,13 @@ def test_without_the_right_token_nothing_is_written(source, hub, monkeypatch):
     assert list(hub.repos) == ["org/name"]
 
 
-@pytest.mark.parametrize("url", ["hf://datasets/name", "hf://datasets/", "hf://datasets/a/b//c"])
+@pytest.mark.parametrize(
+    "url", ["hf://datasets/name", "hf://datasets/", "hf://datasets/a/b//c", "hf://datasets/a--b/c"]
+)
 def test_a_wrong_url_is_refused(url):
     with pytest.raises(
-        ConfigError, match="is not a dataset on the Hub; give hf://datasets/ORG/NAME"
+        ConfigError,
+        match="is not a dataset on the Hub(; give hf://datasets/ORG/NAME|: Cannot have --)",
     ):
         quadpipe.Dataset(url)
 
