@@ -114,10 +114,18 @@ def test_the_commands_of_the_cluster_page_run(image_folder, tmp_path):
         cluster.shutdown()
 
 
-def test_the_commands_of_the_sharing_page_run(folder, s3, hub, tmp_path):
+def test_the_commands_of_the_sharing_page_run(folder, s3, hub, jpeg, tmp_path):
     (tmp_path / "shards").symlink_to(folder / "shards")
     fingerprint = json.loads((folder / "shards" / "dataset.json").read_text())["fingerprint"]
+    for number in range(8):
+        photographs = tmp_path / "photographs" / ("cat", "zebra")[number % 2]
+        photographs.mkdir(parents=True, exist_ok=True)
+        (photographs / f"{number}.jpg").write_bytes(jpeg(30 + number))
     run(console(SHARING), tmp_path, FINGERPRINT=fingerprint)
+    joined = json.loads((tmp_path / "joined" / "dataset.json").read_text())
+    assert joined["classes"] == ["flower", "temple", "zebra", "cat"]
+    assert joined["splits"]["train"]["inputs"] == 6 + 8
+    assert joined["parents"][0]["parents"][0]["fingerprint"] == fingerprint
 
 
 def test_the_commands_and_the_example_of_the_sources_page_run(jpeg, tmp_path, monkeypatch, capsys):
