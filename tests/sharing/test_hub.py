@@ -149,6 +149,15 @@ def test_a_failure_of_any_request_leaves_one_whole_dataset_or_none(
     assert number > 15
 
 
+def test_a_small_dataset_replaces_another_one_in_one_commit(source, earlier, hub):
+    quadpipe.copy(earlier, URL)
+    repo = hub.repos["org/name"]
+    commits = len(repo.log)
+    quadpipe.copy(source, URL, replace=True)
+    assert len(repo.log) == commits + 1
+    assert visible(repo.files) == files_of(source)  # with its own card
+
+
 def test_a_commit_of_another_process_meanwhile_stops_the_copy(source, hub):
     class Meanwhile(CopyProgress):
         def planned(self, preview: CopyPreview) -> None:
