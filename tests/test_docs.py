@@ -122,7 +122,7 @@ def test_the_commands_of_the_sharing_page_run(folder, s3, hub, jpeg, tmp_path):
         photographs.mkdir(parents=True, exist_ok=True)
         (photographs / f"{number}.jpg").write_bytes(jpeg(30 + number))
     run(console(SHARING), tmp_path, FINGERPRINT=fingerprint)
-    joined = json.loads((tmp_path / "joined" / "dataset.json").read_text())
+    joined = json.loads((tmp_path / "together" / "dataset.json").read_text())
     assert joined["classes"] == ["flower", "temple", "zebra", "cat"]
     assert joined["splits"]["train"]["inputs"] == 6 + 8
     assert joined["parents"][0]["parents"][0]["fingerprint"] == fingerprint

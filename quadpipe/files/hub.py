@@ -293,7 +293,7 @@ class HubFolder(RemoteFolder):
 def _library() -> Any:
     """huggingface_hub; ConfigError if it is not installed."""
     try:
-        import huggingface_hub
+        import huggingface_hub.utils
     except ImportError as error:
         raise ConfigError(
             f"{SCHEME}.. needs huggingface_hub: pip install 'quadpipe[hf]'"
