@@ -17,7 +17,12 @@ from budgets_report import text_of
 from finetuning import ARMS
 
 TEMPLATE = Path(__file__).with_name("finetuning.template.md")
-BASE = "grid"
+BASE, MOSAICS = "grid", "mosaics"
+COMPARED = {
+    "grid": "all tokens",
+    "grid, part of the epoch": "equal multiply-adds of training",
+    "smaller grid": "equal tokens, and multiply-adds per image",
+}
 BLOCKS = 4  # of the nano model
 
 Row = dict[str, Any]
@@ -32,6 +37,7 @@ def main() -> None:
     settings = list(dict.fromkeys(row["setting"] for row in rows))
     texts = {"machine": rows[-1]["machine"], "runs": runs(rows)}
     texts |= {f"table {setting}": table(rows, setting) for setting in settings}
+    texts |= {f"compared {setting}": compared(rows, setting) for setting in settings}
     page = TEMPLATE.read_text()
     for name, text in texts.items():
         print(f"{name}:\n{text}\n")
@@ -40,12 +46,35 @@ def main() -> None:
         options.page.write_text(page)
 
 
-def table(rows: Sequence[Row], setting: str) -> str:
-    """All ways to continue, each against the whole epoch with the grid."""
+def by_arm(rows: Sequence[Row], setting: str) -> dict[str, dict[int, Row]]:
+    """The row of each seed."""
     arms: dict[str, dict[int, Row]] = defaultdict(dict)
     for row in rows:
         if row["setting"] == setting:
             arms[row["arm"]][row["seed"]] = row
+    return arms
+
+
+def apart(seeds: dict[int, Row], base: dict[int, Row]) -> str:
+    """The difference in top-1 of two ways to continue the same models."""
+    both = sorted(seeds.keys() & base.keys())
+    return text_of([seeds[seed]["top1"] - base[seed]["top1"] for seed in both], sign="+")
+
+
+def compared(rows: Sequence[Row], setting: str) -> str:
+    """The mosaics against what has as many tokens, or multiply-adds."""
+    arms = by_arm(rows, setting)
+    found = (
+        f"{apart(arms[MOSAICS], arms[name])} points against {name} ({why})"
+        for name, why in COMPARED.items()
+        if arms[MOSAICS].keys() & arms[name].keys()
+    )
+    return "; ".join(found)
+
+
+def table(rows: Sequence[Row], setting: str) -> str:
+    """All ways to continue, each against the whole epoch with the grid."""
+    arms = by_arm(rows, setting)
     base = arms[BASE]
     usual = cost(next(iter(base.values())))
     lines = [
@@ -57,11 +86,10 @@ def table(rows: Sequence[Row], setting: str) -> str:
         seeds = arms[name]
         first = next(iter(seeds.values()))
         tops = [row["top1"] for row in seeds.values()]
-        apart = [row["top1"] - base[seed]["top1"] for seed, row in seeds.items() if seed in base]
         lines.append(
             f"| {name} | {first['tokens']} | {first['multiply_adds'] / 1e6:.1f} | "
             f"{cost(first) / usual:.2f} | {len(tops)} | {text_of(tops)} | "
-            f"{'' if name == BASE else text_of(apart, sign='+')} |"
+            f"{'' if name == BASE else apart(seeds, base)} |"
         )
     return "\n".join(lines)
 
