@@ -16,6 +16,7 @@ from quadpipe.images.crop import Box
 from quadpipe.images.decode import rejecting
 
 _MASK_MODES = ("1", "L", "P", "I;16", "RGB")
+_GRAY_STEPS = {"L;2": 85, "L;4": 17}  # PIL spreads the values of 2 and 4 bits over 0 to 255
 _MOST_BOXES = 100_000
 
 
@@ -62,7 +63,7 @@ class Boxes:
 
 
 class Mask:
-    """A PNG of the size of the upright picture: gray, palette, 16 bits, or RGB.
+    """A PNG of the size of the upright picture: gray of 1 to 16 bits, palette, or RGB of 8 bits.
 
     Raises RejectError `bad_mask` on other contents. That of a crop takes the pixel under the center
     of each of its pixels, so it has no values that the mask has not.
@@ -73,16 +74,22 @@ class Mask:
         try:
             with rejecting(data, max_pixels):
                 image = Image.open(io.BytesIO(data), formats=["PNG"])
-                if image.size != size[::-1] or image.mode not in _MASK_MODES:
+                stored = str(image.tile[0].args)  # PIL's name for the kind of the file's pixels
+                fits = image.size == size[::-1] and image.mode in _MASK_MODES
+                if not fits or stored == "RGB;16B":
                     raise RejectError(
                         "bad_mask",
-                        f"{image.mode} of {image.width} x {image.height} pixels; expected a gray, "
-                        f"palette or RGB PNG of the upright image's {size[1]} x {size[0]}",
+                        f"{stored} of {image.width} x {image.height} pixels; expected a gray, "
+                        f"palette or 8-bit RGB PNG of the upright image's {size[1]} x {size[0]}",
                     )
-                self._values = np.asarray(image)
-                self._palette = image.getpalette() if image.mode == "P" else None
+                values = np.asarray(image)
+                step = _GRAY_STEPS.get(stored)
+                self._values = values // step if step else values
+                self._palette = _whole_palette(image, self._values)
         except RejectError as error:
-            raise RejectError("bad_mask", error.message) from error
+            if error.reason == "bad_mask":
+                raise
+            raise RejectError("bad_mask", f"cannot be read as a PNG: {error.message}") from error
 
     def cropped(self, box: Box, size: tuple[int, int]) -> bytes:
         height, width = size
@@ -99,6 +106,14 @@ class Mask:
 def parse_annotation(kind: str, data: bytes, size: tuple[int, int], max_pixels: int) -> Annotation:
     """kind: `boxes` or `mask`. size: (h, w) of the upright picture. RejectError on bad contents."""
     return Boxes(data) if kind == "boxes" else Mask(data, size, max_pixels)
+
+
+def _whole_palette(image: Image.Image, indices: np.ndarray) -> list[int] | None:
+    """The colors of a palette image, and black for indices beyond them, which PIL would cut."""
+    colors = image.getpalette() if image.mode == "P" else None
+    if colors is None:
+        return None
+    return colors + [0] * (3 * (int(indices.max()) + 1) - len(colors))
 
 
 def _is_box(box: Any) -> bool:

@@ -2,6 +2,8 @@
 
 import io
 import json
+import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -21,6 +23,18 @@ CROPS = [
     *((random_box(90, 70, (0.3, 1), (0.75, 1.33), "test", n), (40, 56)) for n in range(4)),
 ]
 RECTANGLES = [(20, 14, 70, 50), (0, 0, 45, 35), (60, 40, 90, 70)]
+
+
+def png(rows: np.ndarray, bits: int, color: int, palette: bytes = b"") -> bytes:
+    """A PNG of 4 columns from the bytes of its rows, which PIL would choose itself."""
+    header = struct.pack(">IIBBBBB", 4, len(rows), bits, color, 0, 0, 0)
+    pixels = zlib.compress(b"".join(b"\0" + row.tobytes() for row in rows))
+    chunks = [(b"IHDR", header), (b"PLTE", palette), (b"IDAT", pixels), (b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+        for name, data in chunks
+        if data or name != b"PLTE"
+    )
 
 
 @pytest.mark.parametrize(("box", "size"), CROPS)
@@ -93,11 +107,30 @@ def test_masks_keep_their_kind_of_values(mode):
         assert cropped.convert("RGB").getpixel((0, 0)) == image.convert("RGB").getpixel((2, 1))
 
 
+@pytest.mark.parametrize("ignored", [2, 3, 14, 255])
+def test_masks_keep_indices_beyond_their_palette(ignored):
+    values = np.array([[0, 1, 2, ignored]] * 4, np.uint8)
+    mask = Mask(png(values, 8, 3, bytes(9)), (4, 4), MAX_PIXELS)
+    cropped = Image.open(io.BytesIO(mask.cropped(Box(0, 0, 4, 4), (4, 4))))
+    assert cropped.mode == "P"
+    np.testing.assert_array_equal(np.asarray(cropped), values)
+
+
+@pytest.mark.parametrize("bits", [2, 4])
+def test_gray_masks_of_few_bits_keep_their_values(bits):
+    values = np.arange(16, dtype=np.uint8).reshape(4, 4) % 2**bits
+    packed = values.reshape(4, -1, 8 // bits) << np.arange(8 - bits, -1, -bits)
+    mask = Mask(png(packed.sum(axis=2).astype(np.uint8), bits, 0), (4, 4), MAX_PIXELS)
+    cropped = Image.open(io.BytesIO(mask.cropped(Box(0, 0, 4, 4), (4, 4))))
+    np.testing.assert_array_equal(np.asarray(cropped), values)
+
+
 @pytest.mark.parametrize(
     ("data", "message"),
     [
         (b"", "the file has no bytes"),
-        (encoded(np.zeros((5, 4, 3), np.uint8), "JPEG"), "."),
+        (encoded(np.zeros((5, 4, 3), np.uint8), "JPEG"), "cannot be read as a PNG: "),
+        (png(np.zeros((5, 24), np.uint8), 16, 2), "RGB;16B of 4 x 5 .* or 8-bit RGB PNG"),
         (encoded(np.zeros((4, 5), np.uint8)), "L of 5 x 4 pixels; expected .* image's 4 x 5"),
         (encoded(np.zeros((5, 4, 4), np.uint8)), "RGBA of 4 x 5 pixels; expected a gray"),
         (encoded(np.arange(20, dtype=np.uint8).reshape(5, 4))[:50], "."),
