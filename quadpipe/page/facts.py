@@ -1,11 +1,11 @@
 """Tables and lists about a dataset as HTML. All text of the dataset is escaped here."""
 
+import re
 import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit, urlunsplit
 
 from quadpipe.images.library import describe
 from quadpipe.shards.reader import Dataset
@@ -77,10 +77,11 @@ def facts(dataset: Dataset, split: str, statistics: Statistics) -> str:
 def address_of(dataset: Dataset) -> str:
     """The URL of a dataset without credentials, or the name of its folder on this machine."""
     place = str(dataset.folder)
-    parts = urlsplit(place)
-    if "://" not in place or parts.scheme in ("file", "local"):
-        return Path(parts.path if "://" in place else place).resolve().name or "shards"
-    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+    scheme, is_url, path = place.rpartition("::")[2].partition("://")
+    if not is_url or scheme in ("file", "local"):
+        return Path(path if is_url else place).resolve().name or "shards"
+    # Of a chain such as simplecache::https://.., each URL may have them.
+    return re.sub("[?#].*", "", re.sub("://[^/?#]*@", "://", place), flags=re.DOTALL)
 
 
 def _table(name: str, table: Table, bars: Sequence[str] = ()) -> str:

@@ -151,7 +151,10 @@ def test_addresses_have_no_credentials_and_no_folders_of_this_machine(shards):
         (str(shards), "shards"),
         (f"{shards}/../shards/", "shards"),
         ("https://user:secret@host/data?X-Signature=secret#secret", "https://host/data"),
-        ("s3://bucket/a b", "s3://bucket/a b"),
+        ("s3://bucket/a b@2", "s3://bucket/a b@2"),
+        ("simplecache::http://user:secret@host/d?secret", "simplecache::http://host/d"),
+        ("zip://a@b::ftp://me:s@cret@host/d.zip?secret", "zip://b::ftp://host/d.zip"),
+        (f"simplecache::file://{shards}", "shards"),
         (f"file://{shards}", "shards"),
     ):
         dataset = quadpipe.Dataset(shards)
