@@ -147,7 +147,7 @@ class _Samples:
                     image = self._image(group, text)
                     if image is None:
                         continue
-                    fields = {_field(member.name): member for member in group}
+                    fields = self._fields(group, path)
                     label = _label(tar, fields, path) if self._table else None
                     kept = self._keeper.take(self._places(fields), f"{path}: {image.name}")
                     listing.append(
@@ -190,6 +190,23 @@ class _Samples:
             for image in images
         )
         return chosen
+
+    def _fields(self, members: list[tarfile.TarInfo], path: str) -> dict[str, tarfile.TarInfo]:
+        """The members of a sample by name; SourceError when two have one that is to be read."""
+        fields = {_field(member.name): member for member in members}
+        if len(fields) == len(members):
+            return fields
+        label = ("cls" if "cls" in fields else "json") if self._table else None
+        for name in fields:
+            same = [member.name for member in members if _field(member.name) == name]
+            if len(same) > 1 and (name == label or name in self._keeper.wanted):
+                raise SourceError(
+                    f"{path}: sample {_key(same[0])} has {len(same)} members {name}: "
+                    f"{', '.join(same[:3])}; rename or remove the others"
+                )
+            if not _is_image(name):
+                self.skipped["another member of a sample with the same name"] += len(same) - 1
+        return fields
 
     def _places(self, fields: dict[str, tarfile.TarInfo]) -> dict[str, Place]:
         """Where the members of a sample are, without its images and label that are not kept."""

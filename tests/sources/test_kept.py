@@ -98,6 +98,32 @@ def test_a_mask_is_not_taken_for_the_image(tmp_path):
     assert kept == [{"png": b"mask", "seg.png": b"x"}]
 
 
+@pytest.mark.parametrize(
+    ("members", "message"),
+    [
+        (("a.txt", "a.TXT"), r"sample d/a has 2 members txt: d/a\.txt, d/a\.TXT; rename or remove"),
+        (("a.txt", "a.txt"), r"members txt: d/a\.txt, d/a\.txt"),
+        (("a.cls", "a.Cls"), "members cls"),
+        (("a.json", "a.json"), "members json"),
+    ],
+)
+def test_two_members_of_a_sample_with_one_name_are_refused_if_they_are_read(
+    members, message, tmp_path
+):
+    make_tar(tmp_path / "x.tar", *((f"d/{name}", b"1") for name in ("a.jpg", *members)))
+    with pytest.raises(SourceError, match=rf"x\.tar: .*{message}"):
+        list_inputs(tmp_path, wanted={"txt": "bytes"})
+
+
+def test_two_members_of_a_sample_with_one_name_are_counted_if_they_are_not_read(tmp_path):
+    names = ("a.jpg", "a.cls", "a.json", "a.JSON", "a.txt", "a.TXT", "a.txt", "a.JPG")
+    make_tar(tmp_path / "x.tar", *((name, b"1") for name in names))
+    assert list_inputs(tmp_path).skipped == {
+        "another member of a sample with the same name": 3,
+        "another image of a sample": 1,
+    }
+
+
 LIST = """path,label,caption,Photo ID,bbox
 1.jpg,ant,"one, two",,"[[0, 0, 1, 1]]"
 2.jpg,bee,,7,[]
