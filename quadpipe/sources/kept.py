@@ -61,18 +61,21 @@ class Keeper:
         self._others: Counter[str] = Counter()
         self._images = self._bytes = 0
 
-    def take(self, found: Mapping[str, Place], where: str) -> dict[str, Place]:
+    def take(
+        self, found: Mapping[str, Place], where: str, *, again: bool = False
+    ) -> dict[str, Place]:
         """What is kept of an image, by new name.
 
         found: everything that the image has, by its name in the source. where: for messages.
-        SourceError when something is too large.
+        again: whether the image was counted before. SourceError when something is too large.
         """
-        self._images += 1
+        count = 0 if again else 1
+        self._images += count
         kept = {}
         for name, place in found.items():
             if name not in self.wanted:
                 is_one_of_many = name not in self._others and len(self._others) >= _MOST_NAMES
-                self._others["other names" if is_one_of_many else name] += 1
+                self._others["other names" if is_one_of_many else name] += count
                 continue
             size = len(place.encode()) if isinstance(place, str) else place[1]
             if size > MAX_KEPT_BYTES:
@@ -80,8 +83,8 @@ class Keeper:
                     f"{where}: {name} has {size:,} bytes, more than the {MAX_KEPT_BYTES:,} of a "
                     f"kept member; leave {name} out"
                 )
-            self._found[name] += 1
-            self._bytes += size
+            self._found[name] += count
+            self._bytes += size * count
             kept[self.wanted[name]] = place
         return kept
 
@@ -103,7 +106,7 @@ class Keeper:
             kinds=self._kinds,
             images=self._images,
             missing=missing,
-            others=dict(self._others),
+            others=dict(+self._others),
             bytes=self._bytes,
         )
 

@@ -13,9 +13,11 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 from quadpipe.errors import SourceError
+from quadpipe.names import MAX_KEPT_BYTES
 
 _BYTE_ORDER_MARK = "\ufeff"
 _ROWS_PER_OFFSET = 64
+_MOST_CHARACTERS = 2 * MAX_KEPT_BYTES  # of a cell: those that are too large to keep are named
 LABEL_COLUMNS = ("label", "cls", "class")
 
 
@@ -112,7 +114,9 @@ def _rows(opened: BinaryIO, file: Path, blanks: bool, start: int = 0) -> Iterato
     if blanks and b"," not in first and b"\t" not in first:
         parsed: Iterator[list[str]] = (line.rsplit(None, 1) for line in lines)
     else:
-        parsed = csv.reader(lines, delimiter=delimiter)
+        csv.field_size_limit(max(csv.field_size_limit(), _MOST_CHARACTERS))
+        # Strict: an open quote would take all further rows into one cell.
+        parsed = csv.reader(lines, delimiter=delimiter, strict=True)
     number, offset, header = 0, start, start == 0
     columns: list[str] = []
     try:

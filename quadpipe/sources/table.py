@@ -44,6 +44,8 @@ class TableSource(Source):
         places = _Places(file.parent)
         keeper = Keeper(options.wanted, columns=True)
         rows: list[_TableRow] = []
+        found: set[bytes] = set()
+        warnings: list[str] = []
         for row in read_rows(file):
             if not os.path.isfile(os.path.join(places.root, row.path)):
                 raise SourceError(
@@ -52,15 +54,18 @@ class TableSource(Source):
                 )
             inside, real = places.locate(row.path)
             label, cells = _label_and_cells(row, keeper, file)
+            if label and options.use_labels and not warnings:
+                warnings = _unsure_labels(row, file)
             rows.append(
                 _TableRow(
                     path=os.path.basename(row.path) if inside is None else inside,
                     number=row.number if inside is None else None,
                     real=real,
                     label=(label or None) if options.use_labels else None,
-                    kept=keeper.take(cells, f"{file}, row {row.number}"),
+                    kept=keeper.take(cells, f"{file}, row {row.number}", again=real in found),
                 )
             )
+            found.add(real)
         rows.sort(key=lambda row: row.path)
         skipped: Counter[str] = Counter()
         listing, table = Listing(), ClassTable(options.classes)
@@ -88,7 +93,7 @@ class TableSource(Source):
             unused_classes=table.unused,
             skipped=dict(skipped),
             kept=keeper.result(str(file)),
-            warnings=table.warnings,
+            warnings=warnings + table.warnings,
         )
 
 
@@ -115,6 +120,17 @@ def _label_and_cells(row: Row, keeper: Keeper, file: Path) -> tuple[bytes | None
                 f"{file}, row {row.number}: {name} is not text in UTF-8; save the file as UTF-8"
             )
     return label, {**cells}
+
+
+def _unsure_labels(row: Row, file: Path) -> list[str]:
+    """A warning about labels in a column whose name does not say so."""
+    name = row.label_column
+    if not name or name in LABEL_COLUMNS:
+        return []
+    return [
+        f"{file}: the classes are the values of column {name!r}, the only one beside path; name it "
+        f"label if that is meant, else give --no-labels, or --keep to keep it"
+    ]
 
 
 def _check_same(one: _TableRow, other: _TableRow, file: Path) -> None:

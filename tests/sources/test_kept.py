@@ -7,7 +7,7 @@ import pytest
 from source_files import list_inputs, make_tar, rows, write
 
 from quadpipe.errors import ConfigError, SourceError
-from quadpipe.names import is_format_member
+from quadpipe.names import MAX_KEPT_BYTES, is_format_member
 from quadpipe.shards.format import Codec
 from quadpipe.shards.members import sample_members
 from quadpipe.sources import open_source
@@ -175,6 +175,38 @@ def test_the_label_is_in_its_column_or_in_the_second_of_two_that_is_not_kept(
     assert [label for _, label in rows(inputs)] == labels
 
 
+def test_a_second_column_of_another_name_gives_the_classes_with_a_warning(tmp_path):
+    path = make_list(tmp_path, "path,caption\n1.jpg,a cat\n2.jpg,a dog\n")
+    inputs = list_inputs(path)
+    assert inputs.classes == ["a cat", "a dog"]
+    (warning,) = inputs.warnings
+    assert "the classes are the values of column 'caption', the only one beside path" in warning
+    assert list_inputs(path, use_labels=False).warnings == []
+    assert list_inputs(path, wanted={"caption": "bytes"}).warnings == []
+    for header in ("path,class\n", ""):
+        path = make_list(tmp_path, f"{header}1.jpg,a cat\n2.jpg,a dog\n")
+        assert list_inputs(path).warnings == []
+
+
+def test_missing_cells_are_counted_once_for_an_image_in_several_rows(tmp_path):
+    again = "1.jpg,a,,1\n./1.jpg,a,,1\n2.jpg,a,x,\n"
+    path = make_list(tmp_path, f"path,label,caption,id\n{again}")
+    kept = list_inputs(path, wanted={"caption": "bytes"}).kept
+    assert kept.notes == [
+        "not kept: id (1); --keep id keeps them",
+        "caption.txt is missing in 1 of 2 images",
+    ]
+    assert kept.bytes == 1
+
+
+def test_long_cells_are_kept_and_an_open_quote_takes_no_rows(tmp_path):
+    path = make_list(tmp_path, f"path,label,caption\n1.jpg,a,{'x' * 200_000}\n2.jpg,a,y\n")
+    assert list_inputs(path, wanted={"caption": "bytes"}).kept.bytes == 200_001
+    path = make_list(tmp_path, 'path,label,caption\n1.jpg,a,"x\n2.jpg,a,y\n')
+    with pytest.raises(SourceError, match="is not a CSV file: .*; check its quotes"):
+        list_inputs(path)
+
+
 def test_tables_with_extra_columns_need_a_header_and_whole_rows(tmp_path):
     for text, message in (
         ("1.jpg,1,x\n", "row 1: 3 columns; .* or a first row that names the columns"),
@@ -210,6 +242,12 @@ def test_a_member_that_is_too_large_is_refused_before_the_job(tmp_path, monkeypa
         list_inputs(tmp_path, wanted={"txt": "bytes"})
     with pytest.raises(SourceError, match=r"list\.csv, row 1: caption has 8 bytes"):
         list_inputs(make_list(tmp_path), wanted={"caption": "bytes"})
+
+
+def test_a_cell_above_the_limit_of_members_is_refused_as_such(tmp_path):
+    path = make_list(tmp_path, f"path,label,caption\n1.jpg,a,{'x' * (MAX_KEPT_BYTES + 1)}\n")
+    with pytest.raises(SourceError, match="row 1: caption has 16,777,217 bytes"):
+        list_inputs(path, wanted={"caption": "bytes"})
 
 
 def test_kept_members_do_not_take_names_of_the_format():
