@@ -23,7 +23,7 @@ from quadpipe.shards.statistics import split_gains, statistics
 
 _QUALITIES = (95, 85, 75, 60, 40)
 _CHARACTERS_PER_SAMPLE = 100_000
-_MOST_MEANS = 41
+_MOST_MEANS = 64  # all of 16 to 196 tokens
 _MOST_BARS = 100
 _MOST_ROWS = 2**14
 
@@ -56,7 +56,7 @@ def build_page(
     document = _drawn(dataset, exhibits) | {
         "start": start,
         "group": _group(dataset),
-        "means": _means(dataset, split, exhibits, limits),
+        "means": _means(dataset, split, exhibits, limits, mean),
     }
     style, script = (_part(name) for name in ("page.css", "page.js"))
     policy = (
@@ -159,10 +159,15 @@ def _url(data: bytes, kind: str) -> str:
 
 
 def _means(
-    dataset: Dataset, split: str, exhibits: Sequence[Exhibit], limits: CountLimits
+    dataset: Dataset,
+    split: str,
+    exhibits: Sequence[Exhibit],
+    limits: CountLimits,
+    start: int | None,
 ) -> list[dict[str, Any]]:
     """For each mean of the slider: the tokens of the exhibits, and the distribution in the split.
 
+    start: a mean to have beside those at equal distances.
     shares: of the images, in hundredths of a percent, for each number of tokens from the roots to
     the stored budget, or for each `_group` of these.
     """
@@ -177,7 +182,8 @@ def _means(
     group = _group(dataset)
     bins = dataset.manifest.tokenizer.num_splits // group + 1
     rows = []
-    for mean in sorted({*limits.counts[::step], limits.counts[-1]}):
+    means = {*limits.counts[::step], limits.counts[-1]}
+    for mean in sorted(means if start is None else means | {start}):
         threshold = limits.threshold(gains, mean, quiet=True)
         counts = limits.at_threshold(gains, threshold)
         shares = np.bincount(counts // group, minlength=bins) / len(gains)

@@ -181,6 +181,14 @@ def test_show_writes_a_page_that_starts_where_it_is_told(shards, image_folder, t
     assert data["samples"][0]["image"].startswith("data:image/jpeg;base64,")
 
 
+def test_the_mean_that_is_asked_for_is_on_the_slider(shards, monkeypatch):
+    monkeypatch.setattr("quadpipe.page.build._MOST_MEANS", 2)
+    for mean in (13, 22):
+        data = data_of(page_of(quadpipe.Dataset(shards), mean=mean))
+        assert data["start"] == {"mode": "mean", "value": mean}
+        assert mean in [row["mean"] for row in data["means"]]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
