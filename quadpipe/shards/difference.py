@@ -20,6 +20,8 @@ _FIELDS = (
     "scorer",
     "codec",
     "tokenizer",
+    "members",
+    "preview",
     "parents",
 )
 _DEPTH = 4

@@ -44,6 +44,15 @@ def test_a_copy_under_another_name_is_equal_and_the_name_is_reported(folder):
     assert "Noise" in text
 
 
+def test_kept_members_and_previews_are_compared(folder):
+    one, other = (quadpipe.Dataset(folder / "shards") for _ in range(2))
+    one.manifest = replace(one.manifest, members={"txt": "bytes"}, fingerprint="")
+    other.manifest = replace(other.manifest, members={}, preview=64, fingerprint="")
+    assert difference(one, other)["fields"] == {
+        "members.txt": ["bytes", None], "preview": [None, 64]
+    }  # fmt: skip
+
+
 def test_shards_with_the_same_bytes_are_counted(folder):
     found = between(folder / "shards", folder / "part")
     assert not found["equal"]
