@@ -7,6 +7,7 @@ import io
 import json
 from collections.abc import Sequence
 from math import nan
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,11 +28,22 @@ def read_boxes(contents: Contents) -> list[Tensor]:
     boxes = []
     for content in contents:
         try:
-            rows = [[nan] * 4 if row is None else row for row in json.loads(content or b"[]")]
+            rows = _rows_of(json.loads(content or b"[]"))
             boxes.append(torch.tensor(rows, dtype=torch.float32).reshape(len(rows), 4))
-        except (ValueError, TypeError, RuntimeError, RecursionError) as error:
+        except (ValueError, OverflowError, RuntimeError, RecursionError) as error:
             raise ShardError(f"not a list of boxes, but {bytes(content or b'')[:40]!r}") from error
     return boxes
+
+
+def _rows_of(document: Any) -> list[list[float]]:
+    """The four numbers of each box; ValueError on other contents."""
+    if not isinstance(document, list):
+        raise ValueError("not a list")
+    rows = [[nan] * 4 if row is None else row for row in document]
+    for row in rows:
+        if not isinstance(row, list) or [type(v) in (int, float) for v in row] != [True] * 4:
+            raise ValueError("a box is not four numbers")
+    return rows
 
 
 def read_masks(contents: Contents, size: tuple[int, int]) -> list[Tensor | None]:

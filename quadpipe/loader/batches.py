@@ -74,7 +74,12 @@ class Batch:
     members: dict[str, list[bytes | None]] = field(default_factory=dict)
 
     def text(self, name: str) -> list[str | None]:
-        """A member of each sample as text; ShardError names the key of one that is not UTF-8."""
+        """A member of each sample as text; ShardError names the key of one that is not UTF-8.
+
+        ConfigError when the loader was not asked for the member.
+        """
+        if name not in self.members:
+            raise ConfigError(f"the batch has no member {name!r}; give Loader members=({name!r},)")
         texts: list[str | None] = []
         for key, content in zip(self.keys, self.members[name], strict=True):
             try:

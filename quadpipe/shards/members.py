@@ -14,7 +14,7 @@ import numpy as np
 from quadpipe.errors import ConfigError, ShardError
 from quadpipe.geometry import Geometry
 from quadpipe.names import is_path_text
-from quadpipe.shards.format import Codec, json_bytes, npy_array, npy_bytes
+from quadpipe.shards.format import PREVIEW, Codec, json_bytes, npy_array, npy_bytes
 from quadpipe.shards.manifest import Manifest
 from quadpipe.shards.tar import read_part
 
@@ -117,6 +117,7 @@ def checked_members(manifest: Manifest, names: Sequence[str]) -> tuple[str, ...]
     """
     given = (names,) if isinstance(names, str) else tuple(names)
     there = [*sample_members(manifest.make_codec(), labels=manifest.classes is not None)]
+    there += [PREVIEW] if manifest.preview is not None else []
     there += sorted(manifest.members or ())
     unknown = [name for name in given if name not in there]
     if unknown and manifest.members is not None:

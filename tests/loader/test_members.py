@@ -1,5 +1,6 @@
 """Kept members in batches, and the flips of boxes and masks."""
 
+import io
 import json
 import shutil
 import warnings
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from painted import KEPT, OPTIONS, assert_painted, inside, make_source, put_together
+from PIL import Image
 
 import quadpipe
 from forging import edit_manifest, members_of, reseal, tar_of
@@ -119,6 +121,17 @@ def test_text_that_is_not_utf8_names_its_sample(shards, tmp_path):
     assert batch.members["txt"][0] == b"caf\xe9"
     with pytest.raises(ShardError, match=r"0000000000\.txt is not text in UTF-8"):
         batch.text("txt")
+    with pytest.raises(ConfigError, match=r"no member 'json'; give Loader members=\('json',\)"):
+        batch.text("json")
+
+
+def test_batches_have_the_previews_of_a_dataset_with_previews(tmp_path):
+    warnings.simplefilter("ignore")
+    source = make_source(tmp_path / "source", count=3)
+    quadpipe.tokenize(source, tmp_path / "out", preview=16, **OPTIONS)
+    (batch,) = Loader(tmp_path / "out", batch_size=3, members=("preview.jpg",)).epoch(0)
+    for content in batch.members["preview.jpg"]:
+        assert max(Image.open(io.BytesIO(content or b"")).size) == 16
 
 
 @pytest.mark.parametrize("world_size", [1, 3])
@@ -154,7 +167,9 @@ def test_members_that_are_not_boxes_or_masks_are_refused():
         (0, 4), (0, 4), (1, 4)
     ]  # fmt: skip
     assert read_masks([None], (8, 8)) == [None]
-    for content in (b"{", b"5", b'["abcd"]', b"[[1,2,3]]", b"[[1,2,3,4],[5]]"):
+    huge, deep = b"[[0,0,1,1%b]]" % (b"0" * 400), b"[" * 99_999
+    for content in (b"{", b"{}", b"5", b'["abcd"]', b"[[1,2,3]]", b"[[1,2,3,4],[5]]", huge, deep,
+                    b"[[[0,0],[1,1]]]", b"[[0,0,true,1]]"):  # fmt: skip
         with pytest.raises(ShardError, match="not a list of boxes, but"):
             read_boxes([content])
     with pytest.raises(ShardError, match="a mask is not a readable PNG"):
