@@ -20,16 +20,19 @@ _BYTES_PER_NODE = 64
 _BYTES_PER_SAMPLE = 2**16
 
 
-def spread_samples(dataset: Dataset, split: str, count: int) -> Iterator[Sample]:
+def spread_samples(
+    dataset: Dataset, split: str, count: int, size: int | None = None
+) -> Iterator[Sample]:
     """At most `count` samples at equal distances, in the order of the split.
 
     They come from at most 16 shards, which are at equal distances too. Only they and the index are
     read. From a web server, which may not serve parts of files, and of a dataset without an index,
-    the first samples are given. ShardError when one is damaged.
+    the first samples are given, of at most `size` bytes. ShardError when one is damaged.
     """
     info = dataset.split(split)
     if info.index_sha256 is None or not dataset.folder.serves_parts:
-        first = first_samples(dataset, split, count * _largest_sample(dataset))
+        most = count * _largest_sample(dataset)
+        first = first_samples(dataset, split, most if size is None else min(most, size))
         yield from islice(first, count)
         return
     index = dataset.index(split)
@@ -46,11 +49,12 @@ def spread_samples(dataset: Dataset, split: str, count: int) -> Iterator[Sample]
 
 def first_samples(dataset: Dataset, split: str, size: int) -> Iterator[Sample]:
     """The complete samples in the first `size` bytes of a split, at least one."""
+    largest = _largest_sample(dataset)
     left = size
     for shard in dataset.first_shards(split):
-        if left <= 0:
+        if left < size and left < min(shard.bytes, largest):
             return
-        part = min(shard.bytes, max(left, _largest_sample(dataset)))
+        part = min(shard.bytes, max(left, largest))
         left -= part
         yield from _samples_in_beginning(dataset, shard, part)
 
@@ -101,6 +105,8 @@ def _samples_in_beginning(dataset: Dataset, shard: ShardInfo, size: int) -> Iter
         if cut and (len(starts) < 2 or size == shard.bytes):
             raise cut
         if size == shard.bytes:
+            if len(starts) != shard.samples:
+                raise ShardError(f"{len(starts)} samples, expected {shard.samples}")
             starts.append(size)
         for start, stop in pairwise(starts):
             yield dataset.parse_sample(data[start:stop])

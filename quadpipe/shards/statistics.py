@@ -160,7 +160,8 @@ def _look(dataset: Dataset, split: str, whole: bool) -> tuple[np.ndarray, np.nda
     drawn: list[np.ndarray] = []
 
     def sizes() -> Iterator[tuple[int, int, bool]]:
-        for sample in dataset.samples(split) if whole else spread_samples(dataset, split, count):
+        some = spread_samples(dataset, split, count, _BYTES_LOOKED_AT)
+        for sample in dataset.samples(split) if whole else some:
             if gains is None:
                 drawn.append(sample.mosaic.gains)
             yield _size(dataset, sample)

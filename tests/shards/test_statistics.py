@@ -9,11 +9,12 @@ from click.testing import CliRunner
 from job_runs import tokenize_small
 
 import quadpipe
-from forging import make_dataset
+from forging import make_dataset, members_of, reseal, tar_of
 from quadpipe.cli import commands
 from quadpipe.counts import CountLimits
 from quadpipe.errors import ConfigError, ShardError
-from quadpipe.shards.excerpt import spread_samples
+from quadpipe.files import LocalFolder
+from quadpipe.shards.excerpt import first_samples, spread_samples
 from quadpipe.shards.format import REJECTED
 from quadpipe.shards.statistics import (
     class_balance,
@@ -125,6 +126,33 @@ def test_samples_come_from_at_most_sixteen_shards(tmp_path, monkeypatch):
     opened = quadpipe.Dataset(make_dataset(tmp_path))
     keys = [int(sample.key) for sample in spread_samples(opened, "train", 16)]
     assert keys == [0, 1, 2, 3, 8, 9, 10, 11]
+
+
+def test_from_a_web_server_the_bytes_that_are_looked_at_are_limited(tmp_path, monkeypatch):
+    opened = quadpipe.Dataset(make_dataset(tmp_path))
+    limit = opened.manifest.splits["train"].bytes * 5 // 8
+    monkeypatch.setattr("quadpipe.shards.statistics._BYTES_LOOKED_AT", limit)
+    monkeypatch.setattr(LocalFolder, "serves_parts", False)
+    read: dict[str, int] = {}
+    real = LocalFolder.beginning
+
+    def noted(folder: LocalFolder, name: str, size: int) -> memoryview:
+        read[name] = size
+        return real(folder, name, size)
+
+    monkeypatch.setattr(LocalFolder, "beginning", noted)
+    assert statistics(opened)["train"]["originals"]["of"] == 8
+    assert 0 < sum(size for name, size in read.items() if name.startswith("train-0")) <= limit
+
+
+def test_a_shard_that_is_read_whole_has_the_number_of_samples_of_its_line(tmp_path):
+    shards = make_dataset(tmp_path)
+    name = "train-000001.tar"
+    members = list(members_of(shards / name).items())
+    reseal(shards, name, tar_of(members[: len(members) // 4 * 3]))
+    message = r"train-000001\.tar: 3 samples, expected 4"
+    with pytest.raises(ShardError, match=message):
+        list(first_samples(quadpipe.Dataset(shards), "train", 2**20))
 
 
 def test_a_changed_sample_is_refused_where_it_is_looked_at(tmp_path):
