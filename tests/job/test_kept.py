@@ -195,4 +195,4 @@ def test_samples_are_looked_at_whose_members_are_larger_than_their_mosaics(tmp_p
     make_tar(tmp_path / "x.tar", *contents)
     dataset = tokenize(tmp_path / "x.tar", tmp_path / "out", keep=("txt",))
     monkeypatch.setattr("quadpipe.shards.summary.BYTES_LOOKED_AT", 1000)
-    assert summarize(dataset)["splits"]["train"]["looked_at"] == 2
+    assert summarize(dataset)["splits"]["train"]["looked_at"] == 3
