@@ -124,6 +124,8 @@ def command(
         else:
             picture = draw(shown, sorted(budgets or (dataset.manifest.tokenizer.tokens,)))
     else:
+        if not Path(what).exists():
+            raise SourceError(f"{what} does not exist; give an image file, or a dataset")
         _refuse_given(context, ["samples", "split", "source", "mean_tokens"], "a dataset")
         if page:
             raise ConfigError(f"a page is about a dataset, not an image; {out} must end in .png")

@@ -131,9 +131,15 @@ def _classes(statistics: Statistics, split: str, names: Sequence[str] | None) ->
 
 def _tokenizer(dataset: Dataset) -> dict[str, Any]:
     manifest = dataset.manifest
+    members = [
+        name if kind == "bytes" else f"{name} ({kind})"
+        for name, kind in sorted((manifest.members or {}).items())
+    ]
     return {
         **manifest.tokenizer.as_json(),
         "codec": manifest.codec,
+        "kept members": members or None,
+        "preview": manifest.preview and f"{manifest.preview} pixels",
         "imaging library": describe(manifest.imaging_library),
         "format": manifest.format_version,
         "tokenizer version": manifest.tokenizer_version,

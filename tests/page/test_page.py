@@ -18,7 +18,7 @@ from quadpipe.cli.difference import difference_text
 from quadpipe.cli.gallery import exhibits
 from quadpipe.cli.pictures import write_page
 from quadpipe.counts import CountLimits
-from quadpipe.errors import ConfigError
+from quadpipe.errors import ConfigError, SourceError
 from quadpipe.page.build import build_page
 from quadpipe.page.facts import address_of
 from quadpipe.shards.difference import difference
@@ -73,6 +73,16 @@ def test_the_page_says_what_the_dataset_is(shards):
         "quadpipe train shards --out run/ --tokens",
         f"expect='{dataset.manifest.fingerprint}'",
     ):
+        assert part in text, part
+
+
+def test_the_page_names_kept_members_and_previews(shards):
+    dataset = quadpipe.Dataset(shards)
+    assert "kept members" not in Text(page_of(dataset)).text
+    members = {"txt": "bytes", "bbox.json": "boxes"}
+    dataset.manifest = replace(dataset.manifest, members=members, preview=64)
+    text = Text(page_of(dataset)).text
+    for part in ("kept members", "bbox.json (boxes), txt", "preview", "64 pixels"):
         assert part in text, part
 
 
@@ -208,6 +218,8 @@ def test_a_page_refuses_budgets_that_the_dataset_does_not_serve(
 
 def test_an_image_is_drawn_as_a_picture_only(image_folder, tmp_path):
     image = next(image_folder.rglob("*.jpg"))
+    with pytest.raises(SourceError, match="nosuch does not exist; give an image file"):
+        show(tmp_path / "nosuch", "--out", tmp_path / "page.html")
     with pytest.raises(ConfigError, match="a page is about a dataset, not an image"):
         show(image, "--out", tmp_path / "page.html")
 
