@@ -75,6 +75,9 @@ class DatasetConfig:
         check_fields(self)
         check_range("view_scale", self.view_scale, 1.0)
         check_range("view_ratio", self.view_ratio, inf)
+        for option_name in ("keep", "boxes", "masks"):
+            if names := getattr(self, option_name):  # those of sources are in lower case too
+                object.__setattr__(self, option_name, tuple(name.lower() for name in names))
         self.wanted_members()
         if self.quality is not None and self.codec != "jpg":
             raise ConfigError(f"quality is for codec jpg, not {self.codec}; omit it")
@@ -90,8 +93,8 @@ class DatasetConfig:
         for name in names:
             if not is_member_name(name):
                 raise ConfigError(
-                    f"{name!r} cannot be the name of a member; give lower-case letters, digits and "
-                    f"`_-.`, such as txt or caption"
+                    f"{name!r} cannot be the name of a member; give letters from a to z, digits "
+                    f"and `_-.`, such as txt or caption"
                 )
             if names.count(name) > 1:
                 raise ConfigError(f"keep, boxes and masks name {name!r} twice; name it once")

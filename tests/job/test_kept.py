@@ -157,7 +157,8 @@ def test_a_listing_with_members_that_are_not_in_the_plan_is_refused(finished, mo
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"keep": ("TXT",)}, "'TXT' cannot be the name of a member; give lower-case letters"),
+        ({"keep": ("T T",)}, "'t t' cannot be the name of a member; give letters from a to z"),
+        ({"keep": ("TXT", "txt")}, "keep, boxes and masks name 'txt' twice"),
         ({"keep": ("../txt",)}, "cannot be the name of a member"),
         ({"keep": ("a", "a")}, "name 'a' twice; name it once"),
         ({"keep": ("a.json",), "boxes": ("a.json",)}, "name 'a.json' twice"),
