@@ -152,7 +152,8 @@ def test_zero_features_have_distance_zero(shufflenet, geometry):
 
 @pytest.mark.parametrize("setting", ["matmul.fp32_precision", "matmul.allow_tf32"])
 def test_scoring_uses_exact_kernels_and_restores_the_settings(setting):
-    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    matmul: Any = torch.backends.cuda.matmul
+    cudnn: Any = torch.backends.cudnn
     if not hasattr(matmul, "fp32_precision"):
         pytest.skip("this torch has no fp32_precision")
 
