@@ -83,7 +83,14 @@ def main() -> None:
     warnings.simplefilter("ignore", UserWarning)
     for seed in range(options.seeds):
         for setting in options.scenes:
-            study = Study(out=options.out, setting=setting, seed=seed, epochs=options.epochs)
+            study = Study(
+                out=options.out,
+                setting=setting,
+                seed=seed,
+                epochs=options.epochs,
+                train_scenes=options.train_scenes,
+                val_scenes=options.val_scenes,
+            )
             with claimed(study.folder.with_name(f"{study.folder.name}.lock"), wait=True):
                 make_scenes(study.scenes, options)
                 for name in options.arms:
@@ -98,6 +105,13 @@ class Study:
     setting: str
     seed: int
     epochs: int
+    train_scenes: int
+    val_scenes: int
+
+    @property
+    def work(self) -> Path:
+        """Of all studies with as many scenes."""
+        return self.out / f"{self.train_scenes}-{self.val_scenes}"
 
     @property
     def results(self) -> Path:
@@ -105,13 +119,13 @@ class Study:
 
     @property
     def folder(self) -> Path:
-        return self.out / "runs" / f"{self.setting}-{self.seed}-{self.epochs}"
+        return self.work / "runs" / f"{self.setting}-{self.seed}-{self.epochs}"
 
     @property
     def scenes(self) -> Grid:
-        folder = self.out / "scenes"
+        folder = self.work / "scenes"
         return Grid(
-            out=self.out,
+            out=self.work,
             setting=self.setting,
             images=folder / self.setting,
             maps=folder / f"{self.setting}-maps",
@@ -138,9 +152,9 @@ class Study:
 
     def shards(self, part: str, kind: str) -> Path:
         """The shards of a half of the split train, or of the split val."""
-        folder = self.out / "shards" / f"{self.setting}-{part}-{kind.replace(' ', '-')}"
+        folder = self.work / "shards" / f"{self.setting}-{part}-{kind.replace(' ', '-')}"
         if not (folder / "dataset.json").exists():
-            table = self.out / "scenes" / f"{self.setting}-{part}.csv"
+            table = self.work / "scenes" / f"{self.setting}-{part}.csv"
             with table.open("w", newline="") as file:
                 csv.writer(file).writerows(self.rows(part))
             split = "val" if part == "val" else "train"
@@ -154,7 +168,7 @@ class Study:
         for folder in sorted((self.scenes.images / split).iterdir()):
             for turn, path in enumerate(sorted(folder.iterdir())):
                 if part == "val" or turn % 2 == HALVES.index(part):
-                    yield f"{path.relative_to(self.out / 'scenes')}", folder.name
+                    yield f"{path.relative_to(self.work / 'scenes')}", folder.name
 
     def share_of(self, shards: Path, share: float) -> Path:
         """A dataset of a fair draw of the samples."""
@@ -170,7 +184,8 @@ class Study:
 def measure(study: Study, name: str) -> None:
     """Continue the model in one way and add its line, unless it is done."""
     arm = ARMS[name]
-    known = {"setting": study.setting, "arm": name, "seed": study.seed, "epochs": study.epochs}
+    fields = ("setting", "seed", "epochs", "train_scenes", "val_scenes")
+    known = {"arm": name} | {field: getattr(study, field) for field in fields}
     if any(known.items() <= row.items() for row in rows_of(study.results)):
         return
     run, samples, seconds = study.pretrained(), 0, 0.0

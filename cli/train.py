@@ -104,7 +104,7 @@ def _skipped(samples: int) -> str:
 @click.option(
     "--init",
     type=click.Path(),
-    help="Initial weights, of a timm ViT or a run; the model is theirs.",
+    help="Initial weights, a local file of a timm ViT or a local run; the model is theirs.",
 )
 @click.option("--init-name", metavar="NAME", help="timm's name of the model in --init.")
 @dataset_options

@@ -4,7 +4,7 @@ On a uniform tiling of patches of scale 0 timm computes the same logits from the
 """
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +33,9 @@ def export(run: RunFolder, to: Path) -> Exported:
     """Write the weights of a run under timm's names.
 
     Those of the checkpoint that `RunFolder.model` loads. Sinusoidal positions become learned ones,
-    and the embedding of scale 0 is added to them: timm has neither. The metadata of the file holds
-    what the weights do not tell: heads, activation, epsilon, pooling, the classes, and the mean and
+    and the embedding of scale 0 is added to the bias of the patch embedding, or without one to the
+    positions: timm has neither. The metadata of the file holds what the weights do not tell: heads,
+    activation, epsilon, pooling, kind of positions and their grid, the classes, and the mean and
     std that pixels in 0..1 are normalized with. Raises ConfigError if the name does not end in
     .safetensors or the file exists; OutputError if it cannot be written.
     """
@@ -45,19 +46,23 @@ def export(run: RunFolder, to: Path) -> Exported:
     if to.exists():
         raise ConfigError(f"{to} exists; delete it, or choose another --to")
     manifest, model = run.config(), run.model(torch.device("cpu"))
-    config, changed = model.config, dict[str, str]()
+    config = model.config
     if is_eva(config) and not config.swiglu and config.activation != "gelu":
         raise ConfigError(f"timm's models with RoPE have GELU, and {run} has {config.activation}")
-    weights = _without_own_parts(dict(model.state_dict()), config, changed)
+    weights, config, changed = _without_own_parts(dict(model.state_dict()), config)
     metadata = {"format": "pt"} | to_metadata(config, manifest.classes)
     _write(to, save(to_timm(weights, config), metadata))
     return Exported(code=_timm_code(config, to), changed=changed)
 
 
 def _without_own_parts(
-    weights: dict[str, Tensor], config: QuadformerConfig, changed: dict[str, str]
-) -> dict[str, Tensor]:
-    """The weights of a model that has only parts that timm has, equal on scale 0."""
+    weights: dict[str, Tensor], config: QuadformerConfig
+) -> tuple[dict[str, Tensor], QuadformerConfig, dict[str, str]]:
+    """The weights of a model that has only parts that timm has, equal on scale 0.
+
+    With its configuration, where positions are sinusoidal if the weights hold just these.
+    """
+    changed = dict[str, str]()
     rows, columns = config.grid
     cells = rows * columns
     if config.positions == "sinusoidal":
@@ -69,11 +74,16 @@ def _without_own_parts(
         changed["pos_embed"] = "holds the sinusoidal positions"
     if config.scale_embedding:
         scale = weights.pop("scale_embed")[0]
-        name = "patch_embed.proj.bias" if config.positions == "none" else "pos_embed"
-        places = weights[name] if config.positions == "none" else weights[name][:, -cells:]
-        places += scale
+        if "patch_embed.proj.bias" in weights:
+            name = "patch_embed.proj.bias"
+            weights[name] += scale
+        else:
+            name = "pos_embed"
+            weights[name][:, -cells:] += scale
+            if config.positions == "sinusoidal":
+                config = replace(config, positions="learned", no_embed_class=True)
         changed["scale_embed"] = f"of scale 0 is added to {name}"
-    return weights
+    return weights, config, changed
 
 
 def _timm_code(config: QuadformerConfig, path: Path) -> str:

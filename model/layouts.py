@@ -8,6 +8,7 @@ Letters: D width; P patch size; G rows x columns of patches.
 
 import json
 import math
+from collections import Counter
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
@@ -45,7 +46,30 @@ _CLIP = {
 
 _WRITER = "quadpipe"  # in the metadata: the version that wrote it
 # Fields of the configuration that names and shapes do not tell.
-_IN_METADATA = ("heads", "activation", "norm_eps", "pool", "mean", "std")
+_IN_METADATA = (
+    "heads",
+    "activation",
+    "norm_eps",
+    "pool",
+    "mean",
+    "std",
+    "positions",
+    "no_embed_class",
+    "grid",
+)
+
+
+def _are_names(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(name, str) for name in value)
+
+
+def _is_grid(value: Any) -> bool:
+    return (
+        isinstance(value, list) and len(value) == 2 and all(type(n) is int and n > 0 for n in value)
+    )
+
+
+_CHECKED = {"classes": _are_names, "grid": _is_grid}
 
 # Layouts, after their best known families, and how messages call them.
 _LAYOUTS = {
@@ -191,8 +215,8 @@ def to_metadata(config: QuadformerConfig, classes: list[str]) -> dict[str, str]:
 def settings_by_metadata(metadata: Mapping[str, str]) -> dict[str, Any]:
     """The inverse of `to_metadata`; empty for files of other programs.
 
-    `classes` are a list of names. The other values are checked where they are used. Raises
-    ConfigError if one is not JSON.
+    `classes` are different names, and `grid` is rows and columns. The other values are checked
+    where they are used. Raises ConfigError if one cannot be read.
     """
     found: dict[str, Any] = {}
     if _WRITER not in metadata:
@@ -200,15 +224,18 @@ def settings_by_metadata(metadata: Mapping[str, str]) -> dict[str, Any]:
     for name in {*_IN_METADATA, "classes"} & metadata.keys():
         try:
             found[name] = json.loads(metadata[name])
-            if name == "classes" and not (
-                isinstance(found[name], list) and all(isinstance(one, str) for one in found[name])
-            ):
+            if name in _CHECKED and not _CHECKED[name](found[name]):
                 raise ValueError
         except (ValueError, RecursionError):
             raise ConfigError(
                 f"its metadata has {name} {metadata[name][:60]!r}, which cannot be read; save the "
                 f"weights without it"
             ) from None
+    for name, count in Counter(found.get("classes", ())).most_common(1):
+        if count > 1:
+            raise ConfigError(
+                f"its metadata has {count} classes {name!r}; save the weights with a name per class"
+            )
     return found
 
 

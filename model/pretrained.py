@@ -56,6 +56,12 @@ class Weights:
         classes: list[str] | None = self.settings.get("classes")
         return self.run.classes if self.run else classes
 
+    @property
+    def grid(self) -> tuple[int, int] | None:
+        """Rows and columns of the learned positions, if they are known."""
+        grid: list[int] | None = self.settings.get("grid")
+        return self.run.model.grid if self.run else (grid[0], grid[1]) if grid else None
+
     def renamed(self) -> dict[str, Tensor]:
         """The tensors under the Quadformer's names; ConfigError if they are not of a ViT."""
         try:
@@ -78,7 +84,8 @@ class Weights:
             layout, found = recognize(self.tensors)
         except ConfigError as error:
             raise self._unlike_timm(error) from error
-        found |= {key: value for key, value in self.settings.items() if key != "classes"}
+        of_the_file = ("classes", "grid")
+        found |= {key: value for key, value in self.settings.items() if key not in of_the_file}
         found |= settings_by_name(name, layout) if name is not None else {}
         if asked := [option for option in _ASKED if option not in {*found, *given}]:
             by_name = (
@@ -153,7 +160,7 @@ def load_pretrained(
     expected_fresh, expected_unused = {"scale_embed"}, set[str]()
     new_scales = _fit_scales(weights, model, changed)
     _embed_patches(weights, model, run.model.patch_size if run else None, changed)
-    if _place_positions(weights, model, run.model.grid if run else None, changed):
+    if _place_positions(weights, model, source.grid, changed):
         expected_unused.add("pos_embed")
     if model.config.pool != "attention":
         unused_pool = {name for name in weights if name.startswith("attn_pool.")}
@@ -260,7 +267,7 @@ def _place_positions(
     if config.positions != "learned":
         changed["pos_embed"] = f"not loaded: the model has {config.positions} positions"
         return True
-    weights["pos_embed"] = _resample_positions(prefix, cells, model, changed)
+    weights["pos_embed"] = _resample_positions(prefix, cells, model, grid, changed)
     return False
 
 
@@ -271,7 +278,7 @@ def _split_positions(
 
     timm's `pos_embed` is `[1, R + G, D]`, or `[1, G, D]` with `no_embed_class`. grid: of the
     positions, if it is known; otherwise the model's grid is tried, then a square. None without
-    positions, or if none of these fits.
+    positions. Raises ConfigError if the grid does not fit.
     """
     positions, width = weights.get("pos_embed"), model.config.width
     if positions is None or positions.dim() != 3 or positions.shape[::2] != (1, width):
@@ -286,15 +293,25 @@ def _split_positions(
         if own in (0, prefix):
             cells = positions[:, own:].reshape(1, rows, columns, width).permute(0, 3, 1, 2)
             return positions[:, :own], cells
-    return None
+    told = f"a grid of {grid[0]} x {grid[1]} in its metadata" if grid else "no grid in its metadata"
+    raise ConfigError(
+        f"pos_embed has {count} positions with {told}, and {prefix} other tokens, which does not "
+        f"fit; give the run, a new export of it, or weights of a square grid"
+    )
 
 
 def _resample_positions(
-    prefix: Tensor, cells: Tensor, model: Quadformer, changed: dict[str, str]
+    prefix: Tensor,
+    cells: Tensor,
+    model: Quadformer,
+    grid: tuple[int, int] | None,
+    changed: dict[str, str],
 ) -> Tensor:
     """`[1, R + G, D]`, or without R, for the model, from split positions."""
     (rows, columns), side = model.config.grid, tuple(cells.shape[2:])
     notes = []
+    if grid is None and side[0] != side[1]:
+        notes.append(f"taken for {side[0]} x {side[1]} as in the model: the file has no grid")
     if side != (rows, columns):
         notes.append(f"resampled from {side[0]} x {side[1]} to {rows} x {columns}")
         resized = F.interpolate(cells.float(), (rows, columns), mode="bicubic", antialias=True)

@@ -131,6 +131,10 @@ class Trainer:
             raise ConfigError("--resume continues with the run's own weights; omit --init")
         if resume and not run.started:
             raise ConfigError(f"{run} does not hold a run to resume; omit --resume")
+        if "://" in str(init):
+            raise ConfigError(
+                f"--init {init} is a URL; copy it here and give the local file or run"
+            )
         if init_name and not init:
             raise ConfigError("--init-name is the name of the weights of --init; give both")
         if config.freeze is not None and not (init or resume):

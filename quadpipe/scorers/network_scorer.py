@@ -2,7 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -189,18 +189,49 @@ def _reproducible(device: Any) -> Iterator[None]:
     """No gradients; one thread on the CPU; on a GPU deterministic kernels and no TF32."""
     import torch
 
+    settings = _one_thread() if device.type == "cpu" else _exact_kernels()
+    with settings, torch.inference_mode(False), torch.no_grad():
+        yield
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    import torch
+
     threads = torch.get_num_threads()
-    tf32 = torch.backends.cuda.matmul.allow_tf32
     try:
-        if device.type == "cpu" and threads != 1:
+        if threads != 1:
             torch.set_num_threads(1)
-        torch.backends.cuda.matmul.allow_tf32 = False
-        cudnn = torch.backends.cudnn.flags(
-            enabled=True, benchmark=False, deterministic=True, allow_tf32=False
-        )
-        with cudnn, torch.inference_mode(False), torch.no_grad():
-            yield
+        yield
     finally:
-        torch.backends.cuda.matmul.allow_tf32 = tf32
-        if device.type == "cpu" and threads != 1:
+        if threads != 1:
             torch.set_num_threads(threads)
+
+
+@contextmanager
+def _exact_kernels() -> Iterator[None]:
+    import torch
+
+    cudnn: Any = torch.backends.cudnn
+    matmul: Any = torch.backends.cuda.matmul
+    operations = (matmul, getattr(cudnn, "conv", None), getattr(cudnn, "rnn", None))
+    wanted = [
+        (cudnn, "enabled", True),
+        (cudnn, "benchmark", False),
+        (cudnn, "deterministic", True),
+        (cudnn, "allow_tf32", False),
+        (matmul, "allow_tf32", False),
+        *((operation, "fp32_precision", "ieee") for operation in operations),
+    ]
+    before = []
+    for part, name, value in wanted:
+        # torch before 2.9 has no fp32_precision; where that is in use, it refuses allow_tf32.
+        with suppress(AttributeError, RuntimeError):
+            before.append((part, name, getattr(part, name), value))
+    try:
+        for part, name, _, value in before:
+            setattr(part, name, value)
+        yield
+    finally:
+        for part, name, old, _ in before:
+            setattr(part, name, old)

@@ -1,6 +1,7 @@
 """Runs exported for timm."""
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,11 @@ from command_line import run_cli
 from families import GOLDEN, config, saved, state, uniform
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from torch.nn import functional as F  # noqa: N812  its usual name
 
 from quadpipe.errors import ConfigError, OutputError
 from quadpipe.model.export import export
-from quadpipe.model.layouts import from_timm, to_timm
+from quadpipe.model.layouts import from_timm, to_metadata, to_timm
 from quadpipe.model.pretrained import load_pretrained, read_weights
 from quadpipe.model.quadformer import Quadformer, QuadformerConfig
 from quadpipe.model.run_folder import RunFolder
@@ -82,7 +84,7 @@ def test_our_own_parts_are_folded_into_timms(positions, run_of, tmp_path):
     model = Quadformer(QuadformerConfig(**SHAPE, **options)).eval()
     torch.nn.init.normal_(model.scale_embed)
     exported = export(run_of(model), tmp_path / "timm.safetensors")
-    assert exported.changed["scale_embed"] == "of scale 0 is added to pos_embed"
+    assert exported.changed["scale_embed"] == "of scale 0 is added to patch_embed.proj.bias"
     assert f"no_embed_class={positions == 'sinusoidal'}" in exported.code
     tokens, boxes = uniform("augreg")
     images = tokens.unflatten(1, (8, 8)).transpose(2, 3).flatten(3, 4).flatten(1, 2)
@@ -123,12 +125,82 @@ def test_an_export_tells_what_its_weights_do_not(run_of, tmp_path):
         ("heads", "many", "its metadata has heads 'many', which cannot be read; save the weights"),
         ("classes", '"abcde"', "its metadata has classes '\"abcde\"', which cannot be read"),
         ("classes", '["a"]', "the metadata of the weights names 1 classes for a head of 5"),
+        ("classes", '["a", "b", "c", "c", "d"]', "its metadata has 2 classes 'c'; save the"),
+        ("grid", "[-8, -8]", r"its metadata has grid '\[-8, -8\]', which cannot be read"),
+        ("grid", "[4, 8]", "65 positions with a grid of 4 x 8 in its metadata, and 1 other tokens"),
     ):
         save_file(load_file(path), tmp_path / "odd.safetensors", {name: value, "quadpipe": "1"})
         with pytest.raises(ConfigError, match=message):
             load_pretrained(turned, tmp_path / "odd.safetensors", CLASSES)
     save_file(load_file(path), tmp_path / "other.safetensors", {"heads": "many", "pool": "avg"})
     assert read_weights(tmp_path / "other.safetensors").settings == {}
+
+
+MOSAIC = [[0, 0, 2], [4, 0, 2], [0, 4, 2], [4, 4, 1], [6, 4, 1], [4, 6, 1], [6, 6, 1]]
+
+
+@pytest.mark.parametrize(
+    ("parts", "boxes", "positions"),
+    [
+        ({}, MOSAIC, "sinusoidal"),
+        # The embedding of scale 0 counts for all scales.
+        ({"scale_embedding": True}, [[x, 0, 0] for x in range(8)], "sinusoidal"),
+        ({"scale_embedding": True, "pre_norm": True}, [[x, 0, 0] for x in range(8)], "learned"),
+    ],
+)
+def test_an_export_of_sinusoidal_positions_is_the_same_model(
+    parts, boxes, positions, run_of, tmp_path
+):
+    model = Quadformer(QuadformerConfig(**SHAPE, **parts)).eval()
+    if "scale_embedding" in parts:
+        torch.nn.init.normal_(model.scale_embed)
+    export(run_of(model), tmp_path / "timm.safetensors")
+    weights = read_weights(tmp_path / "timm.safetensors")
+    again = Quadformer(QuadformerConfig(**SHAPE | weights.architecture(None, {}))).eval()
+    assert again.config.positions == positions
+    load_pretrained(again, weights, CLASSES)
+    tokens = torch.randint(0, 256, (1, len(boxes), 8, 8, 3), dtype=torch.uint8)
+    expected, found = (one(tokens, torch.tensor([boxes]))[0] for one in (model, again))
+    assert torch.allclose(found, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("no_embed_class", [False, True])
+@pytest.mark.parametrize(("theirs", "ours"), [((4, 8), (8, 4)), ((4, 12), (8, 8))])
+def test_positions_of_an_export_keep_their_grid(theirs, ours, no_embed_class, tmp_path):
+    parts: dict[str, Any] = {"positions": "learned", "no_embed_class": no_embed_class}
+    given = Quadformer(QuadformerConfig(**SHAPE | {"grid": theirs}, **parts))
+    saved_as, path = to_timm(given.state_dict(), given.config), tmp_path / "timm.safetensors"
+    save_file(saved_as, path, to_metadata(given.config, CLASSES))
+    weights = read_weights(path)
+    model = Quadformer(QuadformerConfig(**SHAPE | {"grid": ours} | weights.architecture(None, {})))
+    assert model.config.no_embed_class == no_embed_class
+    loaded = load_pretrained(model, weights)
+    note = f"resampled from {theirs[0]} x {theirs[1]} to {ours[0]} x {ours[1]}"
+    assert loaded.changed["pos_embed"] == note
+    cells = saved_as["pos_embed"][:, -math.prod(theirs) :].unflatten(1, theirs).permute(0, 3, 1, 2)
+    expected = F.interpolate(cells, ours, mode="bicubic", antialias=True).flatten(2).mT
+    assert torch.equal(model.pos_embed[:, -math.prod(ours) :], expected)
+
+
+@pytest.mark.parametrize(
+    ("count", "ours", "note"),
+    [
+        (65, (4, 16), "taken for 4 x 16 as in the model: the file has no grid"),
+        (65, (4, 8), "resampled from 8 x 8 to 4 x 8"),
+        (33, (4, 8), "taken for 4 x 8 as in the model: the file has no grid"),
+        (33, (8, 8), "pos_embed has 33 positions with no grid in its metadata, and 1 other tokens"),
+    ],
+)
+def test_a_grid_that_a_file_does_not_hold_is_noted_or_refused(count, ours, note, tmp_path):
+    model = Quadformer(QuadformerConfig(**SHAPE | {"grid": ours}, positions="learned"))
+    weights = to_timm(model.state_dict(), model.config) | {"pos_embed": torch.rand(1, count, 32)}
+    save_file(weights, tmp_path / "timm.safetensors")
+    if count == 33 and ours == (8, 8):
+        with pytest.raises(ConfigError, match=note):
+            load_pretrained(model, tmp_path / "timm.safetensors")
+    else:
+        loaded = load_pretrained(model, tmp_path / "timm.safetensors")
+        assert loaded.changed["pos_embed"] == note
 
 
 def test_files_that_cannot_be_written_are_refused(undisturbed, tmp_path):

@@ -37,6 +37,11 @@ def test_a_name_of_another_family_is_refused(tmp_path, family, name, theirs, our
         weights.architecture(name, {"heads": 2})
 
 
+def test_weights_are_local(shards, tmp_path):
+    with pytest.raises(ConfigError, match="--init s3://b/run is a URL; copy it here and give"):
+        train(shards, tmp_path / "run", **OPTIONS, init="s3://b/run")
+
+
 @pytest.mark.parametrize("shape", [(16, 16), (), (32,)])
 def test_parts_of_a_matrix_that_differ_in_shape_are_refused(tmp_path, shape):
     parts = {name: torch.zeros(32, 32) for name in ("q_proj", "k_proj", "v_proj")}

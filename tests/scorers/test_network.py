@@ -14,6 +14,7 @@ from quadpipe.quadtree import grow, join_maps, leaf_indices
 from quadpipe.scorers import make_scorer
 from quadpipe.scorers.backbones import imagenet_classes
 from quadpipe.scorers.feature_saliency import FeatureSaliency
+from quadpipe.scorers.network_scorer import _reproducible
 from reference import saliency
 from reference.shufflenet import ShuffleNet, feature_maps
 
@@ -147,6 +148,34 @@ def test_zero_features_have_distance_zero(shufflenet, geometry):
     assert (scorer._distances(zero, zero) == 0).all()
     assert (scorer._distances(zero, one) == 1).all()
     np.testing.assert_allclose(scorer._distances(one, one), 0, atol=1e-6)
+
+
+@pytest.mark.parametrize("setting", ["matmul.fp32_precision", "matmul.allow_tf32"])
+def test_scoring_uses_exact_kernels_and_restores_the_settings(setting):
+    matmul: Any = torch.backends.cuda.matmul
+    cudnn: Any = torch.backends.cudnn
+    if not hasattr(matmul, "fp32_precision"):
+        pytest.skip("this torch has no fp32_precision")
+
+    def settings() -> list[Any]:
+        parts: Any = (matmul, cudnn.conv, cudnn.rnn)
+        flags = [cudnn.enabled, cudnn.benchmark, cudnn.deterministic]
+        return [*(part.fp32_precision for part in parts), *flags]
+
+    name, usual = setting.partition(".")[2], matmul.fp32_precision
+    try:
+        setattr(matmul, name, "tf32" if name == "fp32_precision" else True)
+        before = settings()
+        with _reproducible(torch.device("cpu")):
+            assert settings() == before
+        with _reproducible(torch.device("cuda")):
+            assert settings() == ["ieee", "ieee", "ieee", True, False, True]
+            assert not matmul.allow_tf32  # refused if the settings differ
+        assert settings() == before
+    finally:
+        if name == "allow_tf32":
+            matmul.allow_tf32 = False
+        matmul.fp32_precision = usual
 
 
 def test_scoring_uses_one_thread_and_restores_the_number(shufflenet, square, monkeypatch, geometry):
