@@ -99,8 +99,8 @@ def is_large(name: str) -> bool:
 
 
 class _Error(Exception):
-    def __init__(self, status: int, message: str, code: str = "") -> None:
-        self.status, self.message, self.code = status, message, code
+    def __init__(self, status: int, message: str, code: str = "", **answer: str) -> None:
+        self.status, self.message, self.code, self.answer = status, message, code, answer
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -141,7 +141,8 @@ class _Handler(BaseHTTPRequestHandler):
                 self._dispatch(url.path)
         except _Error as error:
             headers = {"X-Error-Code": error.code, "X-Error-Message": error.message}
-            self._answer(error.status, json.dumps({"error": error.message}).encode(), headers)
+            answer = {"error": error.message, **error.answer}
+            self._answer(error.status, json.dumps(answer).encode(), headers)
 
     do_GET = do_PUT = do_POST = _serve  # noqa: N815
 
@@ -176,13 +177,14 @@ class _Handler(BaseHTTPRequestHandler):
         if self.headers.get("Authorization") != f"Bearer {TOKEN}":
             raise _Error(401, "Invalid credentials in Authorization header")
         name = f"{given['organization']}/{given['name']}"
+        url = f"{self._hub.url}/datasets/{name}"
         if name in self._hub.repos:
-            raise _Error(409, "You already created this dataset repo")
+            raise _Error(409, "You already created this dataset repo", url=url)
         assert given["type"] == "dataset"
         private = given.get("private", given.get("visibility") == "private")  # before 2.0, since
         repo = self._hub.repos[name] = Repo(private=private)
         repo.commit("main", {".gitattributes": b"*.tar filter=lfs\n"})
-        return {"url": f"{self._hub.url}/datasets/{name}"}
+        return {"url": url}
 
     def _validate(self) -> Any:
         matter = json.loads(self._body)["content"].split("---\n")[1]

@@ -46,7 +46,7 @@ class HubFolder(RemoteFolder):
 
     def __init__(self, url: str) -> None:
         found = _URL.fullmatch(url.rstrip("/"))
-        if found is None:
+        if found is None or {".", ".."} & set(found["inside"].split("/")):
             raise ConfigError(
                 f"{url} is not a dataset on the Hub; give {SCHEME}ORG/NAME, or "
                 f"{SCHEME}ORG/NAME@REVISION"
@@ -64,6 +64,11 @@ class HubFolder(RemoteFolder):
             _library().utils.validate_repo_id(found["repo"])
         except ValueError as error:
             raise ConfigError(f"{url} is not a dataset on the Hub: {error}") from error
+
+    @property
+    def place(self) -> str:
+        """Repository, revision and folder, the same for all URLs of one place."""
+        return f"{SCHEME}{self._repo['repo_id']}@{self._revision}/{self._inside}".rstrip("/")
 
     def __getstate__(self) -> dict[str, Any]:
         self._open()  # the other process reads the same commit
@@ -106,14 +111,17 @@ class HubFolder(RemoteFolder):
                     self._repo["repo_id"], revision=self._revision, expand=["sha", "private"]
                 )
             except (RepositoryNotFoundError, RevisionNotFoundError) as error:
-                if self._may_be_new:
-                    return None
-                raise UnreadableError(
-                    f"cannot read {self.url}: there is no such repository or revision, or it is "
-                    f"private; check the name, and log in with `hf auth login`"
-                ) from error
+                return error  # an answer, which is not asked for again
 
-        return self._reading("", ask)
+        info = self._reading("", ask)
+        if not isinstance(info, Exception):
+            return info
+        if self._may_be_new:
+            return None
+        raise UnreadableError(
+            f"cannot read {self.url}: there is no such repository or revision, or it is private; "
+            f"check the name, and log in with `hf auth login`"
+        ) from info
 
     @property
     def _api(self) -> Any:
@@ -132,6 +140,9 @@ class HubFolder(RemoteFolder):
         return None if self._is_new else super().size(name)
 
     def get(self, name: str) -> bytes | None:
+        content = getattr(self._changes.get(name), "path_or_fileobj", None)
+        if isinstance(content, bytes) and content:  # of an uploaded one it is not kept
+            return content
         return None if self.size(name) is None else super().get(name)
 
     def stored_sha256(self, name: str) -> str | None:
@@ -178,6 +189,9 @@ class HubFolder(RemoteFolder):
             )
         )
         faults.point("after upload", name)
+        if addition._upload_mode != "lfs":  # sent with the commit, when the file is gone
+            file.seek(0)
+            return self._addition(name, file.read())
         return addition
 
     def remove(self, name: str) -> None:

@@ -29,7 +29,7 @@ def retry(operation: Callable[[], T]) -> T:
 
 
 def _is_refused(error: BaseException | None) -> bool:
-    """Whether a server refuses the request itself, by its HTTP status."""
+    """Whether a server refuses the request itself, by its HTTP status, or it cannot be sent."""
     response = getattr(error, "response", None)
     metadata = response.get("ResponseMetadata", {}) if isinstance(response, dict) else {}
     status = (
@@ -37,9 +37,10 @@ def _is_refused(error: BaseException | None) -> bool:
         or getattr(error, "status", None)
         or getattr(response, "status_code", None)
     )
-    no_credentials = type(error).__name__ == "NoCredentialsError"  # of botocore
+    # Of botocore and huggingface_hub.
+    not_sent = type(error).__name__ in ("NoCredentialsError", "OfflineModeIsEnabled")
     wrong = isinstance(status, int) and 400 <= status < 500 and status not in (408, 429)
-    return wrong or no_credentials
+    return wrong or not_sent
 
 
 def size_of(system: Any, path: str) -> int | None:

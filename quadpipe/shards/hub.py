@@ -76,12 +76,13 @@ def _license(manifest: Manifest) -> Iterator[str]:
         yield f"license: {given.lower()}"
         return
     yield "license: other"
-    link = re.search(r"https?://[^\s\"<>]+", given)
-    text = given.replace(link[0], "") if link else given
+    found = re.search(r"https?://[^\s\"<>]+", given)
+    link = found[0].rstrip(").,;") if found else ""
+    text = given.replace(link, "")
     words = re.findall(r"[a-z0-9.]+", text.lower())
-    yield f"license_name: {'-'.join(words)[:80].strip('-.') or 'other'}"
+    yield f"license_name: {quoted('-'.join(words)[:80].strip('-.') or 'other')}"
     if link:
-        yield f"license_link: {quoted(link[0])}"
+        yield f"license_link: {quoted(link)}"
 
 
 def _configs(manifest: Manifest) -> Iterator[tuple[str, dict[str, str]]]:

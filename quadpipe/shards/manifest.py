@@ -94,8 +94,9 @@ class ShardInfo:
 class Manifest:
     """The contents of a dataset and how it was made.
 
-    parents: the sources of a copy that has other shards than they: `fingerprint`, `name`,
-    `license`, `source`, and their own `parents`. quadpipe: the version that wrote it.
+    parents: the sources of a copy that has other shards, or another license, than they:
+    `fingerprint`, `name`, `license`, `source`, and their own `parents`.
+    quadpipe: the version that wrote it.
     members: kind (see `names.MEMBER_KINDS`) of each kept member by name; None in a file of an
     earlier version, which did not record them.
     preview: longer side of the previews in pixels, None without them.

@@ -14,6 +14,9 @@ from quadpipe.shards.format import CODECS
 from quadpipe.shards.manifest import Manifest
 from quadpipe.sources import read_class_names
 
+TEXTS = ("name", "license", "source")
+"""What cards show and no shard holds."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class CopyConfig:
@@ -42,6 +45,9 @@ class CopyConfig:
             raise ConfigError("seed is for samples; give both, or omit it")
         if self.shards is not None and (self.classes is not None or self.samples is not None):
             raise ConfigError("shards are taken whole; omit classes and samples, or shards")
+        for key in TEXTS:
+            if (text := getattr(self, key)) is not None and not text.strip():
+                raise ConfigError(f"{key} is empty; give a text, or omit it to keep the source's")
 
     @property
     def given(self) -> dict[str, Any]:
@@ -51,7 +57,7 @@ class CopyConfig:
     @property
     def texts(self) -> dict[str, Any]:
         """What is given for the card: it changes no shard."""
-        return {key: self.given[key] for key in ("name", "license", "source") if key in self.given}
+        return {key: self.given[key] for key in TEXTS if key in self.given}
 
     @property
     def draws(self) -> bool:

@@ -26,8 +26,8 @@ from quadpipe.shards.format import (
 )
 from quadpipe.shards.manifest import Manifest
 from quadpipe.shards.reader import Dataset
-from quadpipe.sharing.config import CopyConfig
-from quadpipe.sharing.destination import Destination, check_room, edited_card
+from quadpipe.sharing.config import TEXTS, CopyConfig
+from quadpipe.sharing.destination import Destination, LastFiles, check_room, edited_card
 from quadpipe.sharing.made import MadeCopy
 from quadpipe.sharing.progress import CopyPreview, CopyProgress
 from quadpipe.sharing.transfer import CheckedFile, Transfer
@@ -84,7 +84,7 @@ def copy(
     for dataset in datasets:
         check_apart(dataset.folder, folder)
     progress = progress or CopyProgress()
-    keeps = len(datasets) == 1 and not labels and config.keeps_shards(datasets[0].manifest)
+    keeps = len(datasets) == 1 and labels is None and config.keeps_shards(datasets[0].manifest)
     if keeps and address:
         raise ConfigError("a copy of whole files is made by this process; omit address")
     if not keeps and provenance:
@@ -94,7 +94,7 @@ def copy(
             whole = WholeCopy(datasets[0], folder, config, provenance=provenance)
             whole.run(progress, threads=workers, replace=replace)
         else:
-            made = MadeCopy(datasets, folder, config, run, Path(labels) if labels else None)
+            made = MadeCopy(datasets, folder, config, run, None if labels is None else Path(labels))
             made.run(progress, replace=replace)
     finally:
         progress.close()
@@ -117,7 +117,7 @@ class WholeCopy:
             "options": self.config.given,
             "provenance": self.provenance,
         }
-        there = Destination(self.out, json_bytes(document, indent=2))
+        there = Destination(self.out, document)
         there.check(manifest.fingerprint, replace=replace)
         self.out.check_writable()
         files = list(self._files())
@@ -125,14 +125,14 @@ class WholeCopy:
         with self.out.lock(f"{LOGS}/lock"):
             there.check(manifest.fingerprint, replace=replace)
             self.out.clear_staging()
-            progress.planned(self._preview(files))
+            progress.planned(self._preview(files, there))
             transfer = Transfer(self.dataset.folder, self.out, progress, threads)
             missing = transfer.missing(files)
             check_room(self.out, sum(file.bytes for file in missing))
             there.begin()
             stale = there.stale({file.name for file in files})
             last = self._last()
-            changes = bool(missing or stale) or self.out.get(MANIFEST) != last[0]
+            changes = bool(missing or stale) or not there.holds(last)
             if changes:
                 there.withdraw()
             for name, data in zip(
@@ -144,7 +144,7 @@ class WholeCopy:
                 self._copy(transfer, missing)
                 for name in stale:
                     self.out.remove(name)
-                there.publish(*last)
+                there.publish(last)
             self.out.clear_staging()
 
     def _files(self) -> Iterator[CheckedFile]:
@@ -158,8 +158,9 @@ class WholeCopy:
             for shard in self.dataset.shards(split):
                 yield CheckedFile(name=shard.name, bytes=shard.bytes, sha256=shard.sha256)
 
-    def _last(self) -> tuple[bytes, bytes, bytes]:
-        """Manifest and cards: as they are, or with another name, license or source.
+    def _last(self) -> LastFiles:
+        """Manifest and cards: as they are, or with another name, license or source. A copy with
+        another license names its source as parent.
 
         ShardError if the source was changed since it was opened.
         """
@@ -169,18 +170,29 @@ class WholeCopy:
             raise ShardError(f"{folder} was changed while it was copied; rerun the same command")
         edited = None if texts else folder.get(CARD)
         if texts:  # the fields as they are, also those that this version does not know
-            data = json_bytes(json.loads(data) | texts, indent=2)
-            manifest = replaced(manifest, **texts)
-        return data, edited or card(manifest).encode(), read_croissant(folder, manifest)
+            changed: dict[str, Any] = {**texts}
+            if texts.get("license", manifest.license) != manifest.license:
+                changed["parents"] = (manifest.as_parent(),)
+            data = json_bytes(json.loads(data) | changed, indent=2)
+            manifest = replaced(manifest, **changed)
+        return LastFiles(
+            fingerprint=manifest.fingerprint,
+            manifest=data,
+            card=edited or card(manifest).encode(),
+            croissant=read_croissant(folder, manifest),
+        )
 
-    def _preview(self, files: list[CheckedFile]) -> CopyPreview:
-        splits = self.dataset.manifest.splits.values()
+    def _preview(self, files: list[CheckedFile], there: Destination) -> CopyPreview:
+        manifest = self.dataset.manifest
+        splits = manifest.splits.values()
+        texts = {key: getattr(manifest, key) for key in TEXTS} | self.config.texts
+        notes = self.out.notes + there.notes(manifest.fingerprint, texts)
         return CopyPreview(
             samples=sum(split.samples for split in splits),
             shards=sum(split.shards for split in splits),
             bytes=sum(file.bytes for file in files),
             free_bytes=self.out.free_bytes(),
-            notes=self.out.notes + (edited_card([self.dataset]) if self.config.texts else ()),
+            notes=notes + (edited_card([self.dataset]) if self.config.texts else ()),
         )
 
     def _copy(self, transfer: Transfer, missing: list[CheckedFile]) -> None:
@@ -220,4 +232,6 @@ def check_apart(source: object, out: Folder) -> None:
 def _place(folder: object) -> str:
     if isinstance(folder, LocalFolder):
         return os.path.realpath(folder.root)
+    if isinstance(folder, HubFolder):
+        return folder.place
     return str(folder).rstrip("/")

@@ -20,13 +20,13 @@ from quadpipe.job.run_config import RunConfig
 from quadpipe.job.shard import ShardReport
 from quadpipe.shards.card import card
 from quadpipe.shards.croissant import read_croissant
-from quadpipe.shards.format import LOGS, json_bytes
+from quadpipe.shards.format import LOGS
 from quadpipe.shards.joined import how_made, told_apart
 from quadpipe.shards.manifest import Manifest
 from quadpipe.shards.reader import Dataset
 from quadpipe.shards.shard_list import read_shard_list
-from quadpipe.sharing.config import CopyConfig
-from quadpipe.sharing.destination import Destination, check_room, edited_card
+from quadpipe.sharing.config import TEXTS, CopyConfig
+from quadpipe.sharing.destination import Destination, LastFiles, check_room, edited_card
 from quadpipe.sharing.progress import CopyPreview, CopyProgress
 from quadpipe.sharing.remake import Recipe, remake_shard
 from quadpipe.sharing.samples import location_of
@@ -84,9 +84,9 @@ class MadeCopy:
             left = sum(map(self._share, pending))
             check_room(self._out, left)
             there.begin()
-            progress.planned(self._preview())
+            progress.planned(self._preview(there))
             progress.advanced(self._bytes - left)
-            if pending or not self._is_whole():
+            if pending or not self._is_whole(there):
                 there.withdraw()
 
                 def note(shard: ShardId, outcome: Any) -> None:
@@ -113,7 +113,7 @@ class MadeCopy:
         first, config = self._manifests[0], self._config
         tokens = config.tokens or first.tokenizer.tokens
         codec = config.codec_of(first)
-        texts: dict[str, Any] = {key: self._text(key) for key in ("name", "license", "source")}
+        texts: dict[str, Any] = {key: self._text(key) for key in TEXTS}
         return Plan(
             config=JobConfig(
                 tokenizer=replace(first.tokenizer, tokens=tokens),
@@ -149,7 +149,7 @@ class MadeCopy:
         """Name, license or source: as given, or what all sources have."""
         found = {getattr(manifest, key) for manifest in self._manifests}
         given: str | None = self._config.texts.get(key)
-        return given or (found.pop() if len(found) == 1 else None)
+        return given or (found.pop() if len(found) == 1 else None) or None
 
     def _preview_side(self) -> int | None:
         """The size of the previews; None unless all sources have the same."""
@@ -169,15 +169,14 @@ class MadeCopy:
         )
         return not kept
 
-    def _document(self) -> bytes:
+    def _document(self) -> dict[str, Any]:
         labels = self._labels and hashlib.sha256(self._labels.read_bytes()).hexdigest()
-        document = {
+        return {
             "parents": [manifest.fingerprint for manifest in self._manifests],
             "options": self._config.given | {"classes": self._config.class_names()},
             "labels_sha256": labels,
             "imaging_library": self._recipe.library,
         }
-        return json_bytes(document, indent=2)
 
     def _pending(self) -> list[ShardId]:
         """Shards without a done-marker, or with other bytes than it names; every byte is read."""
@@ -196,14 +195,17 @@ class MadeCopy:
         changed = Transfer(self._out, self._out, CopyProgress()).missing(files)
         return list(dict.fromkeys([*pending, *(made[file.name][0] for file in changed)]))
 
-    def _is_whole(self) -> bool:
-        """Whether the dataset is published already; its tars were checked."""
+    def _is_whole(self, there: Destination) -> bool:
+        """Whether the dataset is published already, with parents as they are; its tars were
+        checked.
+        """
         try:
             dataset = Dataset(self._out)
             names = {name for split in dataset.manifest.splits for name in self._files(split)}
         except ShardError:
             return False
-        return not Destination(self._out, b"").stale(names)
+        parents = [manifest.as_parent() for manifest in self._manifests]
+        return list(dataset.manifest.parents) == parents and not there.stale(names)
 
     def _files(self, split: str) -> list[str]:
         """Names of all files of a finished split of the copy; ShardError when one is damaged."""
@@ -223,13 +225,14 @@ class MadeCopy:
         inputs = len(self._plan.inputs_of(shard))
         return inputs * self._plan.splits[shard.split].views * self._plan.bytes_per_sample
 
-    def _preview(self) -> CopyPreview:
+    def _preview(self, there: Destination) -> CopyPreview:
+        texts = {key: self._text(key) for key in TEXTS}
         return CopyPreview(
             samples=self._plan.samples,
             shards=sum(split.shards * split.views for split in self._plan.splits.values()),
             bytes=self._bytes,
             free_bytes=self._out.free_bytes(),
-            notes=tuple(self._notes()),
+            notes=(*self._notes(), *there.notes(None, texts)),
         )
 
     def _notes(self) -> list[str]:
@@ -238,6 +241,8 @@ class MadeCopy:
             again = "their pixels are encoded again, and lose a little"
             pixels = "the copy has their pixels, not those of the images"
             notes.append(f"the source holds JPEGs: {again if self._codec == 'jpg' else pixels}")
+        if self._preview_side() is None and any(manifest.preview for manifest in self._manifests):
+            notes.append("not all sources have previews of one size; the copy has none")
         libraries = [describe(manifest.imaging_library) for manifest in self._manifests]
         if len(set(libraries)) > 1:
             notes.append(f"the sources were made with {', '.join(dict.fromkeys(libraries))}")
@@ -270,8 +275,14 @@ class MadeCopy:
         )
         if any(source.members is None for source in self._manifests):
             manifest = replace(manifest, members=None)
-        croissant = read_croissant(self._out, manifest)
-        there.publish(manifest.to_bytes(), card(manifest).encode(), croissant)
+        there.publish(
+            LastFiles(
+                fingerprint=manifest.fingerprint,
+                manifest=manifest.to_bytes(),
+                card=card(manifest).encode(),
+                croissant=read_croissant(self._out, manifest),
+            )
+        )
 
 
 def check_alike(datasets: Sequence[Dataset], config: CopyConfig) -> None:

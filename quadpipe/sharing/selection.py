@@ -1,5 +1,6 @@
 """Which samples of its sources a copy has, in which order, and with which classes."""
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -43,7 +44,15 @@ def select(datasets: Sequence[Dataset], config: CopyConfig, labels: Path | None)
     """
     if labels is not None:
         return _relabelled(datasets, config, labels)
-    classes, indices = join_classes(datasets, config.class_names())
+    names = config.class_names()
+    if config.classes is not None and os.path.isfile(config.classes):
+        for dataset in datasets:
+            if config.classes in (dataset.manifest.classes or ()):
+                raise ConfigError(
+                    f"{config.classes!r} is a file here, and a class of {dataset.folder}; give "
+                    f"./{config.classes} for the file, or rename it for the class"
+                )
+    classes, indices = join_classes(datasets, names)
     if len(datasets) == 1 and not config.draws:
         return Selection(splits=_whole(datasets[0], config), classes=classes, indices=indices)
     drawn = {}

@@ -161,6 +161,14 @@ def test_very_many_classes_are_numbers(manifest):
                 "license_link": "https://image-net.org/download",
             },
         ),
+        (
+            "1.0 (https://example.org/terms).",
+            {
+                "license": "other",
+                "license_name": "1.0",
+                "license_link": "https://example.org/terms",
+            },
+        ),
         ("ours: \n only", {"license": "other", "license_name": "ours-only"}),
         ("??", {"license": "other", "license_name": "other"}),
     ],

@@ -74,6 +74,72 @@ def test_an_edited_card_stays_and_that_of_another_dataset_does_not(source, tmp_p
     assert "our words" not in (out / "README.md").read_text()
 
 
+class Noted(CopyProgress):
+    """Keeps the notes of a copy."""
+
+    def planned(self, preview: CopyPreview) -> None:
+        self.notes = preview.notes
+
+
+def test_other_options_keep_the_cards_of_the_same_dataset(source, tmp_path):
+    out = Path(shutil.copytree(source, tmp_path / "out", ignore=lambda *_: [".quadpipe"]))
+    quadpipe.copy(source, out)
+    names = ("README.md", "croissant.json")
+    assert all((out / name).read_bytes() == (source / name).read_bytes() for name in names)
+    (out / "README.md").write_text("our words")
+    quadpipe.copy(source, out, provenance=True)
+    (out / "dataset.json").unlink()  # as an interrupted copy leaves it
+    quadpipe.copy(source, out)
+    assert (out / "README.md").read_text() == "our words"
+    for name in names:
+        (out / name).unlink()
+    quadpipe.copy(source, out)
+    assert all((out / name).read_bytes() == (source / name).read_bytes() for name in names)
+
+
+def test_an_edited_card_of_a_dataset_that_was_being_replaced_does_not_stay(source, tmp_path):
+    out = tmp_path / "out"
+    quadpipe.copy(source, out)
+    (out / "README.md").write_text("our words")
+    (out / "dataset.json").unlink()
+    other = make_dataset(tmp_path / "other", seed=1)
+    quadpipe.copy(other, out)
+    assert (out / "README.md").read_bytes() == (other / "README.md").read_bytes()
+
+
+def test_the_cards_follow_the_license_of_the_source(source, tmp_path):
+    middle, out, made = (tmp_path / name for name in ("middle", "out", "made"))
+    for text in ("mit", "cc-by-nc-4.0"):
+        quadpipe.copy(source, middle, license=text)
+        quadpipe.copy(middle, out)
+        quadpipe.copy(middle, made, tokens=10, in_process=True, replace=True)
+        assert f"license: {text}\n" in (out / "README.md").read_text()
+        assert f"license: {text}\n" in (made / "README.md").read_text()
+    (out / "README.md").write_text("license: cc-by-nc-4.0")
+    quadpipe.copy(source, middle, license="cc0-1.0")
+    progress = Noted()
+    quadpipe.copy(middle, out, progress=progress)
+    assert (out / "README.md").read_text() == "license: cc-by-nc-4.0"
+    (note,) = progress.notes
+    assert note.endswith("README.md was edited and is kept: correct license in it")
+    quadpipe.copy(middle, out, progress=progress)
+    assert progress.notes == ()
+
+
+def test_a_readme_that_was_there_before_is_kept(source, tmp_path):
+    (tmp_path / "README.md").write_text("---\nlicense: mit\n---\n")
+    (tmp_path / "LICENSE").write_text("MIT")
+    progress = Noted()
+    quadpipe.copy(source, tmp_path, progress=progress)
+    assert (tmp_path / "README.md").read_text() == "---\nlicense: mit\n---\n"
+    (note,) = progress.notes
+    assert "README.md is kept, and names no `configs`" in note
+    (tmp_path / "README.md").unlink()
+    quadpipe.copy(source, tmp_path, progress=progress)
+    assert progress.notes == ()
+    assert (tmp_path / "README.md").read_bytes() == (source / "README.md").read_bytes()
+
+
 def test_a_manifest_with_one_class_twice_is_refused(source, tmp_path):
     forged = Path(shutil.copytree(source, tmp_path / "forged"))
     edit_json(forged / "dataset.json", classes=["left", "left"], fingerprint=None)

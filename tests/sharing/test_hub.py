@@ -56,7 +56,7 @@ def shown(tree: Tree) -> str | None:
         for line in map(json.loads, lines.splitlines()):
             assert sha256(tree[line["name"]]).hexdigest() == line["sha256"]
             names.add(line["name"])
-    assert names <= visible(tree).keys()
+    assert names | {"README.md", "croissant.json"} <= visible(tree).keys()
     assert not [name for name in visible(tree).keys() - names if name.endswith((".tar", ".npy"))]
     return str(manifest["fingerprint"])
 
@@ -195,8 +195,44 @@ def test_a_branch_is_created_and_read(source, hub):
     found = repo.trees[repo.branches["v1.0"]]
     assert found["inside/dataset.json"] == (source / "dataset.json").read_bytes()
     assert list(verify(quadpipe.Dataset(f"{URL}@v1.0/inside"))) == []
-    with pytest.raises(ShardError, match="no such repository or revision, or it is private"):
+    hub.requests.clear()
+    with pytest.raises(
+        ShardError, match=f"^cannot read {URL}@v2.0: there is no such repository or revision, or"
+    ):
         quadpipe.Dataset(f"{URL}@v2.0")
+    assert len(hub.requests) == 1
+    quadpipe.copy(source, f"{URL}@v2.0")
+    assert visible(repo.trees[repo.branches["v2.0"]]) == files_of(source)
+
+
+def test_a_library_that_is_offline_is_not_asked_again(hub, monkeypatch):
+    from huggingface_hub.errors import OfflineModeIsEnabled
+
+    asked = []
+
+    def ask(*_: object, **__: object) -> None:
+        asked.append(1)
+        raise OfflineModeIsEnabled("offline mode is enabled")
+
+    monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", ask)
+    with pytest.raises(ShardError, match=f"cannot read {URL}/: offline mode is enabled; check"):
+        quadpipe.Dataset(URL)
+    assert asked == [1]
+
+
+def test_large_files_that_the_hub_keeps_in_git_are_sent_with_the_commit(source, hub, monkeypatch):
+    monkeypatch.setattr(hub_room, "_LARGEST_IN_MEMORY", 0)
+    quadpipe.copy(source, URL)
+    assert visible(hub.repos["org/name"].files) == files_of(source)
+
+
+def test_a_repository_that_was_made_on_the_web_page_is_empty(source, hub):
+    quadpipe.copy(source, URL)
+    repo = hub.repos["org/name"]
+    page = {".gitattributes": b"", "README.md": b"---\nlicense: mit\n---\n", "LICENSE": b"MIT"}
+    repo.commit("main", page)
+    quadpipe.copy(source, URL)
+    assert visible(repo.files) == files_of(source) | visible(page)
 
 
 def test_an_edited_card_on_the_hub_stays(source, hub):
@@ -206,6 +242,7 @@ def test_an_edited_card_on_the_hub_stays(source, hub):
     del tree["train-000001.tar"]
     repo.commit("main", tree)
     quadpipe.copy(source, URL)
+    quadpipe.copy(source, URL, provenance=True)
     assert repo.files["README.md"].endswith(b"our words")
     assert shown(repo.files) == quadpipe.Dataset(source).manifest.fingerprint
 
@@ -231,14 +268,22 @@ def test_without_the_right_token_nothing_is_written(source, hub, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "url", ["hf://datasets/name", "hf://datasets/", "hf://datasets/a/b//c", "hf://datasets/a--b/c"]
+    "path", ["name", "", "a/b//c", "a--b/c", "org/name/a/../b", "org/name/./a", "org/name@main/.."]
 )
-def test_a_wrong_url_is_refused(url):
+def test_a_wrong_url_is_refused(path):
     with pytest.raises(
         ConfigError,
         match="is not a dataset on the Hub(; give hf://datasets/ORG/NAME|: Cannot have --)",
     ):
-        quadpipe.Dataset(url)
+        quadpipe.Dataset(f"hf://datasets/{path}")
+
+
+def test_urls_of_one_place_are_not_apart(source, hub):
+    quadpipe.copy(source, URL)
+    for one, other in ((URL, f"{URL}@main"), (f"{URL}@main/", f"{URL}/inside")):
+        with pytest.raises(ConfigError, match="are not apart"):
+            quadpipe.copy(one, other)
+    quadpipe.copy(URL, f"{URL}@other")
 
 
 def test_shards_are_not_made_on_the_hub(source, hub, tmp_path):

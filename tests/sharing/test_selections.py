@@ -16,7 +16,8 @@ from quadpipe.errors import ConfigError, JobError, SourceError
 from quadpipe.loader import Loader
 from quadpipe.shards.reader import Sample
 from quadpipe.shards.verify import verify
-from quadpipe.sharing.config import CopyConfig
+from quadpipe.sharing import CopyPreview, CopyProgress
+from quadpipe.sharing.config import TEXTS, CopyConfig
 from quadpipe.sharing.selection import select
 
 
@@ -72,7 +73,7 @@ def test_images_of_some_classes_are_copied_with_new_numbers(noise, tmp_path):
     assert [shard.samples for shard in made.shards("val")] == [2]
 
 
-def test_the_order_of_given_classes_is_that_of_their_indices(noise, tmp_path):
+def test_the_order_of_given_classes_is_that_of_their_indices(noise, tmp_path, monkeypatch):
     (tmp_path / "names.txt").write_text("right\nleft\n")
     for number, given in enumerate(("right,left", str(tmp_path / "names.txt"))):
         made = copy(noise, out=tmp_path / f"out{number}", classes=given)
@@ -82,6 +83,11 @@ def test_the_order_of_given_classes_is_that_of_their_indices(noise, tmp_path):
     assert Dataset(tmp_path / "out1").manifest.fingerprint == made.manifest.fingerprint
     with pytest.raises(ConfigError, match=r"has no class 'wrong'; its 2 classes are left, right"):
         copy(noise, out=tmp_path / "x", classes="left,wrong")
+    monkeypatch.chdir(tmp_path)
+    Path("left").write_text("right\n")
+    assert CopyConfig(classes="./left").class_names() == ["right"]
+    with pytest.raises(ConfigError, match=r"'left' is a file here, and a class of .*give ./left"):
+        copy(noise, out=tmp_path / "x", classes="left")
     with pytest.raises(ConfigError, match="is asked for a class twice"):
         copy(noise, out=tmp_path / "x", classes="left,left")
 
@@ -167,6 +173,17 @@ def test_a_split_without_images_of_the_classes_is_said(noise, animals):
     assert selection.notes == ("val has no image of these classes; the copy has no val",)
 
 
+def test_previews_that_not_all_sources_have_are_said_to_be_left_out(noise, animals, tmp_path):
+    class Stop(CopyProgress):
+        def planned(self, preview: CopyPreview) -> None:
+            raise InterruptedError(*preview.notes)
+
+    other = Path(shutil.copytree(animals, tmp_path / "other"))
+    edit_manifest(other, preview=32)
+    with pytest.raises(InterruptedError, match="not all sources have previews of one size; the"):
+        quadpipe.copy([noise, other], tmp_path / "x", in_process=True, progress=Stop())
+
+
 def test_shared_classes_have_one_index(noise, animals, tmp_path):
     part = copy(noise, out=tmp_path / "part", classes="right", samples=3)
     made = copy(part_of(part), animals, out=tmp_path / "a", license="mit")
@@ -224,6 +241,8 @@ def test_labels_are_replaced_without_touching_pixels(noise, tmp_path):
     assert not (tmp_path / "x").exists()
     with pytest.raises(ConfigError, match="--labels is for one source and all of its classes"):
         copy(noise, out=tmp_path / "y", labels=listing, classes="left")
+    with pytest.raises(SourceError):
+        copy(noise, out=tmp_path / "y", labels="")
 
 
 def test_classes_without_an_image_are_none_of_a_copy_and_numbers_are_indices(noise, tmp_path):
@@ -264,6 +283,12 @@ def test_name_license_and_source_change_no_shard(noise, tmp_path):
     assert made.manifest.parents == ()
     assert 'pretty_name: "Two"' in (tmp_path / "out" / "README.md").read_text()
     assert members_of(tmp_path / "out/val-000000.tar") == members_of(noise / "val-000000.tar")
+    made = quadpipe.copy(noise, tmp_path / "other", license="cc0-1.0")
+    assert made.manifest.parents == (Dataset(noise).manifest.as_parent(),)
+    assert "license mit" in (tmp_path / "other" / "README.md").read_text()
+    for name in TEXTS:
+        with pytest.raises(ConfigError, match=f"{name} is empty; give a text, or omit it"):
+            quadpipe.copy(noise, tmp_path / "x", **{name: " "})  # type: ignore[arg-type]
 
 
 def test_a_dataset_without_an_index_is_drawn_from(noise, tmp_path):
