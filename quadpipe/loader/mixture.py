@@ -15,7 +15,7 @@ import numpy as np
 from quadpipe.errors import ConfigError
 from quadpipe.files import CachedFolder, ReadableFolder
 from quadpipe.loader.order import LARGEST_SHARE, SHARDS_AT_ONCE, EpochOrder, Interleave
-from quadpipe.loader.samples import Rows, SampleReader
+from quadpipe.loader.samples import Rows, SampleReader, shared_shards
 from quadpipe.shards.joined import class_indices, joint_manifest
 from quadpipe.shards.reader import Dataset
 
@@ -72,6 +72,7 @@ class Mixture:
         self.interleave = Interleave(self.shares)
         self._labels = self._class_maps(classes)
         self._readers: dict[tuple[int, int], SampleReader] = {}
+        self._opened = shared_shards(len(self.datasets))
         self._at_once: dict[int, list[int]] = {}
         self._lock = Lock()
         for number in range(len(self.datasets)):
@@ -133,7 +134,12 @@ class Mixture:
             if (dataset, view) not in self._readers:
                 opened = self.datasets[dataset]
                 reader = SampleReader(
-                    opened, self.split, view, skip=self._skip, verify=self._verify
+                    opened,
+                    self.split,
+                    view,
+                    skip=self._skip,
+                    verify=self._verify,
+                    opened=self._opened,
                 )
                 sizes = np.sort(reader.shards.bytes)[-(SHARDS_AT_ONCE if self._shuffle else 1) :]
                 self._at_once[dataset] = sizes.tolist()

@@ -1,6 +1,7 @@
 """Several datasets in one loader: shares, order, classes, resuming, and what is refused."""
 
 import json
+import os
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -91,6 +92,15 @@ def samples_of(batches: Iterator[Batch]) -> list[tuple[int, str]]:
 def read(pair: list[Path], epoch: int = 0, consumed: int = 0, **options: Any) -> list[Any]:
     loader = Loader(pair, **{"batch_size": 5} | options)
     return samples_of(loader.epoch(epoch, consumed=consumed))
+
+
+def test_datasets_and_views_share_a_limited_number_of_open_shards(pair, monkeypatch):
+    monkeypatch.setattr("quadpipe.files.local.resource.getrlimit", lambda _: (16, 16))
+    loader = Loader(pair, batch_size=1)
+    before = len(os.listdir("/proc/self/fd"))
+    for epoch in range(2):
+        for _ in loader.epoch(epoch):
+            assert len(os.listdir("/proc/self/fd")) <= before + 4
 
 
 def test_without_weights_every_sample_is_once_in_an_epoch(pair):
