@@ -219,6 +219,33 @@ def test_a_new_iterator_begins_the_next_epoch(pair):
     assert samples_of(iter(loader)) == read(pair, 2, batch_size=6)
 
 
+def test_a_state_is_plain_json_whatever_the_options_were_given_as(pair):
+    five, ten = np.int64(5), np.int64(10)
+    adaptive = Loader(
+        pair, batch_size=five, seed=five, threshold=np.float32(0.5), min_tokens=ten, max_tokens=ten,
+        gain_discount=np.int64(0), weights=np.array([1, 2]), repeat=np.bool_(True),
+        shuffle=np.bool_(True), drop_last=np.bool_(False),
+    )  # fmt: skip
+    drawn = Loader(
+        pair, batch_size=five, tokens=np.array([10, 13]).tolist(), budget_weights=np.ones(2),
+        tokens_per_batch=np.int64(50),
+    )  # fmt: skip
+    for loader in (adaptive, drawn):
+        state = json.loads(json.dumps(loader.state_dict()))
+        loader.load_state_dict(state)
+        assert loader.state_dict() == state
+
+
+@pytest.mark.parametrize(
+    ("weights", "shares"),
+    [([0.7, 0.3], [7, 3]), ([1e18, 2e18], [1, 2]), ([1000, 1 / 3], None), ([1e-17, 1], None)],
+)
+def test_ratios_of_weights_are_exact_unless_they_have_very_many_digits(pair, weights, shares):
+    found = Loader(pair, batch_size=1, weights=weights).mixture.shares
+    assert found == shares or shares is None
+    assert found[0] / found[1] == pytest.approx(weights[0] / weights[1])
+
+
 def test_states_of_other_loaders_are_refused(pair):
     state = Loader(pair, batch_size=6).state_dict()
     for options, message in (
@@ -227,6 +254,7 @@ def test_states_of_other_loaders_are_refused(pair):
         ({"weights": [1, 2]}, r"weights was \[16, 11\], now \[1, 2\]"),
         ({"split": "val", "dataset": pair[0]}, r"fingerprints was .*; split was train, now val"),
         ({"dataset": pair[::-1]}, "fingerprints was "),
+        ({"classes": ["up", "right", "left"]}, r"classes was None, now \['up', 'right', 'left'\]"),
     ):
         loader = Loader(**{"dataset": pair, "batch_size": 6} | options)
         with pytest.raises(ConfigError, match=message):
@@ -261,8 +289,15 @@ def test_one_dataset_has_the_order_that_it_always_had(pair):
         ({"weights": [1.0]}, r"weights \[1\.0\] are not 2 numbers, one for each dataset"),
         ({"weights": [1, 0]}, r"weights \[1, 0\]: each must be above 0; omit a dataset"),
         ({"weights": [1, float("nan")]}, "each must be above 0"),
-        ({"weights": "ab"}, "weights 'ab' are not numbers"),
-        ({"weights": [1e-300, 1]}, "too many digits; round them"),
+        ({"weights": "ab"}, "weights 'ab' are not numbers, one for each dataset"),
+        ({"weights": "12"}, "weights '12' are not numbers, one for each dataset"),
+        ({"weights": 0.5}, "weights 0.5 are not numbers, one for each dataset"),
+        ({"weights": [1e-300, 1]}, "differ too much; omit the dataset with the smallest"),
+        (
+            {"weights": [1e12, 1], "repeat": True},
+            r"[/]o is used up after 11,000,000,000,011 samples, too many for an epoch; give it a",
+        ),
+        ({"classes": ["up", "left", "up", "right"]}, "classes names 'up' twice; give each class"),
         ({"repeat": True}, "repeat is for weights"),
         ({"tokens": 22}, r"shards holds 16 tokens, not 22; use at most 16"),
         ({"tokens": 15}, "use 13 or 16"),
@@ -285,8 +320,11 @@ def test_datasets_that_cannot_be_read_together_are_refused(pair, make, tmp_path)
         Loader([pair[0], twice], batch_size=4)
     with pytest.raises(ConfigError, match="of other sizes, .*: max_patch_size 16 and 8; tokenize"):
         Loader([pair[0], make(max_patch_size=8, tokens=16)], batch_size=4)
+    bare = make(use_labels=False)
     with pytest.raises(ConfigError, match="o has no labels; give it some with --labels"):
-        Loader([pair[0], make(use_labels=False)], batch_size=4)
+        Loader([pair[0], bare], batch_size=4)
+    with pytest.raises(ConfigError, match="o has no labels; omit classes"):
+        Loader(bare, batch_size=4, classes=["up"])
 
 
 def test_shards_that_must_fit_a_cache_together_are_those_of_all_datasets(pair, make):
