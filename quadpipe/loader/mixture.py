@@ -8,7 +8,7 @@ from fractions import Fraction
 from functools import lru_cache, partial
 from math import gcd, isfinite, lcm
 from threading import Lock
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -248,7 +248,7 @@ def _alike(
         left = left[~chosen]
 
 
-def _positive(weights: Sequence[float]) -> list[float]:
+def _positive(weights: Any) -> list[float]:
     """The weights as numbers above 0; ConfigError if they are something else."""
     try:
         if isinstance(weights, str):  # of which each digit would be a number
@@ -271,7 +271,7 @@ def _whole_numbers(weights: Sequence[float]) -> list[int]:
     exact = [Fraction(str(weight)) for weight in weights]
     shares = _scaled(exact, Fraction(lcm(*(weight.denominator for weight in exact))))
     if sum(shares) > LARGEST_SHARE:
-        shares = _scaled(exact, LARGEST_SHARE // 2 / sum(exact))
+        shares = _scaled(exact, LARGEST_SHARE // 2 / sum(exact, Fraction()))
     if not all(shares):
         raise ConfigError(f"weights {weights} differ too much; omit the dataset with the smallest")
     return shares
