@@ -84,7 +84,8 @@ class _TerminalProgress(TrainProgress):
         )
 
     def finished(self, trainer: Trainer) -> None:
-        click.echo(f"done; quadpipe eval {trainer.run} {trainer.folders[0]}")
+        commands = [f"quadpipe eval {trainer.run} {folder}" for folder in trainer.folders]
+        click.echo(f"done; {'; '.join(commands)}")
 
 
 def _means(report: StepReport) -> str:

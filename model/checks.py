@@ -1,7 +1,9 @@
 """Checks before training: the warm-up, the dataset, and the options of a resumed run."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
+from itertools import permutations
+from typing import Any
 
 from quadpipe.errors import ConfigError
 from quadpipe.model.config import TrainConfig
@@ -46,6 +48,12 @@ def check_same_run(
     stored: RunManifest, given: RunManifest, manifest: Manifest, run: str, dataset: str, warn: Warn
 ) -> None:
     """Raise ConfigError if options or shards that decide the result are not those of the run."""
+    before, now = ([d["fingerprint"][:12] for d in r.datasets] for r in (stored, given))
+    if before != now:
+        raise ConfigError(
+            f"{run} was started on other datasets: they were {before or 'one'}, now "
+            f"{now or 'one'}; resume with the same ones in their order"
+        )
     check_fits(stored.model, manifest, stored.classes, dataset)
     if manifest.classes != stored.classes:
         raise ConfigError(
@@ -53,9 +61,6 @@ def check_same_run(
             f"{len(stored.classes)}; resume with the same dataset"
         )
     differences: list[str] = []
-    before, now = ([d["fingerprint"][:12] for d in r.datasets] for r in (stored, given))
-    if before != now:
-        differences.append(f"datasets were {before or 'one'}, now {now or 'one'}")
     changes: list[str] = []
     found = stored.differences(given, "train", *DATASET_PARTS, "shard_lists")
     for name, text in found.items():
@@ -77,14 +82,28 @@ def check_same_run(
 
 
 def warn_of_differences(datasets: Sequence[Dataset], warn: Warn) -> None:
-    """Say how datasets that train together were made differently, and which have no split val."""
+    """Say how datasets that train together were made differently, which are copies from others of
+    them, and which have no split val."""
     first = datasets[0]
     for other in datasets[1:]:
         if differing := told_apart(how_made(first.manifest), how_made(other.manifest)):
             warn(f"{first.folder} and {other.folder} were made differently: {differing}")
+    for copied, source in permutations(datasets, 2):
+        if source.manifest.fingerprint in _ancestors(copied.manifest.parents):
+            warn(
+                f"{copied.folder} was copied from {source.folder}, so samples that both have come "
+                f"more than once in an epoch"
+            )
     bare = [str(d.folder) for d in datasets if not has_samples(d, "val")]
     if 0 < len(bare) < len(datasets):
         warn(f"no split val in {' and '.join(bare)}: accuracies are of the others")
+
+
+def _ancestors(parents: Iterable[dict[str, Any]]) -> Iterator[str]:
+    """Fingerprints of a manifest's parents, and of theirs."""
+    for parent in parents:
+        yield parent["fingerprint"]
+        yield from _ancestors(parent.get("parents", ()))
 
 
 def has_samples(dataset: Dataset, split: str) -> bool:

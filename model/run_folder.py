@@ -101,9 +101,14 @@ class RunFolder:
         limits.check_mean(mean)
         table = self.gains()
         if table is None:
+            reason = "its shards had no gains; rerun their quadpipe tokenize command, then train"
+            if self.config().datasets:
+                reason = (
+                    "a dataset of its training had no gains, or they were scored differently; give "
+                    "--tokens, or tokenize them again with the same scorer and train"
+                )
             raise ConfigError(
-                f"{self.folder} has no {GAINS}, which a mean number of tokens needs: its shards "
-                f"had no gains; rerun their quadpipe tokenize command, then train again"
+                f"{self.folder} has no {GAINS}, which a mean number of tokens needs: {reason} again"
             )
         return limits.threshold(table, mean)
 

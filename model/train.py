@@ -37,13 +37,13 @@ from quadpipe.model.step import NonFiniteLossError, StepResult, TrainStep
 from quadpipe.model.timing import STEPS_BEFORE_TRACE, traced
 from quadpipe.model.training_state import TrainingState, load_optimizer, optimizer_tensors
 from quadpipe.shards.gains import read_gains
-from quadpipe.shards.joined import joint_manifest, why_not_comparable
+from quadpipe.shards.joined import Location, joint_manifest, open_datasets, why_not_comparable
 from quadpipe.shards.reader import Dataset
 from quadpipe.weights import listing, state_dict_problems
 
 
 def train(
-    dataset: str | PathLike[str] | Sequence[str | PathLike[str]],
+    dataset: Location | Sequence[Location],
     out: str | PathLike[str],
     *,
     resume: bool = False,
@@ -81,24 +81,6 @@ def train(
         )
         trainer.fit()
         return trainer.run
-
-
-def open_datasets(
-    locations: str | PathLike[str] | Sequence[str | PathLike[str]],
-    cache: Cache | None,
-    expect: str | None,
-) -> list[Dataset]:
-    """The datasets; ConfigError unless there is a fingerprint for each, if any is expected."""
-    places = [locations] if isinstance(locations, str | PathLike) else list(locations)
-    expected = [None] * len(places) if expect is None else expect.split(",")
-    if len(expected) != len(places):
-        raise ConfigError(
-            f"expect names {len(expected)} fingerprints for {len(places)} datasets; give one for "
-            f"each, in their order, separated by commas"
-        )
-    return [
-        Dataset(place, cache=cache, expect=one) for place, one in zip(places, expected, strict=True)
-    ]
 
 
 class Trainer:

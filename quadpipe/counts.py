@@ -11,6 +11,7 @@ Letters: B images; K stored splits.
 
 import logging
 from dataclasses import dataclass
+from operator import index
 from typing import Any
 
 import numpy as np
@@ -47,9 +48,9 @@ class CountLimits:
         """By default from the roots to the `stored` budget; ConfigError on other limits."""
         limits = cls(
             geometry=geometry,
-            least=geometry.roots if least is None else least,
-            most=stored if most is None else most,
-            discount=discount,
+            least=geometry.roots if least is None else index(least),
+            most=stored if most is None else index(most),
+            discount=index(discount),
         )
         for tokens in (limits.least, limits.most):
             geometry.num_splits(tokens)

@@ -11,7 +11,7 @@ from quadpipe.files.folder import (
     ReadableFolder,
 )
 from quadpipe.files.hub import HubFolder
-from quadpipe.files.local import LocalFolder
+from quadpipe.files.local import LocalFolder, most_open
 from quadpipe.files.opening import open_folder
 from quadpipe.files.remote import RemoteFolder
 
@@ -27,5 +27,6 @@ __all__ = [
     "Ranges",
     "ReadableFolder",
     "RemoteFolder",
+    "most_open",
     "open_folder",
 ]

@@ -5,6 +5,7 @@ import fcntl
 import hashlib
 import mmap
 import os
+import resource
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -15,7 +16,7 @@ from uuid import uuid4
 import numpy as np
 
 from quadpipe import faults
-from quadpipe.errors import ConfigError, MissingError, OutputError, ShardError
+from quadpipe.errors import ConfigError, MissingError, OutputError, ShardError, UnreadableError
 from quadpipe.files.folder import (
     STAGING,
     Contents,
@@ -25,6 +26,9 @@ from quadpipe.files.folder import (
     checked_name,
 )
 from quadpipe.files.lock import check_held, held, in_use, read_holder
+
+# What the process or the machine has run out of: the files may be intact.
+_EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
 
 class LocalFolder(Folder):
@@ -51,7 +55,7 @@ class LocalFolder(Folder):
         try:
             return path.stat().st_size if path.is_file() else None
         except OSError as error:
-            raise ShardError(f"cannot read {path}: {_reason(error)}") from error
+            raise _unreadable(path, error) from error
 
     def open(self, name: str) -> BufferedReader:
         path = self.path(name)
@@ -60,27 +64,28 @@ class LocalFolder(Folder):
                 raise MissingError(f"cannot read {path}: no such file")
             return path.open("rb")
         except OSError as error:
-            raise ShardError(f"cannot read {path}: {_reason(error)}") from error
+            raise _unreadable(path, error) from error
 
     def read(self, name: str) -> bytes:
         with self.open(name) as file:
             try:
                 return file.read()
             except OSError as error:
-                raise ShardError(f"cannot read {self.path(name)}: {_reason(error)}") from error
+                raise _unreadable(self.path(name), error) from error
 
     def contents(self, name: str) -> Contents:
         return _FileContents(self.path(name), self.open(name))
 
     def open_ranges(self, name: str) -> RangeReader:
-        """Maps the file. Reading past the end of a mapped file that was truncated kills the process
-        (SIGBUS), so its size is checked before each read."""
+        """Maps the file, which stays open as long. Reading past the end of a mapped file that was
+        truncated kills the process (SIGBUS), so its size is checked before each read."""
         with self.open(name) as file:
             try:
                 mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-            except (OSError, ValueError) as error:  # ValueError if it is empty
-                reason = _reason(error) if isinstance(error, OSError) else error
-                raise ShardError(f"cannot read {self.path(name)}: {reason}") from error
+            except OSError as error:
+                raise _unreadable(self.path(name), error) from error
+            except ValueError as error:  # it is empty
+                raise ShardError(f"cannot read {self.path(name)}: {error}") from error
         whole = np.frombuffer(mapped, np.uint8)
 
         def read(starts: np.ndarray, stops: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -97,7 +102,7 @@ class LocalFolder(Folder):
             try:
                 return hashlib.file_digest(file, "sha256").hexdigest()
             except OSError as error:
-                raise ShardError(f"cannot read {self.path(name)}: {_reason(error)}") from error
+                raise _unreadable(self.path(name), error) from error
 
     def names(self) -> list[str]:
         if self.root.is_file():
@@ -223,7 +228,7 @@ class _FileContents:
         try:
             return memoryview(os.pread(self._file.fileno(), max(stop - start, 0), start))
         except OSError as error:
-            raise ShardError(f"cannot read {self._path}: {_reason(error)}") from error
+            raise _unreadable(self._path, error) from error
 
 
 def make_folder(path: Path) -> None:
@@ -243,6 +248,16 @@ def sync_folder(path: Path) -> None:
         os.close(descriptor)
 
 
+def most_open(wanted: int) -> int:
+    """How many of `wanted` files to keep open: at most a quarter of what the process may open."""
+    return max(min(wanted, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4), 1)
+
+
+def _unreadable(path: Path, error: OSError) -> ShardError:
+    kind = UnreadableError if error.errno in _EXHAUSTED else ShardError
+    return kind(f"cannot read {path}: {_reason(error)}")
+
+
 def _unwritable(path: Path, error: OSError) -> OutputError:
     return OutputError(f"cannot write {path}: {_reason(error)}")
 
@@ -253,5 +268,8 @@ def _reason(error: OSError) -> str:
         errno.EDQUOT: "; free some space and rerun the same command",
         errno.EROFS: "; choose a folder that can be written",
         errno.EACCES: "; choose a path that you have access to",
+        errno.EMFILE: "; raise the limit (ulimit -n), or use fewer workers",
+        errno.ENFILE: "; close other programs, or raise the limit of the machine",
+        errno.ENOMEM: "; free some memory, or use fewer workers",
     }
     return f"{error.strerror or error}{advice.get(error.errno or 0, '')}"

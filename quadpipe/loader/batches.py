@@ -12,7 +12,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice
 from operator import index
-from os import PathLike
 from typing import Any
 from weakref import finalize
 
@@ -25,17 +24,16 @@ from quadpipe.errors import ConfigError, ShardError
 from quadpipe.loader.mixture import Located, MixedOrder, Mixture
 from quadpipe.loader.samples import Rows, check_verify
 from quadpipe.loader.schedule import Schedule, Tokens, parse_tokens
-from quadpipe.shards.joined import why_not_comparable
+from quadpipe.shards.joined import Location, open_datasets, why_not_comparable
 from quadpipe.shards.members import checked_members
 from quadpipe.shards.reader import Dataset
 from quadpipe.shards.skipped import Skipped, check_on_error
 
 _BATCHES_AHEAD = 2  # for each thread that reads ahead
+_MOST_BATCHES = 2**26  # of an epoch with `repeat`; all are in memory
 _MOST_KEPT = 64  # batches whose memory is reused
 
 _log = logging.getLogger(__name__)
-
-Location = Dataset | str | PathLike[str]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,8 +156,12 @@ class Loader:
     ) -> None:
         check_on_error(on_error)
         check_verify(verify)
+        batch_size, seed = index(batch_size), index(seed)
+        shuffle, drop_last, repeat = bool(shuffle), bool(drop_last), bool(repeat)
+        if tokens_per_batch is not None:
+            tokens_per_batch = index(tokens_per_batch)
         self.mixture = Mixture(
-            _opened(dataset),
+            open_datasets(dataset),
             split,
             weights=weights,
             repeat=repeat,
@@ -172,7 +174,7 @@ class Loader:
         for each in self.datasets:
             self.members = checked_members(each.manifest, members)
         self.name = split
-        self.threshold = threshold
+        self.threshold = None if threshold is None else float(threshold)
         self._set_budgets(tokens, mean_tokens, min_tokens, max_tokens, gain_discount)
         if batch_size < 1 or workers < 0 or not 0 <= rank < world_size:
             raise ConfigError(
@@ -201,16 +203,22 @@ class Loader:
             "split": split,
             "weights": self.mixture.shares,
             "repeat": repeat,
+            "classes": None if classes is None else list(classes),
             "batch_size": batch_size,
             "budgets": list(self.budgets),
             "budget_weights": None if budget_weights is None else list(map(float, budget_weights)),
             "limits": self.limits and self.limits.options(),
-            "threshold": threshold,
+            "threshold": self.threshold,
             "tokens_per_batch": tokens_per_batch,
             "shuffle": shuffle,
             "drop_last": drop_last,
             "seed": seed,
         }
+        if repeat and self.schedule.most_batches > _MOST_BATCHES:
+            raise ConfigError(
+                f"with weights {weights}, {self.mixture.ending} is used up after "
+                f"{self.samples:,} samples, too many for an epoch; give it a larger weight"
+            )
         if not self.steps(0):
             raise ConfigError(
                 f"{split} of {self.where} has {self.samples} samples, too few for a batch "
@@ -419,14 +427,6 @@ class Loader:
 
     def _pinned(self, tensor: Tensor) -> Tensor:
         return tensor.pin_memory() if self.pin_memory else tensor
-
-
-def _opened(given: Location | Sequence[Location]) -> list[Dataset]:
-    """The given datasets, opened; ConfigError if there are none."""
-    several = [given] if isinstance(given, Dataset | str | PathLike) else list(given)
-    if not several:
-        raise ConfigError("no dataset is given; give one or more")
-    return [one if isinstance(one, Dataset) else Dataset(one) for one in several]
 
 
 class _Memory:

@@ -8,14 +8,14 @@ from fractions import Fraction
 from functools import lru_cache, partial
 from math import gcd, isfinite, lcm
 from threading import Lock
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from quadpipe.errors import ConfigError
 from quadpipe.files import CachedFolder, ReadableFolder
 from quadpipe.loader.order import LARGEST_SHARE, SHARDS_AT_ONCE, EpochOrder, Interleave
-from quadpipe.loader.samples import Rows, SampleReader
+from quadpipe.loader.samples import Rows, SampleReader, shared_shards
 from quadpipe.shards.joined import class_indices, joint_manifest
 from quadpipe.shards.reader import Dataset
 
@@ -42,7 +42,7 @@ class Mixture:
     datasets joined by name. See `Loader` for the others. Threads may share it.
 
     manifest: see `joint_manifest`. sizes: samples of each dataset, of one view. samples: of an
-    epoch.
+    epoch. ending: the dataset with which it ends.
     """
 
     def __init__(
@@ -66,12 +66,15 @@ class Mixture:
         self.shares = self._shares(weights, repeat=repeat)
         whole = sum(self.shares)
         sized = list(zip(self.sizes, self.shares, strict=True))
-        self.samples = min(size * whole // share for size, share in sized)
-        if repeat:
-            self.samples = max(-(-size * whole // share) for size, share in sized)
+        ends = [
+            -(-size * whole // share) if repeat else size * whole // share for size, share in sized
+        ]
+        self.samples = max(ends) if repeat else min(ends)
+        self.ending = self.datasets[ends.index(self.samples)].folder
         self.interleave = Interleave(self.shares)
         self._labels = self._class_maps(classes)
         self._readers: dict[tuple[int, int], SampleReader] = {}
+        self._opened = shared_shards(len(self.datasets))
         self._at_once: dict[int, list[int]] = {}
         self._lock = Lock()
         for number in range(len(self.datasets)):
@@ -89,13 +92,14 @@ class Mixture:
             return [self._nonempty(number) for number in range(len(self.datasets))]
         if len(self.datasets) == 1:
             raise ConfigError("weights are for several datasets; omit them, or give more datasets")
-        if len(weights) != len(self.datasets):
+        numbers = _positive(weights)
+        if len(numbers) != len(self.datasets):
             raise ConfigError(
                 f"weights {weights} are not {len(self.datasets)} numbers, one for each dataset"
             )
         for number in range(len(self.datasets)):
             self._nonempty(number)
-        return _whole_numbers(weights)
+        return _whole_numbers(numbers)
 
     def _nonempty(self, number: int) -> int:
         """The size of a dataset; ConfigError if it is 0."""
@@ -108,6 +112,11 @@ class Mixture:
     def _class_maps(self, wanted: Sequence[str] | None) -> list[np.ndarray | None]:
         """For each dataset the indices of its classes, None where they are its own."""
         names = self.manifest.classes if wanted is None else list(wanted)
+        if wanted is not None and self.manifest.classes is None:
+            raise ConfigError(f"{self.datasets[0].folder} has no labels; omit classes")
+        if names and len(set(names)) < len(names):
+            twice = next(name for name in names if names.count(name) > 1)
+            raise ConfigError(f"classes names {twice!r} twice; give each class once")
         maps: list[np.ndarray | None] = []
         for dataset in self.datasets:
             given = dataset.manifest.classes
@@ -133,7 +142,12 @@ class Mixture:
             if (dataset, view) not in self._readers:
                 opened = self.datasets[dataset]
                 reader = SampleReader(
-                    opened, self.split, view, skip=self._skip, verify=self._verify
+                    opened,
+                    self.split,
+                    view,
+                    skip=self._skip,
+                    verify=self._verify,
+                    opened=self._opened,
                 )
                 sizes = np.sort(reader.shards.bytes)[-(SHARDS_AT_ONCE if self._shuffle else 1) :]
                 self._at_once[dataset] = sizes.tolist()
@@ -234,20 +248,35 @@ def _alike(
         left = left[~chosen]
 
 
-def _whole_numbers(weights: Sequence[float]) -> list[int]:
-    """The smallest whole numbers with the ratios of the weights; of 0.7 and 0.3, 7 and 3."""
+def _positive(weights: Any) -> list[float]:
+    """The weights as numbers above 0; ConfigError if they are something else."""
     try:
+        if isinstance(weights, str):  # of which each digit would be a number
+            raise TypeError
         numbers = [float(weight) for weight in weights]
     except (TypeError, ValueError):
-        raise ConfigError(f"weights {weights!r} are not numbers") from None
+        raise ConfigError(f"weights {weights!r} are not numbers, one for each dataset") from None
     if not all(isfinite(number) and number > 0 for number in numbers):
         raise ConfigError(
             f"weights {weights}: each must be above 0; omit a dataset that is not wanted"
         )
-    exact = [Fraction(str(number)) for number in numbers]
-    unit = lcm(*(weight.denominator for weight in exact))
-    shares = [int(weight * unit) for weight in exact]
-    shares = [share // gcd(*shares) for share in shares]
+    return numbers
+
+
+def _whole_numbers(weights: Sequence[float]) -> list[int]:
+    """The smallest whole numbers with the ratios of the weights; of 0.7 and 0.3, 7 and 3.
+
+    Where these are too large, as of 1000 and 1/3, the ratios are rounded.
+    """
+    exact = [Fraction(str(weight)) for weight in weights]
+    shares = _scaled(exact, Fraction(lcm(*(weight.denominator for weight in exact))))
     if sum(shares) > LARGEST_SHARE:
-        raise ConfigError(f"weights {weights} have too many digits; round them")
+        shares = _scaled(exact, LARGEST_SHARE // 2 / sum(exact, Fraction()))
+    if not all(shares):
+        raise ConfigError(f"weights {weights} differ too much; omit the dataset with the smallest")
     return shares
+
+
+def _scaled(weights: Sequence[Fraction], unit: Fraction) -> list[int]:
+    shares = [round(weight * unit) for weight in weights]
+    return [share // gcd(*shares) for share in shares]

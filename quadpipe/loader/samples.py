@@ -6,14 +6,15 @@ a remote sample is verified at each read, that of a local sample at the first re
 Letters: b samples of the batch; N tokens; T = P * P * 3 bytes of a token.
 """
 
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import numpy as np
 
 from quadpipe.errors import ConfigError, ShardError, UnreadableError
-from quadpipe.files import CachedFolder, RangeReader, RemoteFolder
+from quadpipe.files import CachedFolder, RangeReader, RemoteFolder, most_open
 from quadpipe.quadtree import grow, leaf_indices
 from quadpipe.shards.format import npy_header
 from quadpipe.shards.index import ROW, checksum, mismatch, scan
@@ -25,7 +26,8 @@ KEY_BYTES = 20
 """Longer keys, which quadpipe does not write, are read by the slow path."""
 
 OPEN_SHARDS = 128
-"""The largest number of shards that are open at once; local ones are mapped."""
+"""Shards of each dataset that are kept open, if the process may open as many files (`most_open`);
+local ones are mapped."""
 
 VERIFY = ("first", "always", "never")
 """When checksums of samples are verified. first: of local samples at the first read by this
@@ -90,6 +92,7 @@ class SampleReader:
     """Random access to the samples of one view of a split. Threads may share it.
 
     skip: whether damaged samples leave their rows blank instead of raising. verify: see `VERIFY`.
+    opened: keeps shards open; readers that are used together share one, see `shared_shards`.
     """
 
     def __init__(
@@ -100,6 +103,7 @@ class SampleReader:
         *,
         skip: bool = False,
         verify: str = "first",
+        opened: "SharedShards | None" = None,
     ) -> None:
         self._dataset, self._split = dataset, split
         self._skip = skip
@@ -111,7 +115,7 @@ class SampleReader:
         self._trusted: np.ndarray | None = None
         if verify == "first" and not isinstance(dataset.folder, RemoteFolder):
             self._trusted = np.zeros(self._first[-1], np.bool_)
-        self._opened = lru_cache(maxsize=OPEN_SHARDS)(self._open)
+        self._opened = partial(opened or shared_shards(1), self)
         self._blank_boxes = lru_cache(maxsize=256)(self._make_blank_boxes)
 
         manifest, geometry = dataset.manifest, dataset.manifest.geometry
@@ -307,17 +311,11 @@ class SampleReader:
             with suppress(ShardError):
                 self._dataset.folder.fetch(names)
 
-    def _open(self, shard: int) -> _Shard:
+    def open(self, shard: int) -> _Shard:
         """Open a shard; raises ShardError when it is damaged, unless damage is skipped."""
         info, folder = self.shards[shard], self._dataset.folder
         try:
-            size = folder.size(info.name)
-            if size != info.bytes:
-                raise ShardError(
-                    self._dataset.missing
-                    if size is None
-                    else f"{size} bytes, expected {info.bytes}"
-                )
+            self._dataset.check_size(info)
             read = folder.open_ranges(info.name)
             if self._index is not None:
                 first = int(self.shards.firsts[shard])
@@ -332,6 +330,14 @@ class SampleReader:
             raise ShardError(damage)
         ends = np.concatenate([[0], rows["offset"] + rows["size"]])
         return _Shard(offsets=ends, checksums=rows["checksum"].copy(), read=read, damage=damage)
+
+
+SharedShards = Callable[[SampleReader, int], _Shard]
+
+
+def shared_shards(datasets: int) -> SharedShards:
+    """Opens shards for the readers of a number of datasets, and keeps those used last open."""
+    return lru_cache(maxsize=most_open(OPEN_SHARDS * datasets))(SampleReader.open)
 
 
 def _read_nothing(starts: np.ndarray, stops: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

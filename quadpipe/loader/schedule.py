@@ -83,6 +83,8 @@ class Schedule:
     A batch draws one of the budgets, evenly, or by `weights`, one for each budget. It has
     `batch_size` samples; with `tokens_per_batch` that many tokens divided by its budget, rounded
     down, at least 1 and at most `batch_size`. The last batch has what is left.
+
+    most_batches: an epoch has no more.
     """
 
     def __init__(
@@ -107,6 +109,7 @@ class Schedule:
         self._tokens_per_batch, self._drop_last, self._seed = tokens_per_batch, drop_last, seed
         sizes = [self._size(budget) for budget in self.budgets]
         self._sizes, self._budgets = np.array(sizes, np.int64), np.array(budgets, np.int64)
+        self.most_batches = -(-samples // min(sizes))
         self.epoch = lru_cache(maxsize=4)(self._epoch)
 
     def _size(self, budget: int) -> int:
@@ -116,10 +119,9 @@ class Schedule:
 
     def _epoch(self, epoch: int) -> Batches:
         """The batches of an epoch."""
-        most = -(-self.samples // int(self._sizes.min()))
-        drawn = np.zeros(most, np.int64)
+        drawn = np.zeros(self.most_batches, np.int64)
         if len(self.budgets) > 1:
-            bits = random_bits(most, "loader/budget", self._seed, epoch)
+            bits = random_bits(self.most_batches, "loader/budget", self._seed, epoch)
             drawn = np.searchsorted(self._bounds, unit_interval(bits), side="right")
         ends = np.minimum(np.cumsum(self._sizes[drawn]), self.samples)
         count = int(np.searchsorted(ends, self.samples)) + 1

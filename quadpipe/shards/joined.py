@@ -3,11 +3,13 @@
 import hashlib
 from collections.abc import Sequence
 from dataclasses import asdict, replace
+from os import PathLike
 from typing import Any
 
 import numpy as np
 
 from quadpipe.errors import ConfigError
+from quadpipe.files import Cache, Folder, RemoteFolder, open_folder
 from quadpipe.names import SPLITS
 from quadpipe.shards.format import shard_list_name
 from quadpipe.shards.manifest import Manifest, SplitInfo
@@ -27,8 +29,43 @@ _WITHOUT_GAINS = (
     "scorer.label_aware",
     "scorer.device",
     "scorer.torch",
+    "imaging_library",
 )
 _MOST_TOLD = 8
+
+
+Location = Dataset | str | PathLike[str]
+
+
+def open_datasets(
+    given: Location | Sequence[Location], cache: Cache | None = None, expect: str | None = None
+) -> list[Dataset]:
+    """One or several datasets; those that are open already stay as they are.
+
+    cache: for those at URLs, see `Dataset`. expect: fingerprints separated by commas, one for each.
+    ConfigError without a dataset, on a cache for none of them, and on another number of
+    fingerprints.
+    """
+    places = [given] if isinstance(given, Dataset | str | PathLike) else list(given)
+    if not places:
+        raise ConfigError("no dataset is given; give one or more")
+    expected = [None] * len(places) if expect is None else expect.split(",")
+    if len(expected) != len(places):
+        raise ConfigError(
+            f"expect names {len(expected)} fingerprints for {len(places)} datasets; give one for "
+            f"each, in their order, separated by commas"
+        )
+    found = [place if isinstance(place, Dataset) else open_folder(place) for place in places]
+    if cache and not any(isinstance(one, RemoteFolder) for one in found):
+        raise ConfigError("a cache is for datasets at URLs, and none is given; omit --cache")
+    return [_opened(one, cache, prefix) for one, prefix in zip(found, expected, strict=True)]
+
+
+def _opened(found: Dataset | Folder, cache: Cache | None, expect: str | None) -> Dataset:
+    if isinstance(found, Dataset):
+        found.manifest.check_expected(expect, str(found.folder))
+        return found
+    return Dataset(found, cache=cache if isinstance(found, RemoteFolder) else None, expect=expect)
 
 
 def how_made(manifest: Manifest) -> dict[str, Any]:
@@ -39,6 +76,7 @@ def how_made(manifest: Manifest) -> dict[str, Any]:
         | {f"scorer.{name}": value for name, value in manifest.scorer.items()}
         | {f"codec.{name}": value for name, value in manifest.codec.items()}
         | {"tokenizer_version": manifest.tokenizer_version}
+        | {"imaging_library": " ".join(filter(None, manifest.imaging_library.values()))}
     )
 
 
@@ -49,7 +87,7 @@ def told_apart(one: dict[str, Any], other: dict[str, Any]) -> str:
         for name in sorted(one.keys() | other.keys())
         if one.get(name) != other.get(name)
     ]
-    return "; ".join(differing[:_MOST_TOLD])
+    return "; ".join(differing[:_MOST_TOLD] + [".."] * (len(differing) > _MOST_TOLD))
 
 
 def why_not_comparable(datasets: Sequence[Dataset]) -> str:

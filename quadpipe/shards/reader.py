@@ -19,6 +19,7 @@ from quadpipe.files import (
     Ranges,
     ReadableFolder,
     RemoteFolder,
+    most_open,
     open_folder,
 )
 from quadpipe.mosaic import Mosaic
@@ -240,6 +241,14 @@ class Dataset:
         what = self.missing if isinstance(error, MissingError) else error
         return ShardError(f"{self.folder.where(shard.name)}: {what}")
 
+    def check_size(self, shard: ShardInfo) -> None:
+        """Raise ShardError if a shard is missing or has another size."""
+        size = self.folder.size(shard.name)
+        if size != shard.bytes:
+            raise ShardError(
+                self.missing if size is None else f"{size} bytes, expected {shard.bytes}"
+            )
+
     def rows(self, shard: ShardInfo, contents: Contents) -> tuple[np.ndarray, str]:
         """The index's rows of a shard; without an index, rows from the headers in its contents.
 
@@ -294,6 +303,7 @@ class SplitSamples:
     """
 
     def __init__(self, dataset: Dataset, split: str, view: int | None = None) -> None:
+        view = None if view is None else index(view)
         self.dataset, self.split, self.view = dataset, split, view
         views = dataset.split(split).views
         if view is not None and not 0 <= view < views:
@@ -345,7 +355,7 @@ class SplitSamples:
 
     @cached_property
     def _opened(self) -> Callable[[int], tuple[np.ndarray, Contents]]:
-        return lru_cache(maxsize=_OPEN_SHARDS)(self._open)
+        return lru_cache(maxsize=most_open(_OPEN_SHARDS))(self._open)
 
     def _open(self, place: int) -> tuple[np.ndarray, Contents]:
         """The rows of a shard in the index, and its contents, of which samples are read.
@@ -353,6 +363,7 @@ class SplitSamples:
         Without an index, its samples are found by their headers; a remote shard is read whole once.
         """
         shard, folder = self._shards[place], self.dataset.folder
+        self.dataset.check_size(shard)
         contents = Ranges(folder.open_ranges(shard.name), shard.bytes)
         found = self.dataset.index(self.split)
         if found is not None:

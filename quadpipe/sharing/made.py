@@ -300,4 +300,5 @@ def check_alike(datasets: Sequence[Dataset], config: CopyConfig) -> None:
 def _compared(manifest: Manifest, config: CopyConfig) -> dict[str, Any]:
     """What two datasets must have in common to be joined."""
     made = how_made(replace(manifest, codec=config.codec_of(manifest)))
+    del made["imaging_library"]  # tokens of any two can be joined
     return made | ({} if config.tokens is None else {"tokens": config.tokens})

@@ -1,11 +1,12 @@
 import errno
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from quadpipe.errors import OutputError, ShardError
-from quadpipe.files import LocalFolder, open_folder
+from quadpipe.errors import OutputError, ShardError, UnreadableError
+from quadpipe.files import LocalFolder, most_open, open_folder
 
 
 def test_files_appear_whole_or_not_at_all(tmp_path):
@@ -46,6 +47,30 @@ def test_missing_files_are_named(tmp_path):
         for read in (folder.read, folder.contents, folder.sha256):
             with pytest.raises(ShardError, match="cannot read .*gone.tar"):
                 read("gone.tar")
+
+
+@pytest.mark.parametrize("code", [errno.EMFILE, errno.ENFILE, errno.ENOMEM])
+def test_a_file_that_the_process_cannot_open_now_is_not_called_damaged(tmp_path, monkeypatch, code):
+    folder = LocalFolder(tmp_path)
+    folder.write("a.tar", b"intact")
+
+    def exhausted(*arguments: object, **options: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    with monkeypatch.context() as patched:
+        patched.setattr("quadpipe.files.local.mmap.mmap", exhausted)
+        with pytest.raises(UnreadableError, match=r"a\.tar: .*; (raise|close|free) "):
+            folder.open_ranges("a.tar")
+    monkeypatch.setattr(Path, "open", exhausted)
+    for read in (folder.read, folder.contents, folder.sha256, folder.open_ranges):
+        with pytest.raises(UnreadableError, match=r"a\.tar: .*; (raise|close|free) "):
+            read("a.tar")
+
+
+def test_a_quarter_of_the_files_that_may_be_open_is_kept_open(monkeypatch):
+    for limit, expected in ((1024, 128), (64, 16), (1, 1)):
+        monkeypatch.setattr("quadpipe.files.local.resource.getrlimit", lambda _: (limit, limit))  # noqa: B023
+        assert most_open(128) == expected
 
 
 def test_a_lock_is_exclusive_is_released_and_needs_a_file_system_with_locks(tmp_path, monkeypatch):

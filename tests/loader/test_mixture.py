@@ -1,6 +1,7 @@
 """Several datasets in one loader: shares, order, classes, resuming, and what is refused."""
 
 import json
+import os
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -11,8 +12,6 @@ import fsspec
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from PIL import Image
 
 import quadpipe
@@ -21,29 +20,6 @@ from quadpipe import Dataset
 from quadpipe.errors import ConfigError
 from quadpipe.files import Cache
 from quadpipe.loader import Batch, Loader
-from quadpipe.loader.order import Interleave
-
-SHARES = st.lists(st.integers(1, 50) | st.integers(1, 10**9), min_size=1, max_size=8)
-
-
-@settings(deadline=None, max_examples=60)
-@given(SHARES, st.integers(1, 2000))
-def test_each_dataset_has_its_share_of_any_number_of_samples(shares, count):
-    datasets, numbers = Interleave(shares).locate(0, count)
-    taken = np.cumsum(datasets[:, None] == np.arange(len(shares)), axis=0)
-    exact = np.arange(1, count + 1)[:, None] * (np.array(shares) / sum(shares))
-    assert (abs(taken - exact) < 1 + 1e-6).all()
-    for dataset in range(len(shares)):
-        assert np.array_equal(numbers[datasets == dataset], np.arange(taken[-1, dataset]))
-
-
-@settings(deadline=None, max_examples=30)
-@given(SHARES, st.integers(0, 300_000), st.integers(0, 70_000))
-def test_any_range_of_turns_is_computed_alone(shares, start, length):
-    whole = Interleave(shares).locate(0, start + length)
-    part = Interleave(shares).locate(start, start + length)
-    for one, other in zip(whole, part, strict=True):
-        assert np.array_equal(one[start:], other)
 
 
 def images(folder: Path, classes: tuple[str, ...], count: int, seed: int) -> Path:
@@ -91,6 +67,15 @@ def samples_of(batches: Iterator[Batch]) -> list[tuple[int, str]]:
 def read(pair: list[Path], epoch: int = 0, consumed: int = 0, **options: Any) -> list[Any]:
     loader = Loader(pair, **{"batch_size": 5} | options)
     return samples_of(loader.epoch(epoch, consumed=consumed))
+
+
+def test_datasets_and_views_share_a_limited_number_of_open_shards(pair, monkeypatch):
+    monkeypatch.setattr("quadpipe.files.local.resource.getrlimit", lambda _: (16, 16))
+    loader = Loader(pair, batch_size=1)
+    before = len(os.listdir("/proc/self/fd"))
+    for epoch in range(2):
+        for _ in loader.epoch(epoch):
+            assert len(os.listdir("/proc/self/fd")) <= before + 4
 
 
 def test_without_weights_every_sample_is_once_in_an_epoch(pair):
@@ -209,6 +194,34 @@ def test_a_new_iterator_begins_the_next_epoch(pair):
     assert samples_of(iter(loader)) == read(pair, 2, batch_size=6)
 
 
+def test_a_state_is_plain_json_whatever_the_options_were_given_as(pair):
+    five, ten = np.int64(5), np.int64(10)
+    adaptive: dict[str, Any] = {
+        "batch_size": five, "seed": five, "threshold": np.float32(0.5), "min_tokens": ten,
+        "max_tokens": ten, "gain_discount": np.int64(0), "weights": np.array([1, 2]),
+        "repeat": np.bool_(True), "shuffle": np.bool_(True), "drop_last": np.bool_(False),
+    }  # fmt: skip
+    drawn: dict[str, Any] = {
+        "batch_size": five, "tokens": [ten, ten + 3], "budget_weights": np.ones(2),
+        "tokens_per_batch": np.int64(50),
+    }  # fmt: skip
+    for options in (adaptive, drawn):
+        loader = Loader(pair, **options)
+        state = json.loads(json.dumps(loader.state_dict()))
+        loader.load_state_dict(state)
+        assert loader.state_dict() == state
+
+
+@pytest.mark.parametrize(
+    ("weights", "shares"),
+    [([0.7, 0.3], [7, 3]), ([1e18, 2e18], [1, 2]), ([1000, 1 / 3], None), ([1e-17, 1], None)],
+)
+def test_ratios_of_weights_are_exact_unless_they_have_very_many_digits(pair, weights, shares):
+    found = Loader(pair, batch_size=1, weights=weights).mixture.shares
+    assert found == shares or shares is None
+    assert found[0] / found[1] == pytest.approx(weights[0] / weights[1])
+
+
 def test_states_of_other_loaders_are_refused(pair):
     state = Loader(pair, batch_size=6).state_dict()
     for options, message in (
@@ -217,6 +230,7 @@ def test_states_of_other_loaders_are_refused(pair):
         ({"weights": [1, 2]}, r"weights was \[16, 11\], now \[1, 2\]"),
         ({"split": "val", "dataset": pair[0]}, r"fingerprints was .*; split was train, now val"),
         ({"dataset": pair[::-1]}, "fingerprints was "),
+        ({"classes": ["up", "right", "left"]}, r"classes was None, now \['up', 'right', 'left'\]"),
     ):
         loader = Loader(**{"dataset": pair, "batch_size": 6} | options)
         with pytest.raises(ConfigError, match=message):
@@ -251,8 +265,15 @@ def test_one_dataset_has_the_order_that_it_always_had(pair):
         ({"weights": [1.0]}, r"weights \[1\.0\] are not 2 numbers, one for each dataset"),
         ({"weights": [1, 0]}, r"weights \[1, 0\]: each must be above 0; omit a dataset"),
         ({"weights": [1, float("nan")]}, "each must be above 0"),
-        ({"weights": "ab"}, "weights 'ab' are not numbers"),
-        ({"weights": [1e-300, 1]}, "too many digits; round them"),
+        ({"weights": "ab"}, "weights 'ab' are not numbers, one for each dataset"),
+        ({"weights": "12"}, "weights '12' are not numbers, one for each dataset"),
+        ({"weights": 0.5}, "weights 0.5 are not numbers, one for each dataset"),
+        ({"weights": [1e-300, 1]}, "differ too much; omit the dataset with the smallest"),
+        (
+            {"weights": [1e12, 1], "repeat": True},
+            r"[/]o is used up after 11,000,000,000,011 samples, too many for an epoch; give it a",
+        ),
+        ({"classes": ["up", "left", "up", "right"]}, "classes names 'up' twice; give each class"),
         ({"repeat": True}, "repeat is for weights"),
         ({"tokens": 22}, r"shards holds 16 tokens, not 22; use at most 16"),
         ({"tokens": 15}, "use 13 or 16"),
@@ -275,8 +296,11 @@ def test_datasets_that_cannot_be_read_together_are_refused(pair, make, tmp_path)
         Loader([pair[0], twice], batch_size=4)
     with pytest.raises(ConfigError, match="of other sizes, .*: max_patch_size 16 and 8; tokenize"):
         Loader([pair[0], make(max_patch_size=8, tokens=16)], batch_size=4)
+    bare = make(use_labels=False)
     with pytest.raises(ConfigError, match="o has no labels; give it some with --labels"):
-        Loader([pair[0], make(use_labels=False)], batch_size=4)
+        Loader([pair[0], bare], batch_size=4)
+    with pytest.raises(ConfigError, match="o has no labels; omit classes"):
+        Loader(bare, batch_size=4, classes=["up"])
 
 
 def test_shards_that_must_fit_a_cache_together_are_those_of_all_datasets(pair, make):

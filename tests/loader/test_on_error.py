@@ -1,5 +1,6 @@
 """Damage of every kind, read with on_error="raise" and "skip"."""
 
+import errno
 import pickle
 import shutil
 from collections.abc import Callable
@@ -13,7 +14,7 @@ import torch
 
 import quadpipe
 from forging import make_dataset, members_of, remove_index, replace_member, reseal, tar_of
-from quadpipe.errors import ConfigError, ShardError
+from quadpipe.errors import ConfigError, ShardError, UnreadableError
 from quadpipe.loader import Batch, Loader, webdataset
 from quadpipe.mosaic import dense_map
 from quadpipe.shards.format import npy_bytes
@@ -267,6 +268,21 @@ def test_skips_are_counted_every_epoch_and_each_shard_is_reported_once(dataset, 
     assert loader.skipped.samples == 15
     assert caplog.text.count(f"{SHARD}: missing: the dataset is incomplete: 4 of 5 shards") == 1
     assert caplog.text.count("train-000000.tar: 0000000001.cls: b'x' is not a class") == 1
+
+
+def test_intact_samples_are_not_skipped_where_files_cannot_be_opened(whole, monkeypatch):
+    def exhausted(*arguments: object, **options: object) -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    loader = Loader(whole, batch_size=5, on_error="skip")
+    opened = quadpipe.Dataset(whole)
+    opened.index("train")
+    monkeypatch.setattr("quadpipe.files.local.mmap.mmap", exhausted)
+    monkeypatch.setattr(Path, "open", exhausted)
+    for read in (loader.epoch(0), opened.samples("train", on_error="skip")):
+        with pytest.raises(UnreadableError, match="Too many open files; raise the limit"):
+            next(read)
+    assert loader.skipped.samples == opened.skipped.samples == 0
 
 
 def test_no_more_than_twenty_messages_are_kept():

@@ -3,9 +3,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from quadpipe.loader.order import EpochOrder
+from quadpipe.loader.order import EpochOrder, Interleave
 
 COUNTS = st.lists(st.integers(0, 40), min_size=1, max_size=80).filter(sum)
+SHARES = st.lists(st.integers(1, 50) | st.integers(1, 10**9), min_size=1, max_size=8)
 
 
 def whole(order: EpochOrder) -> list[tuple[int, int]]:
@@ -74,3 +75,23 @@ def test_a_million_shards_are_ordered_quickly(shards):
     order = EpochOrder([1024] * shards, seed=0, epoch=0)
     found, _ = order.locate(777_000_000, 777_000_256)
     assert len(np.unique(found)) > 40
+
+
+@settings(deadline=None, max_examples=60)
+@given(SHARES, st.integers(1, 2000))
+def test_each_dataset_has_its_share_of_any_number_of_samples(shares, count):
+    datasets, numbers = Interleave(shares).locate(0, count)
+    taken = np.cumsum(datasets[:, None] == np.arange(len(shares)), axis=0)
+    exact = np.arange(1, count + 1)[:, None] * (np.array(shares) / sum(shares))
+    assert (abs(taken - exact) < 1 + 1e-6).all()
+    for dataset in range(len(shares)):
+        assert np.array_equal(numbers[datasets == dataset], np.arange(taken[-1, dataset]))
+
+
+@settings(deadline=None, max_examples=30)
+@given(SHARES, st.integers(0, 300_000), st.integers(0, 70_000))
+def test_any_range_of_turns_is_computed_alone(shares, start, length):
+    whole = Interleave(shares).locate(0, start + length)
+    part = Interleave(shares).locate(start, start + length)
+    for one, other in zip(whole, part, strict=True):
+        assert np.array_equal(one[start:], other)

@@ -2,9 +2,11 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import pytest
 import torch
 from job_runs import tokenize_small
@@ -13,14 +15,16 @@ from runs import SMALL, RecordedProgress, losses, stop_after
 import quadpipe
 from quadpipe.cli import commands
 from quadpipe.errors import ConfigError, ShardError
+from quadpipe.files import Cache, CachedFolder, LocalFolder
 from quadpipe.loader import Loader
 from quadpipe.model import train
+from quadpipe.model.checks import warn_of_differences
 from quadpipe.model.evaluate import evaluate, find_differences
 from quadpipe.model.predict import Predictor
 from quadpipe.model.run_folder import RunFolder
 from quadpipe.model.signals import InterruptedTrainingError
 from quadpipe.model.step import NonFiniteLossError
-from quadpipe.model.train import open_datasets
+from quadpipe.shards.joined import how_made, open_datasets, told_apart
 
 CPU = torch.device("cpu")
 OPTIONS: dict[str, Any] = SMALL | {
@@ -68,8 +72,12 @@ def test_other_datasets_or_weights_are_not_resumed(shards, other, both):
             r"train\.weights was \[0\.7, 0\.3\], now \[0\.5",
         ),
         ([shards, other], {"repeat": False}, r"train\.repeat was True, now False"),
-        ([shards], {"weights": None, "repeat": False}, "has 2 classes that are not the run's 3"),
-        ([other, shards], {}, r"datasets were \['.*'\], now \['.*'\]"),
+        (
+            [shards],
+            {"weights": None, "repeat": False},
+            r"on other datasets: they were \['.*', '.*'\], now one; resume with the same ones",
+        ),
+        ([other, shards], {}, r"they were \['.*', '.*'\], now \['.*', '.*'\]; resume"),
     ):
         with pytest.raises(ConfigError, match=message):
             train(places, both, **OPTIONS | change, resume=True)
@@ -164,6 +172,55 @@ def test_each_dataset_has_its_expected_fingerprint(shards, other):
         open_datasets([shards, other], None, prints[0])
 
 
+def test_a_cache_is_for_the_datasets_at_urls(shards, other, tmp_path):
+    fsspec.filesystem("memory").put(str(other), "/several", recursive=True)
+    cache = Cache(folder=tmp_path, bytes=10**9)
+    opened = open_datasets([shards, "memory://several"], cache)
+    assert [type(dataset.folder) for dataset in opened] == [LocalFolder, CachedFolder]
+    with pytest.raises(ConfigError, match="a cache is for datasets at URLs, and none is given"):
+        open_datasets([shards, other], cache)
+
+
+def test_datasets_may_be_open_and_none_is_refused(shards, other):
+    opened = [quadpipe.Dataset(place) for place in (shards, other)]
+    assert open_datasets(opened) == opened
+    assert open_datasets(opened[0]) == opened[:1]
+    with pytest.raises(ShardError, match="is not the expected dataset"):
+        open_datasets(opened[0], expect="0" * 12)
+    with pytest.raises(ConfigError, match="no dataset is given; give one or more"):
+        train([], "never")
+
+
+def test_a_dataset_copied_from_another_is_told(shards, tmp_path):
+    copies = [tmp_path / name for name in ("copy", "second")]
+    quadpipe.copy(shards, copies[0], tokens=28, in_process=True)
+    quadpipe.copy(copies[0], copies[1], tokens=16, in_process=True)
+    said: list[str] = []
+    warn_of_differences([quadpipe.Dataset(place) for place in (copies[1], shards)], said.append)
+    assert f"{copies[1]} was copied from {shards}, so samples that both have come more" in said[-1]
+    said.clear()
+    warn_of_differences([quadpipe.Dataset(place) for place in (*copies, shards)], said.append)
+    assert sum("was copied from" in line for line in said) == 3
+
+
+def test_another_imaging_library_is_told_and_more_than_eight_differences_are_cut(shards):
+    manifest = quadpipe.Dataset(shards).manifest
+    library = manifest.imaging_library | {"version": "1.2.3"}
+    other = how_made(replace(manifest, imaging_library=library))
+    assert told_apart(how_made(manifest), other).startswith("imaging_library ")
+    assert "1.2.3" in told_apart(how_made(manifest), other)
+    one, two = ({f"{n}": f"{side}{n}" for n in range(9)} for side in "ab")
+    assert told_apart(one, two).endswith("; 7 a7 and b7; ..")
+    assert told_apart(one, two | {"8": "a8"}).endswith("; 7 a7 and b7")
+
+
+def test_a_run_without_gains_says_why(both, tmp_path):
+    run = RunFolder(shutil.copytree(both, tmp_path / "run"))
+    (tmp_path / "run" / "gains.npy").unlink()
+    with pytest.raises(ConfigError, match=r"needs: a dataset of its training .*; give --tokens, "):
+        run.threshold(28, run.config().limits())
+
+
 def test_the_command_takes_several_datasets(shards, other, tmp_path, capsys):
     options = [f"--{k.replace('_', '-')}={v}" for k, v in SMALL.items() if k != "epochs"]
     commands.main(
@@ -177,4 +234,5 @@ def test_the_command_takes_several_datasets(shards, other, tmp_path, capsys):
     assert f"data     30.0% of {other}, which has {size} samples" in output.out
     assert f"({shards} " in output.out
     assert "were made differently: codec.name" in output.err
-    assert f"done; quadpipe eval {tmp_path / 'run'} {shards}" in output.out
+    evals = [f"quadpipe eval {tmp_path / 'run'} {place}" for place in (shards, other)]
+    assert f"done; {'; '.join(evals)}\n" in output.out

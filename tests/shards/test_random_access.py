@@ -82,6 +82,8 @@ def test_a_split_or_view_that_does_not_exist_is_refused(whole):
         opened["test"]
     with pytest.raises(ConfigError, match="has no view 2 of train; it has 2, from 0"):
         opened["train"].of_view(2)
+    with pytest.raises(TypeError):
+        opened["train"].of_view(0.5)  # type: ignore[arg-type]
 
 
 def leaves(batch: list[Sample]) -> tuple[list[str], np.ndarray]:
@@ -139,6 +141,13 @@ def test_a_missing_shard_is_named_with_the_next_step(dataset, indexed):
     samples[0]
     with pytest.raises(ShardError, match=r"train-000001\.tar: missing: .* 8 of 9 .* finish copy"):
         samples[8]
+
+
+def test_a_shard_of_another_size_is_refused(dataset):
+    with (dataset / "train-000001.tar").open("ab") as file:
+        file.write(bytes(512))
+    with pytest.raises(ShardError, match=r"train-000001\.tar: \d+ bytes, expected \d+"):
+        quadpipe.Dataset(dataset)["train"][8]
 
 
 @pytest.fixture
