@@ -94,9 +94,10 @@ class Source(ABC):
         )
         inputs = self._list(options)
         if not any(len(listing) for listing in inputs.splits.values()):
+            skipped = ", ".join(f"{n:,} {why}" for why, n in sorted(inputs.skipped.items()))
             raise SourceError(
-                f"no images found in {self} (skipped: {inputs.skipped or 'nothing'}); give a "
-                f"folder of images or of tars, or a .csv list"
+                f"no images found in {self} (skipped: {skipped or 'nothing'}); give a folder of "
+                f"images or of tars, or a .csv list"
             )
         if classes and inputs.classes is None:
             raise ConfigError(f"--classes is for images with labels, {self} has none; omit it")
