@@ -92,7 +92,11 @@ FIELDS = [
 
 
 @pytest.mark.parametrize(("name", "item"), FIELDS)
-def test_an_option_reaches_the_field_it_is_named_after(name, item: Field[Any], monkeypatch):
+def test_an_option_reaches_the_field_it_is_named_after(
+    name, item: Field[Any], monkeypatch, tmp_path
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.jpg").touch()  # `show` asks whether it exists
     needed, place, kinds = HANDED_ON[name]
     names = [field.name for kind in kinds for field in fields(kind)]
     monkeypatch.setattr(*(place if isinstance(place, tuple) else (place,)), _reach)
