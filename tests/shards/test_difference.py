@@ -36,7 +36,9 @@ def info(*arguments: object) -> tuple[int, str]:
 def test_a_copy_under_another_name_is_equal_and_the_name_is_reported(folder):
     found = between(folder / "shards", folder / "renamed")
     assert found["equal"]
-    assert found["fields"] == {"name": [None, "Noise"], "license": [None, "cc0-1.0"]}
+    fields = found["fields"]
+    assert (fields["name"], fields["license"]) == ([None, "Noise"], [None, "cc0-1.0"])
+    assert fields["parents"][1][0]["fingerprint"] in found["fingerprints"]
     assert (found["classes"], found["splits"]) == (None, {})
     code, text = info(folder / "shards", folder / "renamed")
     assert code == 0

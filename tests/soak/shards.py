@@ -57,6 +57,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--keep", type=Path, help="where datasets of findings go")
     options = parser.parse_args()
+    logging.getLogger("quadpipe").setLevel(logging.CRITICAL)
     keep = options.keep or Path(tempfile.mkdtemp(prefix="quadpipe-findings-"))
     cases, findings = run(options.seed, options.minutes * 60, keep)
     print(f"{cases:,} cases in {options.minutes:g} minutes, {len(findings)} findings")
@@ -65,7 +66,6 @@ def main() -> None:
 
 def run(seed: int, seconds: float, keep: Path, most: int | None = None) -> tuple[int, list[str]]:
     """Try cases until the time is over, or `most` of them are done; their number, the findings."""
-    logging.getLogger("quadpipe").setLevel(logging.CRITICAL)
     cases, findings = 0, list[str]()
     with tempfile.TemporaryDirectory() as temporary:
         wholes = [
