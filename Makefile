@@ -18,7 +18,7 @@ SIMD := $(filter Linux-x86_64,$(shell uname -s)-$(shell uname -m))
 AVX2 := $(shell grep -qm1 avx2 /proc/cpuinfo 2>/dev/null && echo -mavx2)
 
 .DELETE_ON_ERROR:
-.PHONY: check demo test lint bench gpu soak reliability clean
+.PHONY: check demo test kernels lint bench gpu soak reliability clean
 
 $(VENV)/created:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "quadpipe needs Python 3.11 or later; give make PYTHON=python3.11")'
@@ -48,10 +48,14 @@ $(VENV)/photographs: constraints.txt $(VENV)/created
 demo: $(VENV)/installed $(VENV)/photographs
 	$(BIN)/python docs/demo.py $(VENV)/scikit-image/skimage/data .demo
 
-# Most tests wait for processes they have started: two at a time, each file in one go, in the order of
+# Most tests wait for processes they have started: three at a time, each file in one go, in the order of
 # their names; by default files with few tests come last, which are the longest.
-test: $(VENV)/installed
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+test: kernels
+	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
+
+# Compiled once, not by each process that runs tests.
+kernels: $(VENV)/installed
+	$(BIN)/python tests/kernels.py
 
 # Not those that train, run networks or jobs, or talk to servers.
 QUICK := $(filter-out %_processors.py %_docs.py %_render.py,$(wildcard tests/test_*.py)) \
