@@ -36,13 +36,13 @@ endif
 	touch $@
 
 $(VENV)/installed: pyproject.toml constraints.txt $(VENV)/imaging
-	$(PIP) install --no-compile -c constraints.txt -e '.[test,lint]'
+	$(PIP) install -c constraints.txt -e '.[test,lint]'
 	touch $@
 
 # Photographs of a package, without the package's dependencies: they would bring Pillow.
 $(VENV)/photographs: constraints.txt $(VENV)/created
 	rm -rf $(VENV)/scikit-image
-	$(PIP) install --no-compile --no-deps -c constraints.txt --target $(VENV)/scikit-image scikit-image
+	$(PIP) install --no-deps -c constraints.txt --target $(VENV)/scikit-image scikit-image
 	touch $@
 
 demo: $(VENV)/installed $(VENV)/photographs
