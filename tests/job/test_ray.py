@@ -31,7 +31,7 @@ def command(images: Path, out: Path, *options: str) -> list[str]:
     return [sys.executable, "-m", "quadpipe.cli", *arguments]
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [pytest.param(1, marks=pytest.mark.soak), 2])
 def test_any_number_of_workers_gives_the_bytes_of_one_process(
     workers, image_folder, tmp_path, files_of, undisturbed
 ):

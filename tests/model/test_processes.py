@@ -89,8 +89,7 @@ def test_a_process_without_a_gpu_of_its_own_is_refused(monkeypatch, rank, messag
 @pytest.mark.parametrize(
     "options",
     [
-        {"epochs": 2, "token_dropout": 0.2},
-        {"epochs": 2, "grad_accum_steps": 2, "ema_decay": 0.9},
+        {"epochs": 2, "token_dropout": 0.2, "grad_accum_steps": 2, "ema_decay": 0.9},
         {"epochs": 2, "tokens": None, "mean_tokens": "16-28", "color_jitter": 0.2},
     ],
 )
