@@ -81,7 +81,7 @@ def changed(one: ShardInfo, change: str) -> bytes:
         "view not in the name": ("-v03", ""),
         "other split": ("train", "trawn"),
         "letters": (f'"samples":{one.samples}', f'"samples":{one.samples}a'),
-        "a digit that is no digit": (f'"samples":{one.samples}', '"samples":/'),
+        "a slash among digits": (f'"samples":{one.samples}', '"samples":/'),
         "capital": (one.sha256[:1], "G"),
         "twice": ('{"bytes":', '{"samples":1,"bytes":'),
         "no end": ("}", ""),
@@ -113,7 +113,7 @@ def changed(one: ShardInfo, change: str) -> bytes:
 CHANGES = (
     "view in the name only", "view 0 in the name", "view not in the name",
     "leading zero", "leading zero in the view", "longer number",
-    "other split", "letters", "a digit that is no digit", "capital", "twice", "no end",
+    "other split", "letters", "a slash among digits", "capital", "twice", "no end",
     "more after it", "null", "0", "fraction", "escaped", "carriage return", "other order",
     "spaces", "unknown field", "missing field", "too many samples", "too many bytes",
     "view of another dataset", "short sum", "blank", "not JSON",
