@@ -4,7 +4,8 @@
 # make lint    check style, and types of the package as it is installed
 # make bench   run the benchmarks and write docs/performance.md; PEERS=python adds other loaders
 # make gpu     run the tests and benchmarks that need a GPU, and write docs/gpu.md
-# make soak    MINUTES=5 of each: random kills, damaged images, damaged shards; and the rarer tests
+# make soak    MINUTES=5 of each: random kills, damaged images, damaged shards; the rarer tests; and
+#              new random examples
 # make reliability    run the fault tests and write their table into docs/reliability.md
 # All of them create .venv on first use. PYTHON=python3.12 chooses another interpreter.
 
@@ -85,6 +86,7 @@ soak: $(VENV)/installed
 	$(BIN)/python tests/soak/images.py --minutes $(MINUTES)
 	$(BIN)/python tests/soak/shards.py --minutes $(MINUTES)
 	$(BIN)/python -m pytest -m soak
+	$(BIN)/python -m pytest --hypothesis-profile=other -m hypothesis
 
 reliability: $(VENV)/installed
 	$(BIN)/python -m pytest -m 'fault and not soak' --reliability=docs/reliability.md

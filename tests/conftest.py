@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import reliability
+from hypothesis import settings
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
@@ -17,6 +18,10 @@ from sklearn.datasets import load_sample_images
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Tests kill processes, never the machine; waiting for the disk would take most of their time.
 os.fsync = lambda fd: None
+# The same examples in each run: a failure is then due to a change. `make soak` draws others.
+settings.register_profile("same", derandomize=True, deadline=None)
+settings.register_profile("other", deadline=None)
+settings.load_profile("same")
 
 
 @pytest.fixture(scope="session")

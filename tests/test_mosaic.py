@@ -43,7 +43,7 @@ def test_tokens_equal_those_of_the_papers_code_within_rounding():
     assert mosaic.geometry == shape
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(
     st.sampled_from([(14, 56), (16, 64), (4, 64), (16, 16), (5, 20)]),
     st.integers(1, 3),

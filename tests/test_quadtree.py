@@ -78,7 +78,7 @@ def random_maps(draw: st.DrawFn) -> list[np.ndarray]:
     ]
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(random_maps(), st.data())
 def test_the_sort_gives_the_order_of_the_heap(maps, data):
     geometry = unit_geometry(maps)
@@ -88,7 +88,7 @@ def test_the_sort_gives_the_order_of_the_heap(maps, data):
     assert [tuple(node) for node in trees.nodes[0].tolist()] == heap.nodes(maps, splits)
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(random_maps(), st.floats(-3, 9))
 def test_a_threshold_keeps_a_prefix_of_the_split_order(maps, threshold):
     geometry = unit_geometry(maps)
@@ -143,7 +143,7 @@ def test_maps_of_wrong_shapes_are_refused():
         join_maps([np.zeros((1, 2, 2), np.float32)], geometry, 1)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(
     st.integers(1, 4),
     st.sampled_from([(1, 1), (2, 3)]),

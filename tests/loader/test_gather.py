@@ -70,7 +70,7 @@ def test_shards_of_quadpipe_are_read_by_the_compiled_reader(shards, part, tokens
     check_agreement(done, rows, sample, tokens)
 
 
-@settings(deadline=None, max_examples=400)
+@settings(max_examples=400)
 @given(st.data())
 def test_a_damaged_sample_is_never_read_as_another(shards, part, data):
     """Bytes outside the pixels changed, a piece cut out, or doubled."""

@@ -14,7 +14,7 @@ def whole(order: EpochOrder) -> list[tuple[int, int]]:
     return list(zip(shards.tolist(), numbers.tolist(), strict=True))
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(COUNTS, st.integers(0, 5), st.integers(0, 5))
 def test_every_sample_is_once_in_an_epoch(counts, seed, epoch):
     order = whole(EpochOrder(counts, seed=seed, epoch=epoch))
@@ -22,7 +22,7 @@ def test_every_sample_is_once_in_an_epoch(counts, seed, epoch):
     assert sorted(order) == expected
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(COUNTS, st.data())
 def test_any_range_is_computed_without_the_ones_before(counts, data):
     order = EpochOrder(counts, seed=1, epoch=2)
@@ -77,7 +77,7 @@ def test_a_million_shards_are_ordered_quickly(shards):
     assert len(np.unique(found)) > 40
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(SHARES, st.integers(1, 2000))
 def test_each_dataset_has_its_share_of_any_number_of_samples(shares, count):
     datasets, numbers = Interleave(shares).locate(0, count)
@@ -88,7 +88,7 @@ def test_each_dataset_has_its_share_of_any_number_of_samples(shares, count):
         assert np.array_equal(numbers[datasets == dataset], np.arange(taken[-1, dataset]))
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(SHARES, st.integers(0, 300_000), st.integers(0, 70_000))
 def test_any_range_of_turns_is_computed_alone(shares, start, length):
     whole = Interleave(shares).locate(0, start + length)

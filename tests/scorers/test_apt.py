@@ -36,7 +36,7 @@ geometries = st.builds(
 )
 
 
-@settings(deadline=None, max_examples=15)
+@settings(max_examples=15)
 @given(geometries, st.integers(0, 2**32 - 1))
 def test_entropy_equals_its_definition(geometry, seed):
     images = random_images(np.random.default_rng(seed), geometry)
@@ -54,7 +54,7 @@ def test_entropy_equals_its_definition(geometry, seed):
             np.testing.assert_allclose(found, expected, atol=2e-6)
 
 
-@settings(deadline=None, max_examples=15)
+@settings(max_examples=15)
 @given(geometries, st.integers(0, 2**32 - 1))
 def test_laplacian_and_upsample_mse_equal_their_definitions(geometry, seed):
     images = random_images(np.random.default_rng(seed), geometry)
@@ -95,7 +95,7 @@ def test_the_table_of_logarithms_is_exact_to_its_last_bit():
     assert int(table[1000]) == 42802717581614
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     st.integers(1, 4),
     st.sampled_from([(1, 1), (2, 3)]),

@@ -50,7 +50,7 @@ def made_image(height: int, width: int) -> np.ndarray:
     return image.astype(np.uint8)
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(geometries, st.integers(0, 2**32 - 1))
 def test_scores_are_those_of_their_definitions(geometry, seed):
     images = random_images(seed, geometry)
@@ -63,7 +63,7 @@ def test_scores_are_those_of_their_definitions(geometry, seed):
                 np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-7)
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(st.integers(1, 9), st.integers(1, 9), st.integers(2, 6), st.integers(0, 2**32 - 1))
 def test_sweeps_are_never_below_the_exact_barrier_and_seldom_above(rows, columns, levels, seed):
     values = np.random.default_rng(seed).integers(levels, size=(rows, columns))
@@ -72,7 +72,7 @@ def test_sweeps_are_never_below_the_exact_barrier_and_seldom_above(rows, columns
     assert (swept == exact).mean() >= 0.75
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(
     st.sampled_from([(16, 64), (8, 32), (4, 16), (2, 16)]),
     st.integers(1, 3),
@@ -103,7 +103,7 @@ def test_rarity_is_that_of_the_image_upside_down_or_transposed(turn, square, geo
         np.testing.assert_allclose(turn(other), level, rtol=1e-5)
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(geometries, st.integers(0, 2**24 - 1))
 def test_a_constant_image_has_one_importance_everywhere(geometry, color):
     image = np.empty((1, geometry.height, geometry.width, 3), np.uint8)

@@ -44,7 +44,7 @@ def test_pixel_blur_equals_the_papers_code(name):
         np.testing.assert_array_equal(boxes[order], leaves)
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(
     st.sampled_from([(14, 56), (16, 64), (8, 64), (4, 64), (7, 7 * 16)]),
     st.integers(1, 3),

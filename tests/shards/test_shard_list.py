@@ -120,7 +120,7 @@ CHANGES = (
 )  # fmt: skip
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     st.lists(shards_of_all_kinds, max_size=12),
     st.lists(st.tuples(st.integers(0, 11), st.sampled_from(CHANGES)), max_size=2),

@@ -151,7 +151,7 @@ def test_a_file_outside_that_cannot_be_read_is_named_by_its_row(tmp_path, monkey
 def test_each_row_of_a_list_can_be_read_again_alone(rows):
     file = io.StringIO(newline="")
     for name, labelled in rows:
-        text = os.fsdecode(name.translate(None, b"\0"))
+        text = os.fsdecode(name.translate(None, b"\0\t"))  # a tab would separate cells
         csv.writer(file).writerow([text, "1"] if labelled else [text])
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "list.csv"
