@@ -55,15 +55,14 @@ class RecordedProgress(TrainProgress):
 def command(
     shards: Path, run: Path, *options: str, changed: Mapping[str, Any] = SMALL
 ) -> list[str]:
-    """`quadpipe train` with the options of SMALL, and with those `changed`; None omits one."""
+    """`train` with the options of SMALL, and with those `changed`; None omits one."""
     given = [
         word
         for name, value in (SMALL | dict(changed)).items()
         if value is not None
         for word in (f"--{name.replace('_', '-')}", str(value))
     ]
-    return [sys.executable, "-m", "quadpipe.cli", "train", str(shards), "--out", str(run), *given,
-            *options]  # fmt: skip
+    return ["train", str(shards), "--out", str(run), *given, *options]
 
 
 def torchrun(
@@ -76,7 +75,7 @@ def torchrun(
     """Training in two processes."""
     given = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     return subprocess.run(
-        [*given, *command(shards, run, *options, changed=changed)[1:]],
+        [*given, "-m", "quadpipe.cli", *command(shards, run, *options, changed=changed)],
         capture_output=True, text=True, timeout=240,
         env=os.environ | {"OMP_NUM_THREADS": "1"} | environment,
     )  # fmt: skip

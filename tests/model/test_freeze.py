@@ -80,7 +80,7 @@ def test_the_frozen_part_keeps_no_gradients_and_drops_no_branches(model):
 def test_a_linear_probe_changes_the_head_only(shards, undisturbed, tmp_path, capsys):
     run = tmp_path / "run"
     given = command(shards, run, "--init", str(undisturbed), changed=PROBE | {"ema_decay": 0.9})
-    commands.main(given[3:], standalone_mode=False)
+    commands.main(given, standalone_mode=False)
     assert ", 194 of them trained, 2 classes, " in capsys.readouterr().out
     before = undisturbed / "best.safetensors"
     assert changed(run, before) == {"head.weight", "head.bias"}

@@ -4,9 +4,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import processes
 import pytest
 import torch
-from runs import SMALL, losses, torchrun
+from runs import SMALL, command, losses
 
 from quadpipe.model import step as step_module
 from quadpipe.model import train
@@ -16,10 +17,23 @@ from quadpipe.model.step import NonFiniteLossError, TrainStep
 OPTIONS: dict[str, Any] = SMALL | {"epochs": 2, "log_interval": 3, "ema_decay": 0.9}
 
 
-@pytest.fixture(params=["loop", "fused"])
-def _optimizer(request, monkeypatch) -> None:
-    """The optimizer of a CPU, and the kernel of a GPU, which leaves the update out by itself."""
-    monkeypatch.setattr(step_module, "has_fused", lambda device: request.param == "fused")
+# The optimizer of a CPU, and the kernel of a GPU, which leaves the update out by itself.
+OPTIMIZERS = ("loop", "fused")
+
+
+def use(optimizer: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(step_module, "has_fused", lambda device: optimizer == "fused")
+
+
+@pytest.fixture(scope="module")
+def whole(shards, tmp_path_factory) -> dict[str, Path]:
+    """An undisturbed run of each optimizer."""
+    runs = {optimizer: tmp_path_factory.mktemp("whole") / "run" for optimizer in OPTIMIZERS}
+    for optimizer, run in runs.items():
+        with pytest.MonkeyPatch.context() as patched:
+            use(optimizer, patched)
+            train(shards, run, **OPTIONS)
+    return runs
 
 
 def break_step(monkeypatch: pytest.MonkeyPatch, broken: int) -> list[str]:
@@ -42,10 +56,12 @@ def break_step(monkeypatch: pytest.MonkeyPatch, broken: int) -> list[str]:
 
 # In an interval, at its end, in the last step of an epoch, and in the first and last of a run.
 @pytest.mark.parametrize("broken", [3, 5, 7, 0, 15])
-@pytest.mark.usefixtures("_optimizer")
-def test_a_bad_step_leaves_the_run_as_it_was_before(shards, tmp_path, monkeypatch, broken):
-    whole, run = tmp_path / "whole", tmp_path / "run"
-    train(shards, whole, **OPTIONS)
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_a_bad_step_leaves_the_run_as_it_was_before(
+    shards, whole, tmp_path, monkeypatch, optimizer, broken
+):
+    use(optimizer, monkeypatch)
+    run = tmp_path / "run"
     with monkeypatch.context() as patched:
         keys = break_step(patched, broken)
         with pytest.raises(NonFiniteLossError) as raised:
@@ -55,8 +71,8 @@ def test_a_bad_step_leaves_the_run_as_it_was_before(shards, tmp_path, monkeypatc
     metadata = RunFolder(run).weights("last.safetensors")[2]
     assert metadata["step"] == str(broken)
     train(shards, run, **OPTIONS, resume=True)
-    assert losses(run) == losses(whole)
-    for one, other in zip(weights(run), weights(whole), strict=True):
+    assert losses(run) == losses(whole[optimizer])
+    for one, other in zip(weights(run), weights(whole[optimizer]), strict=True):
         assert torch.equal(one, other)
 
 
@@ -67,17 +83,14 @@ def weights(run: Path) -> list[torch.Tensor]:
     return [*raw.values(), *average.values()]
 
 
-def test_the_fused_optimizer_learns_what_the_other_does(shards, tmp_path, monkeypatch):
-    train(shards, tmp_path / "loop", **OPTIONS)
-    monkeypatch.setattr(step_module, "has_fused", lambda device: True)
-    train(shards, tmp_path / "fused", **OPTIONS)
-    found, expected = ([x for _, x in losses(tmp_path / name)] for name in ("fused", "loop"))
+def test_the_fused_optimizer_learns_what_the_other_does(whole):
+    expected, found = ([x for _, x in losses(whole[optimizer])] for optimizer in OPTIMIZERS)
     np.testing.assert_allclose(found, expected, rtol=1e-3)
 
 
 def test_all_processes_stop_before_a_bad_step(shards, tmp_path):
     changed = {"clip_grad": 0.0, "warmup_epochs": 0.0, "lr": 1e6, "log_interval": 50}
-    done = torchrun(shards, tmp_path / "run", changed=changed)
+    done = processes.run(command(shards, tmp_path / "run", changed=changed), tmp_path, 2)
     assert done.returncode == 1
     ours = [line for line in done.stderr.splitlines() if line.startswith("quadpipe: ")]
     assert len(ours) == 2

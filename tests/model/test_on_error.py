@@ -2,15 +2,13 @@
 
 import copy
 import json
-import os
 import shutil
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import processes
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812  its usual name
@@ -212,12 +210,7 @@ def test_two_processes_skip_to_the_losses_of_one(damaged, undisturbed, tmp_path)
         for name, value in OPTIONS.items()
         for word in (f"--{name.replace('_', '-')}", str(value))
     ]
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    done = subprocess.run(
-        [*torchrun, "--nproc-per-node", "2", "-m", "quadpipe.cli", "train", str(damaged), "--out",
-         str(tmp_path / "two"), *given],
-        capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=240,
-    )  # fmt: skip
+    done = processes.run(["train", damaged, "--out", tmp_path / "two", *given], tmp_path, 2)
     assert done.returncode == 0, done.stderr
     assert "damaged samples skipped" in done.stdout
     for event in ("train", "eval"):

@@ -6,13 +6,14 @@ import os
 import re
 import shutil
 import signal
-import subprocess
 import time
 from pathlib import Path
 from typing import Any
 
+import processes
 import pytest
 import torch
+from command_line import run_cli
 from runs import (
     ADAPTIVE,
     SMALL,
@@ -58,26 +59,25 @@ def test_a_stopped_run_continues_to_the_same_losses(
     whole = request.getfixturevalue(kind)
     run, changed = tmp_path / "run", ADAPTIVE if kind == "adaptive" else SMALL
     slow = ("--checkpoint-interval", "3", "--workers", workers)
-    with subprocess.Popen(
-        command(shards, run, *slow, changed=changed),
-        stderr=subprocess.PIPE, text=True, start_new_session=True,
-    ) as process:  # fmt: skip
-        deadline = time.monotonic() + 60
-        while not ((run / "metrics.jsonl").exists() and len(losses_so_far(run)) >= 6):
-            assert process.poll() is None
-            assert time.monotonic() < deadline
-            time.sleep(0.002)
-        # As launchers do: to the process and all that it has started.
-        os.killpg(process.pid, number)
-        _, errors = process.communicate(timeout=60)
-    if process.returncode == 0:
+    errors = tmp_path / "stderr"
+    process = processes.start(
+        command(shards, run, *slow, changed=changed), tmp_path / "stdout", errors
+    )
+    deadline = time.monotonic() + 60
+    while not ((run / "metrics.jsonl").exists() and len(losses_so_far(run)) >= 6):
+        assert process.is_alive()
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+    # As launchers do: to the process and all that it has started.
+    os.killpg(process.pid, number)
+    process.join(60)
+    if process.exitcode == 0:
         pytest.skip("the run ended before the signal came")
     if number != signal.SIGKILL:
-        assert process.returncode == 130
-        assert "and saved; continue with --resume" in errors
+        assert process.exitcode == 130
+        assert "and saved; continue with --resume" in errors.read_text()
     assert len(losses_so_far(run)) < len(losses(whole))
-    resumed = command(shards, run, "--resume", changed=changed)
-    done = subprocess.run(resumed, capture_output=True, text=True)
+    done = run_cli(*command(shards, run, "--resume", changed=changed))
     assert done.returncode == 0, done.stderr
     assert "resumed  at step" in done.stdout
     assert losses(run) == losses(whole)

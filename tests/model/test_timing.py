@@ -55,7 +55,7 @@ def test_times_of_steps_are_summed_up_while_they_are_taken():
 
 def test_a_trace_of_some_steps_is_written(shards, tmp_path, capsys):
     run = tmp_path / "run"
-    given = command(shards, run, "--profile", "2", changed={"epochs": 1})[3:]
+    given = command(shards, run, "--profile", "2", changed={"epochs": 1})
     commands.main(given, standalone_mode=False)
     share = r"\d+\.\d%"
     told = rf" tokens/s  {share} waiting for data, {share} copying, {share} computing  "

@@ -3,7 +3,6 @@
 import contextlib
 import json
 import shutil
-import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import processes
 import pytest
 import torch
 from PIL import Image
@@ -57,9 +57,7 @@ def test_a_damaged_shard_is_reported_in_one_line_from_any_worker(shards, tmp_pat
     data = bytearray(tar.read_bytes())
     data[5] ^= 0xFF
     tar.write_bytes(bytes(data))
-    done = subprocess.run(
-        command(copy, tmp_path / "run", "--workers", "2"), capture_output=True, text=True
-    )
+    done = processes.run(command(copy, tmp_path / "run", "--workers", "2"), tmp_path)
     assert done.returncode == 1
     assert "train-000001.tar: a sample: checksum mismatch at byte 0" in done.stderr
     assert "Traceback" not in done.stderr
