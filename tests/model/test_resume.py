@@ -69,7 +69,7 @@ def test_a_stopped_run_continues_to_the_same_losses(
         assert time.monotonic() < deadline
         time.sleep(0.002)
     # As launchers do: to the process and all that it has started.
-    os.killpg(process.pid, number)
+    os.killpg(int(process.pid or 0), number)
     process.join(60)
     if process.exitcode == 0:
         pytest.skip("the run ended before the signal came")
