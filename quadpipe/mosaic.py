@@ -129,13 +129,12 @@ def cut(
     as in the paper, the mean of each block's four center pixels, `(a + b + c + d + 2) >> 2`, or
     `area`, the mean of the block rounded half up.
     """
+    from quadpipe.compiled import read_only
     from quadpipe.mosaic_kernels import cut_tokens
 
     if resample not in RESAMPLERS:
         raise ConfigError(f"resample {resample!r} is not one of {', '.join(RESAMPLERS)}")
-    tokens = cut_tokens(
-        np.ascontiguousarray(images), trees.nodes, geometry.patch_size, resample == "area"
-    )
+    tokens = cut_tokens(read_only(images), trees.nodes, geometry.patch_size, resample == "area")
     return [
         Mosaic(geometry=geometry, tokens=tokens[b], nodes=nodes, importance=trees.importance[b])
         for b, nodes in enumerate(trees.nodes)

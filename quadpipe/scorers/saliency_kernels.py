@@ -13,7 +13,7 @@ import math
 
 import numpy as np
 
-from quadpipe.compiled import compiled
+from quadpipe.compiled import compiled, read_only
 
 SMALL_CELL = 4
 """Side in pixels of the cells of `barrier`."""
@@ -28,13 +28,20 @@ _SWEEPS = 3  # over the rows: down, up, down
 _UNREACHED = np.int32(1 << 29)  # above every barrier
 
 
-@compiled
 def saliency_maps(images: np.ndarray, rarity: bool, barrier: bool) -> tuple[np.ndarray, np.ndarray]:
     """How rare each large cell is, and how far behind barriers each small cell is.
 
     images: uint8 `[B, H, W, 3]`. Returns float64 `[B, h, w]` twice: the squared `rare_cells` of
     large cells and the squared `barrier_distances` of small cells; zeros where not wanted.
     """
+    return _saliency_maps(read_only(images), rarity, barrier)
+
+
+@compiled
+def _saliency_maps(
+    images: np.ndarray, rarity: bool, barrier: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    """As `saliency_maps`."""
     batch, height, width = images.shape[:3]
     rows, columns = -(-height // SMALL_CELL), -(-width // SMALL_CELL)
     large_rows, large_columns = -(-height // LARGE_CELL), -(-width // LARGE_CELL)
