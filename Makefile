@@ -36,8 +36,10 @@ ifdef SIMD
 endif
 	touch $@
 
+# Compiled on all cores, which pip does on one; some environments forbid it later.
 $(VENV)/installed: pyproject.toml constraints.txt $(VENV)/imaging
-	$(PIP) install -c constraints.txt -e '.[test,lint]'
+	$(PIP) install --no-compile -c constraints.txt -e '.[test,lint]'
+	-$(BIN)/python -m compileall -qq -j 0 -x '/(tests|testing/_internal|rllib)/' $(VENV)/lib
 	touch $@
 
 # Photographs of a package, without the package's dependencies: they would bring Pillow.

@@ -59,4 +59,6 @@ def run(
     codes = [process.exitcode for process in started]
     assert None not in codes, "still running"
     code = next(filter(None, codes), 0)
-    return subprocess.CompletedProcess(list(map(str, arguments)), code, out.read_text(), errors.read_text())
+    return subprocess.CompletedProcess(
+        list(map(str, arguments)), code, out.read_text(), errors.read_text()
+    )
