@@ -83,11 +83,11 @@ class MadeCopy:
             pending = self._pending() if there.is_begun else list(self._plan.shards())
             left = sum(map(self._share, pending))
             check_room(self._out, left)
-            there.begin()
             progress.planned(self._preview(there))
             progress.advanced(self._bytes - left)
-            if pending or not self._is_whole(there):
-                there.withdraw()
+            changes = bool(pending) or not self._is_whole(there)
+            there.begin(changes=changes)
+            if changes:
 
                 def note(shard: ShardId, outcome: Any) -> None:
                     log.outcome(shard, outcome)
