@@ -18,8 +18,9 @@ from pathlib import Path
 
 import numpy as np
 
-from quadpipe.errors import ConfigError, OutputError, ShardError
+from quadpipe.errors import ConfigError, OutputError, QuadpipeError, ShardError
 from quadpipe.files.folder import Contents, RangeReader, ReadableFolder
+from quadpipe.files.local import exhausted
 from quadpipe.files.remote import RemoteFolder
 
 # Names of the cache's own files; other files in the folder are left alone.
@@ -46,7 +47,7 @@ class CachedFolder(ReadableFolder):
     """A remote folder whose shards are read from the cache; other files are read remotely.
 
     Raises ShardError when a shard arrives with another checksum twice, OutputError when the cache
-    cannot be written.
+    cannot be written, UnreadableError when the process may not open more files.
     """
 
     def __init__(self, remote: RemoteFolder, cache: Cache) -> None:
@@ -61,7 +62,7 @@ class CachedFolder(ReadableFolder):
             self._bookkeeping = cache.folder / ".lock"
             self._bookkeeping.touch()
         except OSError as error:
-            raise self._unwritable(error) from error
+            raise self._unusable(error) from error
 
     def __str__(self) -> str:
         return str(self._remote)
@@ -135,7 +136,7 @@ class CachedFolder(ReadableFolder):
             except (FileNotFoundError, ValueError):  # missing or empty
                 contents = np.empty(0, np.uint8)
             except OSError as error:
-                raise self._unwritable(error) from error
+                raise self._unusable(error) from error
             if len(contents) == size:
                 self._mark_used(target)
                 return contents
@@ -169,7 +170,7 @@ class CachedFolder(ReadableFolder):
                 finally:
                     data.unlink(missing_ok=True)
         except OSError as error:
-            raise self._unwritable(error) from error
+            raise self._unusable(error) from error
 
     def _download(self, name: str, path: Path) -> None:
         """Download a shard; retry once on another checksum, then raise ShardError."""
@@ -178,7 +179,7 @@ class CachedFolder(ReadableFolder):
             try:
                 self._remote.download(name, path)
             except OutputError as error:
-                raise self._unwritable(error) from error
+                raise self._unusable(error) from error
             with path.open("r+b") as file:
                 arrived = os.fstat(file.fileno()).st_size
                 if arrived == size and hashlib.file_digest(file, "sha256").hexdigest() == sha256:
@@ -220,9 +221,9 @@ class CachedFolder(ReadableFolder):
                     return
             time.sleep(_SECONDS_BETWEEN_LOOKS)
 
-    def _unwritable(self, error: OSError | OutputError) -> OutputError:
+    def _unusable(self, error: OSError | OutputError) -> QuadpipeError:
         reason = getattr(error, "strerror", None) or error
-        return OutputError(
+        return exhausted(self._cache.folder, error) or OutputError(
             f"the cache {self._cache.folder} cannot be used: {reason}; choose another --cache, or "
             f"a smaller --cache-size"
         )
