@@ -175,8 +175,8 @@ class Dataset:
             raise
         except ShardError as error:
             raise ShardError(
-                f"{self.located(shard, error)} (numbers of tokens per image need every sample, also "
-                f'with on_error="skip", since the dataset has no file of gains)'
+                f"{self.located(shard, error)} (numbers of tokens per image need every sample, "
+                f'also with on_error="skip", since the dataset has no file of gains)'
             ) from error
 
     def samples(
