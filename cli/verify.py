@@ -6,7 +6,7 @@ from typing import Any
 import click
 
 from quadpipe.cli.options import dataset_options
-from quadpipe.cli.text import say
+from quadpipe.cli.text import counted, say
 from quadpipe.errors import ConfigError
 from quadpipe.files import Cache
 from quadpipe.job.reproduce import Reproducer
@@ -86,9 +86,8 @@ def command(
             f"was made, or a shard named above was changed"
         )
     if findings or changed:
-        total = findings + changed
-        say("1 problem" if total == 1 else f"{total:,} problems")
+        say(counted(findings + changed, "problem"))
         context.exit(1)
     samples = sum(split.samples for split in opened.manifest.splits.values())
-    deeper = f", {compared:,} inputs retokenized" if again else ""
-    click.echo(f"{dataset}: intact, {samples:,} samples checked{deeper}")
+    deeper = f", {counted(compared, 'input')} retokenized" if again else ""
+    click.echo(f"{dataset}: intact, {counted(samples, 'sample')} checked{deeper}")

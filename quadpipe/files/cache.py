@@ -22,6 +22,7 @@ from quadpipe.errors import ConfigError, OutputError, QuadpipeError, ShardError
 from quadpipe.files.folder import Contents, RangeReader, ReadableFolder
 from quadpipe.files.local import exhausted
 from quadpipe.files.remote import RemoteFolder
+from quadpipe.text import counted
 
 # Names of the cache's own files; other files in the folder are left alone.
 _OURS = re.compile(r"[0-9a-f]{64}\.(tar|part|data)")
@@ -87,9 +88,9 @@ class CachedFolder(ReadableFolder):
         """Raise ConfigError when shards of these sizes, read alternately, do not fit together."""
         if sum(sizes) > self._cache.bytes:
             raise ConfigError(
-                f"a cache of {self._cache.bytes:,} bytes is too small: {len(sizes):,} shards of "
-                f"{sum(sizes):,} bytes are needed at a time; give a larger --cache-size, or omit "
-                f"--cache to read parts of shards"
+                f"a cache of {self._cache.bytes:,} bytes is too small for "
+                f"{counted(len(sizes), 'shard')} of {sum(sizes):,} bytes at a time; give a larger "
+                f"--cache-size, or omit --cache to read parts of shards"
             )
 
     def where(self, name: str) -> str:

@@ -15,6 +15,7 @@ from typing import BinaryIO, NamedTuple
 
 from quadpipe.errors import SourceError
 from quadpipe.names import MAX_KEPT_BYTES
+from quadpipe.text import counted
 
 _BYTE_ORDER_MARK = "\ufeff"
 # A cell in quotes, or the part of it that is on one line.
@@ -174,13 +175,13 @@ def _row(cells: list[str], columns: list[str], number: int, begin: int, file: Pa
     """A row under a header with these columns, or without one."""
     if len(cells) > 2 and not columns:
         raise SourceError(
-            f"{file}, row {number}: {len(cells)} columns; expected a path and at most a label, or "
-            f"a first row that names the columns, such as path,label,caption"
+            f"{file}, row {number}: {counted(len(cells), 'column')}; expected a path and at most a "
+            f"label, or a first row that names the columns, such as path,label,caption"
         )
     if len(cells) > max(2, len(columns)) or (len(columns) > 2 and len(cells) < len(columns)):
         raise SourceError(
-            f"{file}, row {number}: {len(cells)} columns, the first row names {len(columns)}; "
-            f"correct the row, or put quotes around cells with a comma"
+            f"{file}, row {number}: {counted(len(cells), 'column')}, the first row names "
+            f"{len(columns)}; correct the row, or put quotes around cells with a comma"
         )
     path, *rest = (cell.strip() for cell in cells)
     named = dict(zip(columns[1:], rest, strict=False))

@@ -82,7 +82,7 @@ def test_a_full_cache_evicts_the_least_recently_used_shard(published, whole, tmp
 def test_a_cache_that_is_too_small_is_refused_with_the_size_it_needs(published, whole, tmp_path):
     sizes = [shard.bytes for shard in quadpipe.Dataset(whole).shards("train")]
     cache = Cache(folder=tmp_path, bytes=sum(sizes) - 1)
-    with pytest.raises(ConfigError, match=f"{len(sizes)} shards of {sum(sizes):,} bytes are"):
+    with pytest.raises(ConfigError, match=f"for {len(sizes)} shards of {sum(sizes):,} bytes at"):
         Loader(quadpipe.Dataset(published, cache=cache), batch_size=5)
     with pytest.raises(ConfigError, match="a cache is for URLs; omit --cache"):
         quadpipe.Dataset(whole, cache=cache)

@@ -191,7 +191,7 @@ def test_of_many_classes_the_largest_and_the_smallest_are_listed():
         19, 18, 17, 16, 15, 14, 5, 4, 3, 2, 1, 0
     ]  # fmt: skip
     assert found.rows[-1] == ("class 0", "0", "0.0%")
-    assert found.note == "8 classes between these are not shown"
+    assert found.note == "8 classes between these not shown"
 
 
 def info(*arguments: object) -> tuple[int, str]:
