@@ -83,12 +83,7 @@ class TerminalCopyProgress(CopyProgress):
         )
         for note in preview.notes:
             say(f"note     {note}")
-        self._bar = _bar(
-            "{n_fmt}B of {total_fmt}B, {rate_fmt}, {remaining} left",
-            total=preview.bytes,
-            unit="B",
-            unit_scale=True,
-        )
+        self._bar = byte_bar(preview.bytes)
 
     def advanced(self, count: int) -> None:
         if self._bar is not None:
@@ -97,6 +92,16 @@ class TerminalCopyProgress(CopyProgress):
     def close(self) -> None:
         if self._bar is not None:
             self._bar.close()
+
+
+def byte_bar(total: int) -> tqdm:
+    """Bytes per second and time left, on standard error."""
+    return _bar(
+        "{n_fmt}B of {total_fmt}B, {rate_fmt}, {remaining} left",
+        total=total,
+        unit="B",
+        unit_scale=True,
+    )
 
 
 def _bar(text: str, **options: Any) -> tqdm:
