@@ -72,7 +72,8 @@ def test_damaged_gains_are_found(dataset, damage, message):
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, 1e6])
-def test_numbers_that_are_not_gains_are_refused(dataset, value):
+def test_numbers_that_are_not_gains_are_refused(dataset, value, monkeypatch):
+    monkeypatch.setattr("quadpipe.shards.gains._ROWS_AT_ONCE", 2)
     gains = Dataset(dataset).gains("train").copy()
     gains[3, 2] = value
     put_gains(dataset, gains)
