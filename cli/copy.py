@@ -6,6 +6,7 @@ import click
 
 from quadpipe.cli.options import expect_option, options_of
 from quadpipe.cli.progress import TerminalCopyProgress
+from quadpipe.cli.text import counted
 from quadpipe.fields import declared_options
 from quadpipe.job.run_config import RunConfig
 from quadpipe.sharing.config import CopyConfig
@@ -43,7 +44,7 @@ def command(sources: tuple[str, ...], destination: str, **options: Any) -> None:
     made = copy(sources, destination, progress=TerminalCopyProgress(), **options)
     splits = made.manifest.splits.values()
     click.echo(
-        f"{destination}: {sum(split.samples for split in splits):,} samples in "
-        f"{sum(split.shards for split in splits):,} shards, fingerprint "
+        f"{destination}: {counted(sum(split.samples for split in splits), 'sample')} in "
+        f"{counted(sum(split.shards for split in splits), 'shard')}, fingerprint "
         f"{made.manifest.fingerprint}"
     )

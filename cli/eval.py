@@ -9,7 +9,7 @@ import click
 
 from quadpipe.cli.options import dataset_options, limit_options
 from quadpipe.cli.pictures import check_png, write_picture
-from quadpipe.cli.text import budgets_text, count_text, say, table
+from quadpipe.cli.text import budgets_text, count_text, counted, say, table
 from quadpipe.counts import check_given
 from quadpipe.errors import ConfigError
 from quadpipe.files import Cache
@@ -141,7 +141,7 @@ def command(
     header = ("tokens", "samples", "top-1", "top-5", "loss", "multiply-adds", "images/s")
     click.echo(table(header, rows))
     if skipped := scores[0].skipped:
-        say(f"{skipped:,} damaged samples of {split} were skipped")
+        say(f"skipped  {counted(skipped, 'damaged sample')} of {split}")
 
 
 def _options(

@@ -4,10 +4,9 @@ import sys
 from contextlib import suppress
 from typing import Any
 
-import click
 from tqdm import tqdm
 
-from quadpipe.cli.text import bytes_text, say
+from quadpipe.cli.text import bytes_text, counted, say
 from quadpipe.job.progress import Preview, Progress
 from quadpipe.job.shard import ShardReport
 from quadpipe.sharing.progress import CopyPreview, CopyProgress
@@ -19,10 +18,10 @@ def print_preview(preview: Preview, out: str) -> None:
     """Print what will be read and written, on standard error."""
     plan = preview.plan
     per_split = ", ".join(f"{name} {split.inputs:,}" for name, split in plan.splits.items())
-    classes = f"{len(plan.classes):,} classes" if plan.classes is not None else "no labels"
+    classes = "no labels" if plan.classes is None else counted(len(plan.classes), "class")
     if preview.unused_classes:
         classes += f" ({preview.unused_classes:,} without images)"
-    say(f"inputs   {plan.inputs:,} images, {classes}: {per_split}")
+    say(f"inputs   {counted(plan.inputs, 'image')}, {classes}: {per_split}")
     if preview.skipped:
         skipped = ", ".join(f"{n:,} {cause}" for cause, n in sorted(preview.skipped.items()))
         say(f"skipped  {skipped}")
@@ -32,15 +31,14 @@ def print_preview(preview: Preview, out: str) -> None:
         say(f"note     {note}")
     shards = sum(split.shards for split in plan.splits.values())
     say(
-        f"output   {preview.write_samples:,} samples of about {bytes_text(plan.bytes_per_sample)}, "
+        f"output   {counted(preview.write_samples, 'sample')} of about "
+        f"{bytes_text(plan.bytes_per_sample)}, "
         f"{bytes_text(preview.write_bytes)} in all, to {out}"
         + ("" if preview.free_bytes is None else f"; {bytes_text(preview.free_bytes)} free"),
     )
-    click.echo(
-        f"shards   {shards:,}, of up to {plan.config.dataset.samples_per_shard:,} inputs", err=True
-    )
+    say(f"shards   {shards:,}, of up to {counted(plan.config.dataset.samples_per_shard, 'input')}")
     if preview.done:
-        say(f"done     {preview.done:,} inputs; continuing from there")
+        say(f"done     {counted(preview.done, 'input')}; continuing from there")
 
 
 class TerminalProgress(Progress):
@@ -80,17 +78,12 @@ class TerminalCopyProgress(CopyProgress):
     def planned(self, preview: CopyPreview) -> None:
         free = "" if preview.free_bytes is None else f"; {bytes_text(preview.free_bytes)} free"
         say(
-            f"copy     {preview.samples:,} samples in {preview.shards:,} shards, "
+            f"copy     {counted(preview.samples, 'sample')} in {counted(preview.shards, 'shard')}, "
             f"{bytes_text(preview.bytes)}{free}"
         )
         for note in preview.notes:
             say(f"note     {note}")
-        self._bar = _bar(
-            "{n_fmt}B of {total_fmt}B, {rate_fmt}, {remaining} left",
-            total=preview.bytes,
-            unit="B",
-            unit_scale=True,
-        )
+        self._bar = byte_bar(preview.bytes)
 
     def advanced(self, count: int) -> None:
         if self._bar is not None:
@@ -99,6 +92,16 @@ class TerminalCopyProgress(CopyProgress):
     def close(self) -> None:
         if self._bar is not None:
             self._bar.close()
+
+
+def byte_bar(total: int) -> tqdm:
+    """Bytes per second and time left, on standard error."""
+    return _bar(
+        "{n_fmt}B of {total_fmt}B, {rate_fmt}, {remaining} left",
+        total=total,
+        unit="B",
+        unit_scale=True,
+    )
 
 
 def _bar(text: str, **options: Any) -> tqdm:

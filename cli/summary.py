@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from quadpipe.cli.text import bytes_text, printable, table
+from quadpipe.cli.text import bytes_text, counted, printable, table
 from quadpipe.images.library import describe
 from quadpipe.shards.reader import Dataset
 from quadpipe.shards.summary import summarize
@@ -27,7 +27,7 @@ def print_summary(dataset: Dataset) -> None:
 def summary_text(summary: dict[str, Any]) -> str:
     tokenizer = summary["tokenizer"]
     height, width = tokenizer["image_size"]
-    classes = "no labels" if summary["classes"] is None else f"{summary['classes']:,} classes"
+    classes = "no labels" if summary["classes"] is None else counted(summary["classes"], "class")
     budgets = summary["budgets"]
     served = f"{budgets[0]} to {budgets[-1]} in steps of 3" if budgets[1:] else f"{budgets[0]}"
     codec = " ".join(f"{value}" for _, value in sorted(summary["codec"].items()))

@@ -6,6 +6,7 @@ from contextlib import suppress
 import click
 
 from quadpipe.text import bytes_text as bytes_text
+from quadpipe.text import counted as counted
 
 
 def say(text: str) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from quadpipe.cli.options import dataset_options, options_of
-from quadpipe.cli.text import budgets_text, count_text, duration_text, say
+from quadpipe.cli.text import budgets_text, count_text, counted, duration_text, say
 from quadpipe.errors import QuadpipeError
 from quadpipe.model.config import TrainConfig
 from quadpipe.model.evaluate import EvalResult
@@ -34,19 +34,20 @@ class _TerminalProgress(TrainProgress):
         lines = [
             f"model    {size}, {total:,} parameters, "
             f"{f'{trained:,} of them trained, ' if trained < total else ''}"
-            f"{model.classes:,} classes, "
+            f"{counted(model.classes, 'class')}, "
             f"{' to '.join(costs)} multiply-adds per image at {budgets_text(budgets)} tokens"
             + (f" on average, {limits.least} to {limits.most} of an image" if limits else ""),
-            f"data     {trainer.samples:,} samples per epoch, {trainer.loader.steps(0):,} steps of "
+            f"data     {counted(trainer.samples, 'sample')} per epoch, "
+            f"{counted(trainer.loader.steps(0), 'step')} of "
             f"{config.batch_size}" + (f", {views} views in turn" if views > 1 else ""),
-            f"device   {trainer.device}, {trainer.world.size} "
-            f"{'process' if trainer.world.size == 1 else 'processes'}",
+            f"device   {trainer.device}, {counted(trainer.world.size, 'process')}",
         ]
         if len(mixture.datasets) > 1:
             whole = sum(mixture.shares)
             each = zip(mixture.datasets, mixture.sizes, mixture.shares, strict=True)
             lines += [
-                f"data     {share / whole:.1%} of {dataset.folder}, which has {samples:,} samples"
+                f"data     {share / whole:.1%} of {dataset.folder}, which has "
+                f"{counted(samples, 'sample')}"
                 for dataset, samples, share in each
             ]
         if trainer.loaded:

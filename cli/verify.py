@@ -6,7 +6,8 @@ from typing import Any
 import click
 
 from quadpipe.cli.options import dataset_options
-from quadpipe.cli.text import say
+from quadpipe.cli.progress import byte_bar
+from quadpipe.cli.text import counted, say
 from quadpipe.errors import ConfigError
 from quadpipe.files import Cache
 from quadpipe.job.reproduce import Reproducer
@@ -71,9 +72,11 @@ def command(
     # Draws the inputs first, so that a wrong --in is reported before every byte is read.
     batches = again.check(64 if inputs is None else inputs, seed) if again else iter(())
     findings, compared = 0, 0
-    for finding in verify(opened):
-        findings += 1
-        click.echo(finding)
+    with byte_bar(sum(split.bytes for split in opened.manifest.splits.values())) as bar:
+        for finding in verify(opened, bar.update):
+            findings += 1
+            bar.clear()
+            click.echo(finding)
     changed = 0
     for count, differing in batches:
         compared += count
@@ -86,9 +89,8 @@ def command(
             f"was made, or a shard named above was changed"
         )
     if findings or changed:
-        total = findings + changed
-        say("1 problem" if total == 1 else f"{total:,} problems")
+        say(counted(findings + changed, "problem"))
         context.exit(1)
     samples = sum(split.samples for split in opened.manifest.splits.values())
-    deeper = f", {compared:,} inputs retokenized" if again else ""
-    click.echo(f"{dataset}: intact, {samples:,} samples checked{deeper}")
+    deeper = f", {counted(compared, 'input')} retokenized" if again else ""
+    click.echo(f"{dataset}: intact, {counted(samples, 'sample')} checked{deeper}")

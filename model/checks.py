@@ -12,6 +12,7 @@ from quadpipe.model.run_manifest import DATASET_PARTS, RunManifest
 from quadpipe.shards.joined import how_made, told_apart
 from quadpipe.shards.manifest import Manifest
 from quadpipe.shards.reader import Dataset
+from quadpipe.text import counted
 
 Warn = Callable[[str], None]
 
@@ -57,7 +58,7 @@ def check_same_run(
     check_fits(stored.model, manifest, stored.classes, dataset)
     if manifest.classes != stored.classes:
         raise ConfigError(
-            f"{dataset} has {len(manifest.classes or ())} classes that are not the run's "
+            f"{dataset} has {counted(len(manifest.classes or ()), 'class')}, not the run's "
             f"{len(stored.classes)}; resume with the same dataset"
         )
     differences: list[str] = []

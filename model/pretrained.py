@@ -24,6 +24,7 @@ from quadpipe.model.layouts import (
 from quadpipe.model.quadformer import Quadformer
 from quadpipe.model.run_folder import BEST, LAST, RunFolder
 from quadpipe.model.run_manifest import RunManifest
+from quadpipe.text import counted
 from quadpipe.weights import (
     listing,
     parse_metadata,
@@ -352,8 +353,8 @@ def _take_head(
         return
     if theirs is not None and len(theirs) != len(head):
         raise ConfigError(
-            f"the metadata of the weights names {len(theirs)} classes for a head of {len(head)}; "
-            f"save them without it"
+            f"the metadata of the weights names {counted(len(theirs), 'class')} for a head of "
+            f"{len(head)}; save them without it"
         )
     parts = ("head.weight", "head.bias")
     named = ours is not None and theirs is not None
@@ -363,12 +364,14 @@ def _take_head(
         if ours != theirs:
             changed["head"] = "matched by the names of its classes"
     elif named or len(head) != classes:
-        why = "other classes" if named else f"{len(head)} classes, the model has {classes}"
+        why = (
+            "other classes" if named else f"{counted(len(head), 'class')}, the model has {classes}"
+        )
         changed["head"] = f"not loaded: {why}"
         for part in parts:
             weights.pop(part, None)
     else:
         changed["head"] = (
-            f"loaded with its {classes} classes; the file does not hold their names, so they were "
-            f"not compared"
+            f"loaded with its {counted(classes, 'class')}; the file does not hold their names, so "
+            f"they were not compared"
         )

@@ -13,6 +13,7 @@ from quadpipe.model.config import TrainConfig
 from quadpipe.model.quadformer import QuadformerConfig
 from quadpipe.shards.format import Codec
 from quadpipe.shards.manifest import Manifest
+from quadpipe.text import counted
 from quadpipe.tokenizer import TokenizerConfig
 
 DATASET_PARTS = ("tokenizer", "scorer_sha256", "label_aware", "codec", "imaging_library")
@@ -56,7 +57,9 @@ class RunManifest:
         object.__setattr__(self, "train", self.train.settled(self.model))
         geometry = self.tokenizer.geometry
         if len(self.classes) != self.model.classes:
-            raise ConfigError(f"{len(self.classes)} classes for a head of {self.model.classes}")
+            raise ConfigError(
+                f"{counted(len(self.classes), 'class')} for a head of {self.model.classes}"
+            )
         if geometry.patch_size != self.model.patch_size or geometry.grid(0) != self.model.grid:
             raise ConfigError("the tokenizer's patches are not the model's")
         if not isinstance(self.imaging_library, dict | None):

@@ -8,3 +8,8 @@ def bytes_text(count: float) -> str:
             break
         count /= 1000
     return f"{count:,.0f} bytes" if unit == "bytes" else f"{count:,.1f} {unit}"
+
+
+def counted(count: int, noun: str) -> str:
+    """1 shard, 2,000 shards, 0 classes."""
+    return f"{count:,} {noun}{'' if count == 1 else 'es' if noun.endswith('s') else 's'}"

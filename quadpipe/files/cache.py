@@ -18,9 +18,11 @@ from pathlib import Path
 
 import numpy as np
 
-from quadpipe.errors import ConfigError, OutputError, ShardError
+from quadpipe.errors import ConfigError, OutputError, QuadpipeError, ShardError
 from quadpipe.files.folder import Contents, RangeReader, ReadableFolder
+from quadpipe.files.local import exhausted
 from quadpipe.files.remote import RemoteFolder
+from quadpipe.text import counted
 
 # Names of the cache's own files; other files in the folder are left alone.
 _OURS = re.compile(r"[0-9a-f]{64}\.(tar|part|data)")
@@ -46,7 +48,7 @@ class CachedFolder(ReadableFolder):
     """A remote folder whose shards are read from the cache; other files are read remotely.
 
     Raises ShardError when a shard arrives with another checksum twice, OutputError when the cache
-    cannot be written.
+    cannot be written, UnreadableError when the process may not open more files.
     """
 
     def __init__(self, remote: RemoteFolder, cache: Cache) -> None:
@@ -61,7 +63,7 @@ class CachedFolder(ReadableFolder):
             self._bookkeeping = cache.folder / ".lock"
             self._bookkeeping.touch()
         except OSError as error:
-            raise self._unwritable(error) from error
+            raise self._unusable(error) from error
 
     def __str__(self) -> str:
         return str(self._remote)
@@ -86,9 +88,9 @@ class CachedFolder(ReadableFolder):
         """Raise ConfigError when shards of these sizes, read alternately, do not fit together."""
         if sum(sizes) > self._cache.bytes:
             raise ConfigError(
-                f"a cache of {self._cache.bytes:,} bytes is too small: {len(sizes):,} shards of "
-                f"{sum(sizes):,} bytes are needed at a time; give a larger --cache-size, or omit "
-                f"--cache to read parts of shards"
+                f"a cache of {self._cache.bytes:,} bytes is too small for "
+                f"{counted(len(sizes), 'shard')} of {sum(sizes):,} bytes at a time; give a larger "
+                f"--cache-size, or omit --cache to read parts of shards"
             )
 
     def where(self, name: str) -> str:
@@ -135,7 +137,7 @@ class CachedFolder(ReadableFolder):
             except (FileNotFoundError, ValueError):  # missing or empty
                 contents = np.empty(0, np.uint8)
             except OSError as error:
-                raise self._unwritable(error) from error
+                raise self._unusable(error) from error
             if len(contents) == size:
                 self._mark_used(target)
                 return contents
@@ -169,7 +171,7 @@ class CachedFolder(ReadableFolder):
                 finally:
                     data.unlink(missing_ok=True)
         except OSError as error:
-            raise self._unwritable(error) from error
+            raise self._unusable(error) from error
 
     def _download(self, name: str, path: Path) -> None:
         """Download a shard; retry once on another checksum, then raise ShardError."""
@@ -178,7 +180,7 @@ class CachedFolder(ReadableFolder):
             try:
                 self._remote.download(name, path)
             except OutputError as error:
-                raise self._unwritable(error) from error
+                raise self._unusable(error) from error
             with path.open("r+b") as file:
                 arrived = os.fstat(file.fileno()).st_size
                 if arrived == size and hashlib.file_digest(file, "sha256").hexdigest() == sha256:
@@ -220,9 +222,9 @@ class CachedFolder(ReadableFolder):
                     return
             time.sleep(_SECONDS_BETWEEN_LOOKS)
 
-    def _unwritable(self, error: OSError | OutputError) -> OutputError:
+    def _unusable(self, error: OSError | OutputError) -> QuadpipeError:
         reason = getattr(error, "strerror", None) or error
-        return OutputError(
+        return exhausted(self._cache.folder, error) or OutputError(
             f"the cache {self._cache.folder} cannot be used: {reason}; choose another --cache, or "
             f"a smaller --cache-size"
         )

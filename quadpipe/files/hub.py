@@ -14,6 +14,7 @@ from quadpipe.errors import ConfigError, OutputError, UnreadableError
 from quadpipe.files.folder import StagedFile, checked_name
 from quadpipe.files.remote import RemoteFolder
 from quadpipe.files.storage import reason_of, retry
+from quadpipe.text import counted
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -24,6 +25,7 @@ _URL = re.compile(
     SCHEME + r"(?P<repo>[^/@]+/[^/@]+)(?:@(?P<revision>refs/(?:pr|convert)/[^/]+|[^/]+))?"
     r"(?P<inside>(?:/[^/]+)*)"
 )
+
 # The Hub advises at most 100 files in a commit. Small files have room for a few more, so that the
 # cards and the manifest, which come last, are in one commit.
 _FILES_IN_COMMIT = 90
@@ -260,7 +262,7 @@ class HubFolder(RemoteFolder):
     def _commit_changes(self) -> None:
         if not self._changes:
             return
-        message = f"quadpipe copy: {len(self._changes)} files"
+        message = f"quadpipe copy: {counted(len(self._changes), 'file')}"
         with self._writing(""):
             faults.point("before commit", self.url)
             made = retry(

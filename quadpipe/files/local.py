@@ -27,8 +27,12 @@ from quadpipe.files.folder import (
 )
 from quadpipe.files.lock import check_held, held, in_use, read_holder
 
-# What the process or the machine has run out of: the files may be intact.
-_EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+# What to do when the process or the machine has run out of something.
+_EXHAUSTED = {
+    errno.EMFILE: "raise the limit (ulimit -n), or use fewer workers",
+    errno.ENFILE: "close other programs, or raise the limit of the machine",
+    errno.ENOMEM: "free some memory, or use fewer workers",
+}
 
 
 class LocalFolder(Folder):
@@ -253,9 +257,18 @@ def most_open(wanted: int) -> int:
     return max(min(wanted, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4), 1)
 
 
+def exhausted(where: object, error: BaseException) -> UnreadableError | None:
+    """The error for a file that may be intact: it cannot be read since the process or the machine
+    has run out of open files or memory; None for other causes.
+    """
+    for cause in (error, error.__cause__, error.__context__):
+        if isinstance(cause, OSError) and cause.errno in _EXHAUSTED:
+            return UnreadableError(f"cannot read {where}: {_reason(cause)}")
+    return None
+
+
 def _unreadable(path: Path, error: OSError) -> ShardError:
-    kind = UnreadableError if error.errno in _EXHAUSTED else ShardError
-    return kind(f"cannot read {path}: {_reason(error)}")
+    return exhausted(path, error) or ShardError(f"cannot read {path}: {_reason(error)}")
 
 
 def _unwritable(path: Path, error: OSError) -> OutputError:
@@ -264,12 +277,10 @@ def _unwritable(path: Path, error: OSError) -> OutputError:
 
 def _reason(error: OSError) -> str:
     advice = {
-        errno.ENOSPC: "; free some space and rerun the same command",
-        errno.EDQUOT: "; free some space and rerun the same command",
-        errno.EROFS: "; choose a folder that can be written",
-        errno.EACCES: "; choose a path that you have access to",
-        errno.EMFILE: "; raise the limit (ulimit -n), or use fewer workers",
-        errno.ENFILE: "; close other programs, or raise the limit of the machine",
-        errno.ENOMEM: "; free some memory, or use fewer workers",
+        errno.ENOSPC: "free some space and rerun the same command",
+        errno.EDQUOT: "free some space and rerun the same command",
+        errno.EROFS: "choose a folder that can be written",
+        errno.EACCES: "choose a path that you have access to",
+        **_EXHAUSTED,
     }
-    return f"{error.strerror or error}{advice.get(error.errno or 0, '')}"
+    return "; ".join(filter(None, (error.strerror or str(error), advice.get(error.errno or 0))))

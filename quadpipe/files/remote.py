@@ -31,6 +31,7 @@ from quadpipe.files.folder import (
     StagedFile,
     checked_name,
 )
+from quadpipe.files.local import exhausted
 from quadpipe.files.lock import check_held, held
 from quadpipe.files.storage import reason_of, retry, size_of, uploads
 
@@ -374,7 +375,7 @@ class RemoteFolder(Folder):
             return error
         if isinstance(error, FileNotFoundError):
             return MissingError(f"cannot read {self.url}/{name}: no such file")
-        return UnreadableError(
+        return exhausted(f"{self.url}/{name}", error) or UnreadableError(
             f"cannot read {self.url}/{name}: {reason_of(error)}; check the URL, and whether this "
             f"machine has the credentials and the connection"
         )

@@ -17,6 +17,7 @@ from quadpipe.scorers import Scorer
 from quadpipe.seeds import permutation
 from quadpipe.shards.format import COPY, LISTING, MARKERS, PLAN, json_bytes, listing_name
 from quadpipe.sources import ClassNames, Inputs, Source
+from quadpipe.text import counted
 
 
 class Planner:
@@ -127,8 +128,9 @@ def _orders(inputs: Inputs, config: JobConfig) -> dict[str, tuple[str, np.ndarra
             )
         if inputs.read_twice:
             raise ConfigError(
-                f"--val-share would draw images that training reads too: {inputs.read_twice:,} "
-                f"files are read more than once, through links in the source; remove the links"
+                f"--val-share would draw images that training reads too: "
+                f"{counted(inputs.read_twice, 'file')} read more than once, through links in the "
+                f"source; remove the links"
             )
         rows = orders["train"][1]
         count = round(len(rows) * dataset.val_share)

@@ -23,6 +23,7 @@ from quadpipe.shards.joined import Location, open_datasets, why_not_comparable
 from quadpipe.shards.members import checked_members
 from quadpipe.shards.reader import Dataset
 from quadpipe.shards.skipped import Skipped, check_on_error
+from quadpipe.text import counted
 
 _BATCHES_AHEAD = 2  # for each thread that reads ahead
 _MOST_BATCHES = 2**26  # of an epoch with `repeat`; all are in memory
@@ -164,8 +165,8 @@ class Loader:
             )
         if not self.steps(0):
             raise ConfigError(
-                f"{split} of {self.where} has {self.samples} samples, too few for a batch "
-                f"of {batch_size}; use a smaller batch_size"
+                f"{split} of {self.where} has {counted(self.samples, 'sample')}, too few for a "
+                f"batch of {batch_size}; use a smaller batch_size"
             )
         smallest = min(batch_size, self.samples)
         if smallest < world_size and rank == 0:

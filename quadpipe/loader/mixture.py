@@ -18,6 +18,7 @@ from quadpipe.loader.order import LARGEST_SHARE, SHARDS_AT_ONCE, EpochOrder, Int
 from quadpipe.loader.samples import Rows, SampleReader, shared_shards
 from quadpipe.shards.joined import class_indices, joint_manifest
 from quadpipe.shards.reader import Dataset
+from quadpipe.text import counted
 
 _MOST_GAINS = 2**17
 
@@ -127,7 +128,7 @@ class Mixture:
             if (indices < 0).any():
                 missing = [name for name, at in zip(given, indices, strict=True) if at < 0]
                 raise ConfigError(
-                    f"{dataset.folder} has {len(missing)} classes that are not among the "
+                    f"{dataset.folder} has {counted(len(missing), 'class')} not among the "
                     f"{len(names)} wanted, such as {missing[0]!r}; use a dataset without them"
                 )
             maps.append(indices.astype(np.int64))

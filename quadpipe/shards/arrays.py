@@ -1,6 +1,7 @@
 """Arrays of a split in NumPy files beside its shards, named in the manifest by their checksum."""
 
 import hashlib
+import logging
 import math
 import shutil
 from typing import IO
@@ -10,6 +11,12 @@ import numpy as np
 from quadpipe.errors import ShardError
 from quadpipe.files import Folder, ReadableFolder
 from quadpipe.shards.format import MANIFEST, npy_header
+from quadpipe.text import bytes_text
+
+_LARGE = 2**30
+"""Bytes that take some seconds to read."""
+
+_log = logging.getLogger(__name__)
 
 Dtype = str | tuple[tuple[str, str], ...]
 """A dtype as NumPy files have it; a structured one is given as (name, dtype) pairs."""
@@ -43,6 +50,8 @@ def read_array(
     if size != expected:
         found = "missing" if size is None else f"{size} bytes, expected {expected}"
         raise ShardError(f"{where}: {found}; fetch it again")
+    if expected > _LARGE:
+        _log.warning("reading %s, %s, to compare its checksum", where, bytes_text(expected))
     data = folder.beginning(name, expected)  # mapped, if it is a local file
     if hashlib.sha256(data).hexdigest() != sha256:
         raise ShardError(

@@ -6,6 +6,7 @@ from typing import Any
 from quadpipe.shards.format import PREVIEW
 from quadpipe.shards.hub import front_matter, names_classes
 from quadpipe.shards.manifest import Manifest
+from quadpipe.text import counted
 
 
 def card(manifest: Manifest) -> str:
@@ -26,7 +27,7 @@ def _body(manifest: Manifest, name: str) -> str:
         f"| {info.shards:,} | {info.bytes:,} |"
         for split, info in manifest.splits.items()
     ]
-    classes = f"{len(manifest.classes):,} classes" if manifest.classes else "no labels"
+    classes = counted(len(manifest.classes), "class") if manifest.classes else "no labels"
     codec = manifest.make_codec()
     quality = f", quality {codec.quality}" if codec.name == "jpg" else ""
     parts = [

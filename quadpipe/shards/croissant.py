@@ -5,8 +5,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from quadpipe.files import ReadableFolder
-from quadpipe.shards.format import PREVIEW, json_bytes
-from quadpipe.shards.hub import MOST_NAMES
+from quadpipe.shards.format import json_bytes
+from quadpipe.shards.hub import MOST_NAMES, member_types
 from quadpipe.shards.manifest import Manifest, ShardInfo
 from quadpipe.shards.shard_list import read_shard_list
 
@@ -52,8 +52,37 @@ CONTEXT = {
     "transform": "cr:transform",
 }
 
-_FORMATS = {"npy": "application/x-npy", "jpg": "image/jpeg", "png": "image/png"}
+_ENCODINGS = {
+    "array": "application/x-npy",
+    "label": "text/plain",
+    "int64": "text/plain",
+    "string": "text/plain",
+    "info": "application/json",
+    "boxes": "application/json",
+}
+# Of members whose type does not say it, by the end of their names.
+_ENCODINGS_BY_ENDING = {
+    "json": "application/json",
+    "jsn": "application/json",
+    "npy": "application/x-npy",
+    "png": "image/png",
+    "jpg": "image/jpeg",
+    "jpeg": "image/jpeg",
+    "gif": "image/gif",
+    "bmp": "image/bmp",
+    "tif": "image/tiff",
+    "tiff": "image/tiff",
+    "webp": "image/webp",
+}
+# Of encodings whose content tools of this format can parse.
+_DATA_TYPES = {
+    "text/plain": "sc:Text",
+    "application/json": "sc:Text",
+    "image/png": "sc:ImageObject",
+    "image/jpeg": "sc:ImageObject",
+}
 _KEY = r"^(?:.*/)?([^./]+)\."
+_DIGITS = "[0-9]" * 10
 
 
 def croissant(manifest: Manifest, shards: Mapping[str, Sequence[ShardInfo]]) -> bytes:
@@ -115,24 +144,21 @@ def _members(
 ) -> Iterator[dict[str, Any]]:
     """The files in the tars, a set for each kind of member."""
     for split, tars in shards.items():
-        for member, kind in _kinds(manifest).items():
+        for member, kind in member_types(manifest).items():
             yield {
                 "@type": "cr:FileSet",
                 "@id": f"files/{split}/{member}",
                 "name": f"{member} of {split}",
                 "containedIn": [{"@id": tar.name} for tar in tars],
-                "encodingFormat": kind,
-                "includes": f"*.{member}",
+                "encodingFormat": _encoding(member, kind),
+                # Also the digits of the key, since another member may end in the same way.
+                "includes": [f"*{_DIGITS}.{member}", f"*{_DIGITS}-v[0-9][0-9].{member}"],
             }
 
 
-def _kinds(manifest: Manifest) -> dict[str, str]:
-    """Encoding of each kind of member."""
-    names = [manifest.make_codec().member, "nodes.npy", "importance.npy"]
-    names += [PREVIEW] if manifest.preview is not None else []
-    kinds = {name: _FORMATS[name.rpartition(".")[2]] for name in names}
-    labels = {} if manifest.classes is None else {"cls": "text/plain"}
-    return kinds | labels | {"json": "application/json"}
+def _encoding(member: str, kind: str) -> str:
+    by_ending = _ENCODINGS_BY_ENDING.get(member.rpartition(".")[2], "application/octet-stream")
+    return _ENCODINGS.get(kind, by_ending)
 
 
 def _classes(manifest: Manifest) -> Iterator[dict[str, Any]]:
@@ -156,10 +182,12 @@ def _records(
     manifest: Manifest, shards: Mapping[str, Sequence[ShardInfo]]
 ) -> Iterator[dict[str, Any]]:
     """Key and content of each kind of member that tools of this format can parse."""
-    contents = {"json": "sc:Text"} | ({} if manifest.classes is None else {"cls": "sc:Integer"})
-    for member in _kinds(manifest):
-        if member.endswith((".jpg", ".png")):
-            contents[member] = "sc:ImageObject"
+    contents = {}
+    for member, kind in member_types(manifest).items():
+        whole_number = kind in ("label", "int64")
+        data_type = "sc:Integer" if whole_number else _DATA_TYPES.get(_encoding(member, kind))
+        if data_type:
+            contents[member] = data_type
     for split in shards:
         for member, kind in contents.items():
             name = f"{split}-{member}"

@@ -12,6 +12,7 @@ from quadpipe.shards.index import checksum, mismatch
 from quadpipe.shards.manifest import ShardInfo
 from quadpipe.shards.reader import Dataset, Sample
 from quadpipe.shards.tar import read_members
+from quadpipe.text import counted
 
 _MOST_SHARDS = 16
 
@@ -37,14 +38,15 @@ def spread_samples(
         return
     index = dataset.index(split)
     assert index is not None
-    of_shard = index["shard"]
+    shards = dataset.shards(split)
     chosen = _spread(info.shards, _MOST_SHARDS)
-    starts, stops = (np.searchsorted(of_shard, chosen, side=side) for side in ("left", "right"))
-    within = np.concatenate([np.arange(0), *map(np.arange, starts, stops)])
-    numbers = within[_spread(len(within), count)]
-    for shard in np.unique(of_shard[numbers]).tolist():
-        rows = index[numbers[of_shard[numbers] == shard]]
-        yield from _samples_at(dataset, dataset.shards(split)[shard], rows)
+    starts = shards.firsts[chosen]
+    within = np.concatenate(
+        [np.arange(0), *map(np.arange, starts, starts + shards.samples[chosen])]
+    )
+    rows = index[within[_spread(len(within), count)]]
+    for shard in np.unique(rows["shard"]).tolist():
+        yield from _samples_at(dataset, shards[shard], rows[rows["shard"] == shard])
 
 
 def first_samples(dataset: Dataset, split: str, size: int) -> Iterator[Sample]:
@@ -106,7 +108,7 @@ def _samples_in_beginning(dataset: Dataset, shard: ShardInfo, size: int) -> Iter
             raise cut
         if size == shard.bytes:
             if len(starts) != shard.samples:
-                raise ShardError(f"{len(starts)} samples, expected {shard.samples}")
+                raise ShardError(f"{counted(len(starts), 'sample')}, expected {shard.samples}")
             starts.append(size)
         for start, stop in pairwise(starts):
             yield dataset.parse_sample(data[start:stop])

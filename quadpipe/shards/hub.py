@@ -94,51 +94,28 @@ def _configs(manifest: Manifest) -> Iterator[tuple[str, dict[str, str]]]:
         yield f"view-{view:02d}" if view else "default", files
 
 
-def _features(manifest: Manifest, *, names: bool) -> Iterator[str]:
-    """The types of all members, so that `datasets` need not guess them from nested lists.
+def member_types(manifest: Manifest) -> dict[str, str]:
+    """The type of each member by its name after the key, in the order of the card.
 
-    `sequence` is what all versions of `datasets` read.
+    string, int64, image or binary: what `datasets` decodes. array, label, info: those of the format
+    itself. boxes: a list of lists of numbers. any: it depends on the content, as of JSON.
     """
-    config, codec = manifest.tokenizer, manifest.make_codec()
-    nodes, side = manifest.geometry.num_nodes(config.tokens), config.patch_size
-    yield from ("- name: __key__", "  dtype: string", "- name: __url__", "  dtype: string")
-    if manifest.preview is not None:
-        yield from (f"- name: {PREVIEW}", "  dtype: image")
-    yield f"- name: {codec.member}"
-    if codec.name == "raw":
-        yield from _array((nodes, side, side, 3), "uint8")
-    else:
-        yield "  dtype: image"
-    yield "- name: nodes.npy"
-    yield from _array((nodes, 4), "int32")
-    yield from ("- name: importance.npy", "  sequence: float32")
-    if manifest.classes is not None:
-        yield "- name: cls"
-        if names and manifest.classes:
-            yield from ("  dtype:", "    class_label:", "      names:")
-            for index, name in enumerate(manifest.classes):
-                yield f"        '{index}': {quoted(name)}"
-        else:
-            yield "  dtype: int64"
-    yield from ("- name: json", "  struct:")
-    texts = ("path", *(("class",) if manifest.classes is not None else ()))
-    for name, kind in [(t, "string") for t in texts] + [(n, "int32") for n in _NUMBERS]:
-        yield from (f"    - name: {name}", f"      dtype: {kind}")
-    yield from ("    - name: box", "      sequence: float64")
-    for member, member_kind in sorted((manifest.members or {}).items()):
-        yield from _kept(member, member_kind)
+    codec = manifest.make_codec()
+    return {
+        **({} if manifest.preview is None else {PREVIEW: "image"}),
+        codec.member: "array" if codec.name == "raw" else "image",
+        "nodes.npy": "array",
+        "importance.npy": "array",
+        **({} if manifest.classes is None else {"cls": "label"}),
+        "json": "info",
+        **{name: _kept_type(name, kind) for name, kind in sorted((manifest.members or {}).items())},
+    }
 
 
-def _kept(name: str, kind: str) -> Iterator[str]:
-    """The type of a kept member as `datasets` decodes it, by the end of its name; none where that
-    depends on its content, as of JSON: `datasets` leaves it out.
-    """
+def _kept_type(name: str, kind: str) -> str:
     ending = name.rpartition(".")[2]
-    if kind == "boxes":
-        yield from (f"- name: {quoted(name)}", "  sequence:", "    sequence: float64")
-    elif ending not in _OF_ANY_TYPE:
-        known = (kind for kind, endings in _TYPES.items() if ending in endings)
-        yield from (f"- name: {quoted(name)}", f"  dtype: {next(known, 'binary')}")
+    known = (found for found, endings in _TYPES.items() if ending in endings)
+    return "boxes" if kind == "boxes" else next(known, "binary")
 
 
 # What `datasets` makes of the ends of members' names.
@@ -146,14 +123,66 @@ _TYPES = {
     "string": ("txt", "text", "transcript"),
     "int64": ("cls", "cls2", "index", "inx", "id"),
     "image": ("png", "jpg", "jpeg", "gif", "bmp", "tif", "tiff", "webp", "ppm", "pgm"),
+    "any": ("json", "jsn", "ten", "tb", "mp", "msg", "npy", "npz", "cbor", "pth"),
 }
-_OF_ANY_TYPE = ("json", "jsn", "ten", "tb", "mp", "msg", "npy", "npz", "cbor", "pth")
+
+
+def _features(manifest: Manifest, *, names: bool) -> Iterator[str]:
+    """The types of all members, so that `datasets` need not guess them from nested lists; it leaves
+    out those of any type.
+
+    `sequence` is what all versions of `datasets` read.
+    """
+    config, member = manifest.tokenizer, manifest.make_codec().member
+    nodes, side = manifest.geometry.num_nodes(config.tokens), config.patch_size
+    arrays = {
+        member: _array((nodes, side, side, 3), "uint8"),
+        "nodes.npy": _array((nodes, 4), "int32"),
+        "importance.npy": ("  sequence: float32",),
+    }
+    yield from ("- name: __key__", "  dtype: string", "- name: __url__", "  dtype: string")
+    for name, kind in member_types(manifest).items():
+        if kind == "any":
+            continue
+        yield f"- name: {quoted(name) if name in (manifest.members or ()) else name}"
+        if kind == "array":
+            yield from arrays[name]
+        elif kind == "label":
+            yield from _label(manifest, names=names)
+        elif kind == "info":
+            yield from _info(manifest)
+        elif kind == "boxes":
+            yield from ("  sequence:", "    sequence: float64")
+        else:
+            yield f"  dtype: {kind}"
+
+
+def _label(manifest: Manifest, *, names: bool) -> Iterator[str]:
+    if names and manifest.classes:
+        yield from ("  dtype:", "    class_label:", "      names:")
+        for index, name in enumerate(manifest.classes):
+            yield f"        '{index}': {quoted(name)}"
+    else:
+        yield "  dtype: int64"
+
+
+def _info(manifest: Manifest) -> Iterator[str]:
+    yield "  struct:"
+    texts = ("path", *(("class",) if manifest.classes is not None else ()))
+    for name, kind in [(t, "string") for t in texts] + [(n, "int32") for n in _NUMBERS]:
+        yield from (f"    - name: {name}", f"      dtype: {kind}")
+    yield from ("    - name: box", "      sequence: float64")
+
+
 _NUMBERS = ("width", "height", "view")
 
 
-def _array(shape: tuple[int, ...], dtype: str) -> Iterator[str]:
-    yield from ("  dtype:", f"    array{len(shape)}_d:")
-    yield from (f"      shape: [{', '.join(map(str, shape))}]", f"      dtype: {dtype}")
+def _array(shape: tuple[int, ...], dtype: str) -> tuple[str, ...]:
+    sides = ", ".join(map(str, shape))
+    return (
+        *("  dtype:", f"    array{len(shape)}_d:"),
+        *(f"      shape: [{sides}]", f"      dtype: {dtype}"),
+    )
 
 
 def _size_category(samples: int) -> str:

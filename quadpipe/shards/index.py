@@ -18,6 +18,7 @@ from quadpipe.shards.format import index_name
 from quadpipe.shards.manifest import ShardInfo, SplitInfo
 from quadpipe.shards.shard_list import ShardList
 from quadpipe.shards.tar import BLOCK, END, read_headers, read_part
+from quadpipe.text import counted
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -31,6 +32,7 @@ FIELDS = (
     ("checksum", "<u8"),
     ("label", "<i4"),
 )
+
 ROW = np.dtype(list(FIELDS))
 """shard: its line in the shard list, from 0. offset, size: where the sample's members begin in the
 tar, and their bytes with headers and padding. checksum: of these bytes, 0 where there is none.
@@ -130,7 +132,7 @@ def scan(contents: Contents, info: ShardInfo) -> tuple[np.ndarray, str]:
     except ShardError as error:
         damage = str(error)
     if not damage and len(offsets) < info.samples:
-        damage = f"{len(offsets)} samples, expected {info.samples}"
+        damage = f"{counted(len(offsets), 'sample')}, expected {info.samples}"
     return make_rows(offsets, end, 0, -1), damage
 
 

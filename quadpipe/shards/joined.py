@@ -14,6 +14,7 @@ from quadpipe.names import SPLITS
 from quadpipe.shards.format import shard_list_name
 from quadpipe.shards.manifest import Manifest, SplitInfo
 from quadpipe.shards.reader import Dataset
+from quadpipe.text import counted
 
 # Options of tokenizers that do not change what a token means.
 _WITHOUT_MEANING = ("seed", "max_pixels")
@@ -31,6 +32,7 @@ _WITHOUT_GAINS = (
     "scorer.torch",
     "imaging_library",
 )
+
 _MOST_TOLD = 8
 
 
@@ -52,8 +54,9 @@ def open_datasets(
     expected = [None] * len(places) if expect is None else expect.split(",")
     if len(expected) != len(places):
         raise ConfigError(
-            f"expect names {len(expected)} fingerprints for {len(places)} datasets; give one for "
-            f"each, in their order, separated by commas"
+            f"expect names {counted(len(expected), 'fingerprint')} for "
+            f"{counted(len(places), 'dataset')}; give one for each, in their order, "
+            f"separated by commas"
         )
     found = [place if isinstance(place, Dataset) else open_folder(place) for place in places]
     if cache and not any(isinstance(one, RemoteFolder) for one in found):

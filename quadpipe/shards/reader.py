@@ -174,7 +174,10 @@ class Dataset:
         except UnreadableError:
             raise
         except ShardError as error:
-            raise self.located(shard, error) from error
+            raise ShardError(
+                f"{self.located(shard, error)} (numbers of tokens per image need every sample, "
+                f'also with on_error="skip", since the dataset has no file of gains)'
+            ) from error
 
     def samples(
         self, split: str, view: int | None = None, on_error: str = "raise"

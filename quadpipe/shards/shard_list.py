@@ -14,6 +14,7 @@ from quadpipe.files import ReadableFolder
 from quadpipe.shards.format import MANIFEST, MAX_SAMPLES_PER_SHARD, MAX_VIEWS, shard_name
 from quadpipe.shards.manifest import ShardInfo, SplitInfo
 from quadpipe.shards.shard_lines import LineParser, parts_of
+from quadpipe.text import counted
 
 FIRST_BYTES = 2**20
 _LARGEST_LINE = 4096  # on average
@@ -173,15 +174,16 @@ def read_first_shards(
 
 def _check_size(where: str, size: int | None, info: SplitInfo) -> None:
     if size is not None and size > _LARGEST_LINE * info.shards:
-        raise ShardError(f"{where} has {size} bytes, too many for {info.shards} shards")
+        raise ShardError(f"{where} has {size} bytes, too many for {counted(info.shards, 'shard')}")
 
 
 def _check_totals(where: str, shards: ShardList, info: SplitInfo) -> None:
     totals = (len(shards), int(shards.samples.sum()), _sum(shards.bytes))
     if totals != (info.shards, info.samples, info.bytes):
         raise ShardError(
-            f"{where} holds {totals[0]} shards, {totals[1]} samples, {totals[2]} bytes; "
-            f"{MANIFEST} has {info.shards}, {info.samples}, {info.bytes}; fetch both again"
+            f"{where} holds {counted(totals[0], 'shard')}, {counted(totals[1], 'sample')}, "
+            f"{totals[2]} bytes; {MANIFEST} has {info.shards}, {info.samples}, {info.bytes}; fetch "
+            f"both again"
         )
     per_view = [int(shards.samples[shards.views == view].sum()) for view in range(info.views)]
     if set(per_view) != {info.inputs - info.rejected}:

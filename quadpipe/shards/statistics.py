@@ -22,6 +22,7 @@ from quadpipe.shards.reader import Dataset, Sample
 _BYTES_LOOKED_AT = 16 * 2**20
 _MOST_LOOKED_AT = 1024
 _GAINS_READ = 256 * 2**20
+_ROWS_AT_ONCE = 2**20
 _MEANS = (0.125, 0.25, 0.5, 0.75)
 _LARGEST_SIDE = 2**32
 _LONGEST_LINE = 2**20
@@ -70,13 +71,20 @@ def labels_of(dataset: Dataset, split: str) -> np.ndarray:
     if index is None:
         found = [sample.label for sample in dataset.samples(split, view=0)]
         return np.array(found, np.int32)
+    return np.concatenate([np.empty(0, np.int32), *_labels(dataset, split, index)])
+
+
+def _labels(dataset: Dataset, split: str, index: np.ndarray) -> Iterator[np.ndarray]:
+    """`labels_of` in parts, since an index may be larger than the memory."""
     views = dataset.shards(split).views
-    labels: np.ndarray = index["label"][views[index["shard"]] == 0]
-    if ((labels < 0) | (labels >= len(dataset.manifest.classes or ()))).any():
-        raise ShardError(
-            f"{dataset.folder}: the index of {split} has labels above its number of classes"
-        )
-    return labels
+    for begin in range(0, len(index), _ROWS_AT_ONCE):
+        rows = index[begin : begin + _ROWS_AT_ONCE]
+        labels = rows["label"][views[rows["shard"]] == 0]
+        if ((labels < 0) | (labels >= len(dataset.manifest.classes or ()))).any():
+            raise ShardError(
+                f"{dataset.folder}: the index of {split} has labels above its number of classes"
+            )
+        yield labels
 
 
 def class_balance(dataset: Dataset, split: str) -> dict[str, Any] | None:
@@ -88,7 +96,11 @@ def class_balance(dataset: Dataset, split: str) -> dict[str, Any] | None:
     classes = dataset.manifest.classes
     if not classes or dataset.split(split).index_sha256 is None:
         return None
-    counts = np.bincount(labels_of(dataset, split), minlength=len(classes))
+    index = dataset.index(split)
+    assert index is not None
+    counts = np.zeros(len(classes), np.int64)
+    for labels in _labels(dataset, split, index):
+        counts += np.bincount(labels, minlength=len(classes))
     filled = counts[counts > 0]
     return {
         "smallest": int(counts.min()),

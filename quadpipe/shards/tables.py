@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from quadpipe.text import counted
+
 _QUANTILES = ("smallest", "10%", "50%", "90%", "largest")
 _CLASSES = 6
 _REASONS = 60
@@ -50,7 +52,7 @@ def classes_table(statistics: Statistics, split: str, names: Sequence[str] | Non
     shown = order if cut <= 0 else order[:_CLASSES] + order[-_CLASSES:]
     largest = max(counts[order[0]], 1)
     rows = [(names[i], f"{counts[i]:,}", f"{100 * counts[i] / largest:.1f}%") for i in shown]
-    note = f"{cut:,} classes between these are not shown" if cut > 0 else ""
+    note = f"{counted(cut, 'class')} between these not shown" if cut > 0 else ""
     return Table(header=header, rows=rows, note=note)
 
 
@@ -92,7 +94,7 @@ def originals_table(statistics: Statistics) -> Table:
         for side in ("width", "height")
     ]
     note = ", ".join(
-        f"{found['of']:,} samples of {split}, {found['enlarged']:.1%} were enlarged"
+        f"{counted(found['of'], 'sample')} of {split}, {found['enlarged']:.1%} enlarged"
         for split, found in known.items()
     )
     return Table(header=("pixels of originals", *_QUANTILES), rows=rows, note=note)

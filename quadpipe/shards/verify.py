@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
@@ -27,10 +27,11 @@ _BYTES_AT_ONCE = 2**20
 _SHOWN = 3
 
 
-def verify(dataset: Dataset) -> Iterator[str]:
+def verify(dataset: Dataset, advanced: Callable[[int], None] = lambda count: None) -> Iterator[str]:
     """One line per finding, with the next step; none when the dataset is intact.
 
-    Raises UnreadableError where the dataset cannot be reached: it may be intact.
+    advanced: called with the bytes of each shard. Raises UnreadableError where the dataset cannot
+    be reached: it may be intact.
     """
     folder = dataset.folder
     unlisted = []  # splits whose shard list cannot be read
@@ -65,6 +66,7 @@ def verify(dataset: Dataset) -> Iterator[str]:
         missing += [name for name in gone if name in expected]
         yield from _missing(dataset, missing, len(gone))
     for name, (split, shard) in expected.items():
+        advanced(shard.bytes)
         if name in missing:
             continue
         try:

@@ -129,12 +129,10 @@ class WholeCopy:
             transfer = Transfer(self.dataset.folder, self.out, progress, threads)
             missing = transfer.missing(files)
             check_room(self.out, sum(file.bytes for file in missing))
-            there.begin()
             stale = there.stale({file.name for file in files})
             last = self._last()
             changes = bool(missing or stale) or not there.holds(last)
-            if changes:
-                there.withdraw()
+            there.begin(changes=changes)
             for name, data in zip(
                 provenance, self.dataset.folder.read_many(provenance), strict=True
             ):

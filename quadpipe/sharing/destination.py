@@ -1,8 +1,8 @@
 """The folder that a copy is written into: the old dataset, no dataset, or the new one.
 
 `.quadpipe/copy.json` names the copy that is being made, or was made, there. Once it is stored, the
-manifest of an earlier dataset is removed before the first of its files is changed; that of the new
-one is written last.
+manifest of an earlier dataset is removed before the first of its files is changed, also of those
+that tell how it was made; that of the new one is written last.
 
 It also records the sha256 of the card that was written there, and the fingerprint of its dataset: a
 card with another sha256 was edited by people, and stays as long as the dataset does.
@@ -113,19 +113,23 @@ class Destination:
                 f"--replace"
             )
 
-    def begin(self) -> None:
-        """Store what is being made; remove how an earlier dataset was made."""
-        if not self.is_begun:
+    def begin(self, *, changes: bool) -> None:
+        """Store what is being made, and remove how an earlier dataset was made.
+
+        changes: files of the dataset will change. Its manifest is removed first, so that what is
+        there is not a finished dataset.
+        """
+        is_begun = self.is_begun
+        if not is_begun:  # without the document: after an interruption the next run removes again
+            self._store({}, self._card_there)
+        if changes:
+            self.out.remove(MANIFEST)
+        if not is_begun:
             for name in (PLAN, REJECTED):
                 self.out.remove(name)
             for folder in (LISTING, MARKERS):
                 self.out.remove_folder(folder)
-        self._store(self._card_there)
-
-    def withdraw(self) -> None:
-        """Remove the manifest, so that what is there is not a finished dataset."""
-        if self.out.exists(MANIFEST):
-            self.out.remove(MANIFEST)
+        self._store(self._document, self._card_there)
 
     def stale(self, names: set[str]) -> list[str]:
         """Files of an earlier dataset; names: those of the new one."""
@@ -146,7 +150,8 @@ class Destination:
             differs = self.out.get(CARD) != last.card
             if differs:  # first: with the new checksum stored, it would look edited
                 self.out.remove(CARD)
-            self._store({"fingerprint": last.fingerprint, "sha256": _sha256(last.card)})
+            written = {"fingerprint": last.fingerprint, "sha256": _sha256(last.card)}
+            self._store(self._document, written)
             if differs:
                 self.out.write(CARD, last.card)
         if self.out.get(CROISSANT) != last.croissant:
@@ -215,8 +220,8 @@ class Destination:
             return {}
         return stored if isinstance(stored, dict) else {}
 
-    def _store(self, card: dict[str, Any]) -> None:
-        data = json_bytes({**self._document, "card": card}, indent=2)
+    def _store(self, document: dict[str, Any], card: dict[str, Any]) -> None:
+        data = json_bytes({**document, "card": card}, indent=2)
         if self.out.get(COPY) != data:
             self.out.write(COPY, data)
 

@@ -28,7 +28,7 @@ from quadpipe.shards.shard_list import read_shard_list
 from quadpipe.sharing.config import TEXTS, CopyConfig
 from quadpipe.sharing.destination import Destination, LastFiles, check_room, edited_card
 from quadpipe.sharing.progress import CopyPreview, CopyProgress
-from quadpipe.sharing.remake import Recipe, remake_shard
+from quadpipe.sharing.remake import Recipe, keeps_tokens, remake_shard
 from quadpipe.sharing.samples import location_of
 from quadpipe.sharing.selection import select
 from quadpipe.sharing.transfer import CheckedFile, Transfer
@@ -55,7 +55,9 @@ class MadeCopy:
         self._selection = select(datasets, config, labels)
         self._plan = self._make_plan(run)
         recoded = {
-            manifest.codec["name"] for manifest in self._manifests if self._recodes(manifest)
+            manifest.codec["name"]
+            for manifest in self._manifests
+            if not keeps_tokens(self._plan, manifest)
         }
         self._decodes_jpeg = "jpg" in recoded
         uses_library = self._decodes_jpeg or (bool(recoded) and self._codec != "raw")
@@ -83,11 +85,11 @@ class MadeCopy:
             pending = self._pending() if there.is_begun else list(self._plan.shards())
             left = sum(map(self._share, pending))
             check_room(self._out, left)
-            there.begin()
             progress.planned(self._preview(there))
             progress.advanced(self._bytes - left)
-            if pending or not self._is_whole(there):
-                there.withdraw()
+            changes = bool(pending) or not self._is_whole(there)
+            there.begin(changes=changes)
+            if changes:
 
                 def note(shard: ShardId, outcome: Any) -> None:
                     log.outcome(shard, outcome)
@@ -159,15 +161,6 @@ class MadeCopy:
     @property
     def _codec(self) -> str:
         return self._plan.config.dataset.codec
-
-    def _recodes(self, manifest: Manifest) -> bool:
-        """Whether the tokens of a source are decoded and encoded."""
-        codec = self._config.codec_of(self._manifests[0])
-        kept = (codec, self._plan.config.tokenizer.tokens) == (
-            manifest.codec,
-            manifest.tokenizer.tokens,
-        )
-        return not kept
 
     def _document(self) -> dict[str, Any]:
         labels = self._labels and hashlib.sha256(self._labels.read_bytes()).hexdigest()

@@ -17,6 +17,7 @@ from quadpipe.job.plan import Plan, ShardId
 from quadpipe.job.shard import ShardReport, finished_tar, write_gains, write_marker
 from quadpipe.mosaic import Mosaic
 from quadpipe.shards.format import PREVIEW, sample_key, shard_name
+from quadpipe.shards.manifest import Manifest
 from quadpipe.shards.marker import Marker
 from quadpipe.shards.members import decode_members, sample_contents
 from quadpipe.shards.writer import ShardWriter
@@ -58,6 +59,12 @@ class Recipe:
             return Drawn(sources=drawn.sources[part], numbers=drawn.numbers[part])
         numbers = open_track(*self.sources[0], shard.split, 0).of_tar(shard.index)
         return Drawn(sources=np.zeros(len(numbers), np.int32), numbers=numbers)
+
+
+def keeps_tokens(plan: Plan, manifest: Manifest) -> bool:
+    """Whether a copy has the encoded tokens of a source; otherwise they are decoded and encoded."""
+    codec, tokens = plan.config.dataset.codec_parameters(), plan.config.tokenizer.tokens
+    return codec == manifest.codec and tokens == manifest.tokenizer.tokens
 
 
 def remake_shard(recipe: Recipe, shard: ShardId) -> ShardReport:
@@ -134,10 +141,7 @@ def _add(recipe: Recipe, writer: ShardWriter, sample: _Stored) -> None:
     dataset = open_cached(*recipe.sources[sample.source])
     manifest, config = dataset.manifest, recipe.plan.config
     member = manifest.make_codec().member
-    same = (
-        config.dataset.codec_parameters() == manifest.codec
-        and config.tokenizer.tokens == manifest.tokenizer.tokens
-    )
+    same = keeps_tokens(recipe.plan, manifest)
     try:
         key, contents = sample_contents(sample.part)
         values = decode_members(contents, manifest, encoded=(member,) if same else ())

@@ -3,6 +3,7 @@
 import csv
 import hashlib
 import os
+import re
 from array import array
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -14,8 +15,12 @@ from typing import BinaryIO, NamedTuple
 
 from quadpipe.errors import SourceError
 from quadpipe.names import MAX_KEPT_BYTES
+from quadpipe.text import counted
 
 _BYTE_ORDER_MARK = "\ufeff"
+# A cell in quotes, or the part of it that is on one line.
+_QUOTED = re.compile(rb'(?:^|(?<=[,\t]))"(?:[^"]|"")*"?')
+_ROWS_LOOKED_AT = 1000  # for the delimiter, if the first rows do not decide
 _ROWS_PER_OFFSET = 64
 _MOST_CHARACTERS = 2 * MAX_KEPT_BYTES  # of a cell: those that are too large to keep are named
 LABEL_COLUMNS = ("label", "cls", "class")
@@ -39,7 +44,8 @@ class Row(NamedTuple):
 def read_rows(file: Path, *, blanks: bool = False) -> Iterator[Row]:
     """(path, label) rows of a text file: a comma or tab between them, the label optional.
 
-    With `blanks`, also a blank. A first row that starts with `path` is a header; below it there may
+    The first row that has only one of both, outside of quotes, decides which one it is. With
+    `blanks`, also a blank. A first row that starts with `path` is a header; below it there may
     be other columns, and the label is in the one named label, cls or class, of two columns in the
     second. Bytes that are not UTF-8 stay as they are. SourceError when the file cannot be read.
     """
@@ -107,16 +113,15 @@ def _unreadable(file: Path, error: OSError) -> SourceError:
 
 def _rows(opened: BinaryIO, file: Path, blanks: bool, start: int = 0) -> Iterator[Row]:
     """The rows from byte `start` on, which begins one; they are counted from there."""
-    first = next((line for line in opened if line.strip()), b"")
-    delimiter = "\t" if b"\t" in first else ","
+    delimiter = _delimiter(opened, file)
     opened.seek(start)
     lines = _Lines(opened, begins=start == 0)
-    if blanks and b"," not in first and b"\t" not in first:
+    if blanks and not delimiter:
         parsed: Iterator[list[str]] = (line.rsplit(None, 1) for line in lines)
     else:
         csv.field_size_limit(max(csv.field_size_limit(), _MOST_CHARACTERS))
         # Strict: an open quote would take all further rows into one cell.
-        parsed = csv.reader(lines, delimiter=delimiter, strict=True)
+        parsed = csv.reader(lines, delimiter=delimiter or ",", strict=True)
     number, offset, header = 0, start, start == 0
     columns: list[str] = []
     try:
@@ -136,6 +141,28 @@ def _rows(opened: BinaryIO, file: Path, blanks: bool, start: int = 0) -> Iterato
         raise SourceError(f"{file} is not a CSV file: {error}; check its quotes") from error
 
 
+def _delimiter(opened: BinaryIO, file: Path) -> str:
+    """The one of comma and tab in the first row that has only one of them outside of quotes.
+
+    Empty if the first row has none of them. SourceError when rows have both.
+    """
+    both = False
+    for line in islice(filter(bytes.strip, opened), _ROWS_LOOKED_AT):
+        bare = _QUOTED.sub(b"", line.removeprefix(_BYTE_ORDER_MARK.encode()))
+        if bare.lower().startswith(b"path;"):
+            raise SourceError(f"{file} has semicolons between its columns; save it with commas")
+        found = [delimiter for delimiter in ",\t" if delimiter.encode() in bare]
+        if len(found) == 1 or not (found or both):
+            return "".join(found)
+        both = True
+    if both:
+        raise SourceError(
+            f"{file} has commas and tabs in its rows, and both could be between the columns; add "
+            f"a first row with the names of the columns, such as path,label"
+        )
+    return ""
+
+
 def _columns(cells: list[str], file: Path) -> list[str]:
     names = [cell.strip().lower() for cell in cells]
     name, count = Counter(filter(None, names)).most_common(1)[0]
@@ -148,13 +175,13 @@ def _row(cells: list[str], columns: list[str], number: int, begin: int, file: Pa
     """A row under a header with these columns, or without one."""
     if len(cells) > 2 and not columns:
         raise SourceError(
-            f"{file}, row {number}: {len(cells)} columns; expected a path and at most a label, or "
-            f"a first row that names the columns, such as path,label,caption"
+            f"{file}, row {number}: {counted(len(cells), 'column')}; expected a path and at most a "
+            f"label, or a first row that names the columns, such as path,label,caption"
         )
     if len(cells) > max(2, len(columns)) or (len(columns) > 2 and len(cells) < len(columns)):
         raise SourceError(
-            f"{file}, row {number}: {len(cells)} columns, the first row names {len(columns)}; "
-            f"correct the row, or put quotes around cells with a comma"
+            f"{file}, row {number}: {counted(len(cells), 'column')}, the first row names "
+            f"{len(columns)}; correct the row, or put quotes around cells with a comma"
         )
     path, *rest = (cell.strip() for cell in cells)
     named = dict(zip(columns[1:], rest, strict=False))

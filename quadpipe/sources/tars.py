@@ -23,6 +23,7 @@ from quadpipe.sources.listing import Inputs, Listing, Span
 from quadpipe.sources.names import is_compressed_tar_name, is_image_name, is_tar_name, split_of_word
 from quadpipe.sources.roots import Root
 from quadpipe.sources.walk import Walk
+from quadpipe.text import counted
 
 _COMMON_IMAGES = ("jpg", "jpeg", "png", "webp")
 _MAX_LABEL_BYTES = 1 << 20
@@ -222,8 +223,8 @@ class _Samples:
         if not self._unsure:
             return []
         return [
-            f"{self._unsure:,} samples have several images, none with a plain extension such as "
-            f".jpg: the first is read, such as {self._first_unsure}"
+            f"{counted(self._unsure, 'sample')} with several images, none with a plain extension "
+            f"such as .jpg: the first is read, such as {self._first_unsure}"
         ]
 
 

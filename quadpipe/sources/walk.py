@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from quadpipe.errors import SourceError
 from quadpipe.names import path_to_text
 from quadpipe.sources.roots import Root
+from quadpipe.text import counted
 
 
 class Walk:
@@ -78,8 +79,8 @@ class Walk:
         if not self.read_twice:
             return []
         return [
-            f"{self.read_twice:,} files are read more than once, through links to other folders of "
-            f"{self.root}; the first is {path_to_text(self._first_twice)}"
+            f"{counted(self.read_twice, 'file')} read more than once, through links to other "
+            f"folders of {self.root}; the first is {path_to_text(self._first_twice)}"
         ]
 
     def _unlistable(self, folder: bytes, error: OSError) -> SourceError:

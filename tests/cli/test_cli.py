@@ -73,7 +73,9 @@ def test_info_prints_text_or_json(shards):
 
 
 def test_verify_reports_a_whole_dataset_or_what_is_wrong(shards, tmp_path):
-    assert "intact, 23 samples checked" in run("verify", shards).stdout
+    done = run("verify", shards)
+    assert "intact, 23 samples checked" in done.stdout
+    assert "100%" in done.stderr
     for path in shards.iterdir():
         if path.is_file():
             os.link(path, tmp_path / path.name)

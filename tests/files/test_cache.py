@@ -4,6 +4,7 @@ import errno
 import subprocess
 import sys
 import time
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +82,7 @@ def test_a_full_cache_evicts_the_least_recently_used_shard(published, whole, tmp
 def test_a_cache_that_is_too_small_is_refused_with_the_size_it_needs(published, whole, tmp_path):
     sizes = [shard.bytes for shard in quadpipe.Dataset(whole).shards("train")]
     cache = Cache(folder=tmp_path, bytes=sum(sizes) - 1)
-    with pytest.raises(ConfigError, match=f"{len(sizes)} shards of {sum(sizes):,} bytes are"):
+    with pytest.raises(ConfigError, match=f"for {len(sizes)} shards of {sum(sizes):,} bytes at"):
         Loader(quadpipe.Dataset(published, cache=cache), batch_size=5)
     with pytest.raises(ConfigError, match="a cache is for URLs; omit --cache"):
         quadpipe.Dataset(whole, cache=cache)
@@ -144,6 +145,33 @@ def test_a_cache_on_a_full_disk_is_an_error(published, tmp_path, monkeypatch):
     monkeypatch.setattr(folder._remote._system, "get_file", full)
     with pytest.raises(OutputError, match="the cache .* cannot be used: .*No space left on device"):
         list(cached.samples("train", on_error="skip"))
+
+
+def test_a_cache_is_not_to_blame_when_the_process_may_not_open_more_files(tmp_path, monkeypatch):
+    def exhausted(*arguments: object, **options: Any) -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    def fails_to_connect(*arguments: object, **options: Any) -> None:
+        raise ConnectionError("Could not connect") from OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr("quadpipe.retries.PAUSES", ())
+    fsspec.filesystem("memory").pipe_file("/exhausted/a.tar", b"shard")
+    remote = RemoteFolder("memory://exhausted")
+    folder = CachedFolder(remote, Cache(folder=tmp_path, bytes=10**7))
+    folder.know({"a.tar": (sha256(b"shard").hexdigest(), 5)}.get)
+    for place, name, fails in (
+        (Path, "open", exhausted),
+        (remote._system, "get_file", exhausted),
+        (remote._system, "get_file", fails_to_connect),
+    ):
+        with monkeypatch.context() as patched:
+            patched.setattr(place, name, fails)
+            with pytest.raises(UnreadableError, match="Too many open files; raise the limit"):
+                folder.contents("a.tar")
+    folder.contents("a.tar")
+    monkeypatch.setattr("quadpipe.files.cache.np.memmap", exhausted)
+    with pytest.raises(UnreadableError, match="Too many open files; raise the limit"):
+        folder.contents("a.tar")
 
 
 @pytest.mark.fault(

@@ -278,7 +278,7 @@ def test_one_dataset_has_the_order_that_it_always_had(pair):
         ({"tokens": 22}, r"shards holds 16 tokens, not 22; use at most 16"),
         ({"tokens": 15}, "use 13 or 16"),
         ({"split": "val"}, "has no split 'val'"),
-        ({"classes": ["left", "right"]}, "has 1 classes that are not among the 2 wanted, such as "),
+        ({"classes": ["left", "right"]}, "has 1 class not among the 2 wanted, such as "),
     ],
 )
 def test_invalid_options_of_several_datasets_are_refused(pair, options, message):
@@ -315,7 +315,7 @@ def test_shards_that_must_fit_a_cache_together_are_those_of_all_datasets(pair, m
         return [Dataset(f"memory:/{name}", cache=cache) for name in ("/cached", "/too")]
 
     place = pair[0].parent / "cache"
-    with pytest.raises(ConfigError, match="is too small: 8 shards of"):
+    with pytest.raises(ConfigError, match="is too small for 8 shards of"):
         Loader(opened(room - 1, place), batch_size=4)
     assert len(samples_of(Loader(opened(room, place), batch_size=4).epoch(0))) == 27
 

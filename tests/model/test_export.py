@@ -124,7 +124,7 @@ def test_an_export_tells_what_its_weights_do_not(run_of, tmp_path):
     for name, value, message in (
         ("heads", "many", "its metadata has heads 'many', which cannot be read; save the weights"),
         ("classes", '"abcde"', "its metadata has classes '\"abcde\"', which cannot be read"),
-        ("classes", '["a"]', "the metadata of the weights names 1 classes for a head of 5"),
+        ("classes", '["a"]', "the metadata of the weights names 1 class for a head of 5"),
         ("classes", '["a", "b", "c", "c", "d"]', "its metadata has 2 classes 'c'; save the"),
         ("grid", "[-8, -8]", r"its metadata has grid '\[-8, -8\]', which cannot be read"),
         ("grid", "[4, 8]", "65 positions with a grid of 4 x 8 in its metadata, and 1 other tokens"),

@@ -259,6 +259,6 @@ def test_eval_reports_skipped_samples(damaged, undisturbed):
     assert "val-000000.tar: 0000000002" in done.stderr
     done = run_cli(*given, "--on-error", "skip")
     assert done.returncode == 0, done.stderr
-    assert "1 damaged samples of val were skipped" in done.stderr
+    assert "skipped  1 damaged sample of val" in done.stderr
     done = run_cli(*given, "--on-error", "skip", "--json")
     assert json.loads(done.stdout)[0]["skipped"] == 1

@@ -168,7 +168,7 @@ def test_each_dataset_has_its_expected_fingerprint(shards, other):
     assert len(open_datasets([shards, other], None, ",".join(prints))) == 2
     with pytest.raises(ShardError, match="is not the expected dataset"):
         open_datasets([shards, other], None, ",".join(prints[::-1]))
-    with pytest.raises(ConfigError, match="expect names 1 fingerprints for 2 datasets; give one"):
+    with pytest.raises(ConfigError, match="expect names 1 fingerprint for 2 datasets; give one"):
         open_datasets([shards, other], None, prints[0])
 
 

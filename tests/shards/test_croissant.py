@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from fnmatch import fnmatch
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -62,12 +63,49 @@ def test_each_member_is_a_set_of_files_in_the_shards(dataset, document):
 
 def test_records_are_labels_classes_pictures_and_descriptions_by_key(document):
     sets = {each["@id"]: each for each in document["recordSet"]}
-    kinds = ("json", "cls", "preview.jpg")
+    kinds = ("preview.jpg", "cls", "json")
     assert set(sets) == {"classes", *(f"{s}-{kind}" for s in ("train", "val") for kind in kinds)}
     assert sets["classes"]["data"][1] == {"classes/cls": 1, "classes/name": "right"}
     label = sets["train-cls"]["field"][1]
     assert label["dataType"] == "sc:Integer"
     assert label["source"]["fileSet"] == {"@id": "files/train/cls"}
+
+
+def test_kept_members_are_described_with_the_types_of_the_card(dataset):
+    members = {
+        "bbox.json": "boxes", "depth.npy": "bytes", "embedding.f16": "bytes", "id": "bytes",
+        "original.json": "bytes", "seg.png": "mask", "txt": "bytes",
+    }  # fmt: skip
+    manifest = replace(dataset.manifest, members=members)
+    document = json.loads(read_croissant(dataset.folder, manifest))
+    sets = {e["@id"]: e for e in document["distribution"] if e["@type"] == "cr:FileSet"}
+    assert {name: sets[f"files/train/{name}"]["encodingFormat"] for name in members} == {
+        "bbox.json": "application/json",
+        "depth.npy": "application/x-npy",
+        "embedding.f16": "application/octet-stream",
+        "id": "text/plain",
+        "original.json": "application/json",
+        "seg.png": "image/png",
+        "txt": "text/plain",
+    }
+    records = {each["@id"]: each["field"][-1]["dataType"] for each in document["recordSet"]}
+    found = {name: records.get(f"val-{name}") for name in members}
+    assert found == {
+        "bbox.json": "sc:Text",
+        "depth.npy": None,
+        "embedding.f16": None,
+        "id": "sc:Integer",
+        "original.json": "sc:Text",
+        "seg.png": "sc:ImageObject",
+        "txt": "sc:Text",
+    }
+
+
+def test_a_set_holds_no_member_whose_name_ends_like_its_own(document):
+    sets = {e["@id"]: e["includes"] for e in document["distribution"] if "includes" in e}
+    names = ["0000000012.json", "in/0000000012-v01.json", "0000000012.original.json"]
+    found = [any(fnmatch(name, each) for each in sets["files/train/json"]) for name in names]
+    assert found == [True, True, False]
 
 
 def test_the_context_is_that_of_version_1_0(document):

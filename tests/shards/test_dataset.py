@@ -347,7 +347,7 @@ def test_a_shard_listed_twice_or_with_other_totals_is_refused(dataset):
         quadpipe.Dataset(dataset).shards("val")
     rewrite_shard_list(dataset, lambda rows: rows.pop())
     edit_manifest(dataset, splits__val__shards=2)
-    with pytest.raises(ShardError, match="holds 1 shards, 4 samples, .* has 2, 4"):
+    with pytest.raises(ShardError, match="holds 1 shard, 4 samples, .* has 2, 4"):
         quadpipe.Dataset(dataset).shards("val")
 
 

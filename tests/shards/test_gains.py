@@ -12,6 +12,7 @@ import pytest
 from forging import edit_manifest, make_dataset, remove_index
 from quadpipe import Dataset
 from quadpipe.errors import ConfigError, ShardError
+from quadpipe.loader import Loader
 from quadpipe.shards.format import npy_bytes
 from quadpipe.shards.gains import sample_gains
 from quadpipe.shards.tar import member_bytes, read_members
@@ -71,7 +72,8 @@ def test_damaged_gains_are_found(dataset, damage, message):
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, 1e6])
-def test_numbers_that_are_not_gains_are_refused(dataset, value):
+def test_numbers_that_are_not_gains_are_refused(dataset, value, monkeypatch):
+    monkeypatch.setattr("quadpipe.shards.gains._ROWS_AT_ONCE", 2)
     gains = Dataset(dataset).gains("train").copy()
     gains[3, 2] = value
     put_gains(dataset, gains)
@@ -148,6 +150,14 @@ def test_members_of_others_are_not_taken_for_importances():
     members = [("1.depth.importance.npy", foreign), ("1.importance.npy", own)]
     part = b"".join(member_bytes(name, data) for name, data in members)
     assert sample_gains(memoryview(part), 2).tolist() == [3, 2]
+
+
+def test_without_a_file_of_gains_no_shard_can_be_skipped(dataset):
+    remove_index(dataset)
+    (dataset / "train-000001.tar").unlink()
+    message = r'01.tar: missing: .*finish copying .*every sample, also with on_error="skip", since'
+    with pytest.raises(ShardError, match=message):
+        next(Loader(dataset, batch_size=4, mean_tokens=13, on_error="skip").epoch(0))
 
 
 def test_a_remote_dataset_without_gains_is_not_read_as_a_whole(dataset):

@@ -205,6 +205,14 @@ def test_wrong_offsets_in_the_index_lose_only_their_samples(dataset):
     assert sum(batch.skipped for batch in loader.epoch(0)) == 2
 
 
+def test_the_reading_of_a_large_index_is_announced(dataset, caplog, monkeypatch):
+    quadpipe.Dataset(dataset).index("train")
+    assert "reading" not in caplog.text
+    monkeypatch.setattr("quadpipe.shards.arrays._LARGE", 100)
+    quadpipe.Dataset(dataset).index("train")
+    assert "train.index.npy, 1.1 kB, to compare its checksum" in caplog.text
+
+
 def test_a_dataset_without_an_index_loads_with_one_warning(dataset, caplog):
     expected = [batch.keys for batch in Loader(dataset, batch_size=4).epoch(0)]
     remove_index(dataset)

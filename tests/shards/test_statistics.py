@@ -45,7 +45,7 @@ def dataset(finished, tmp_path) -> Path:
     return Path(shutil.copytree(finished, tmp_path / "shards"))
 
 
-def test_classes_are_counted_in_the_index_without_reading_shards(dataset):
+def test_classes_are_counted_in_the_index_without_reading_shards(dataset, monkeypatch):
     opened = quadpipe.Dataset(dataset)
     labels = {
         split: Counter(sample.label for sample in opened.samples(split))
@@ -60,6 +60,7 @@ def test_classes_are_counted_in_the_index_without_reading_shards(dataset):
         assert balance["imbalance"] == round(max(counts.values()) / min(counts.values()), 2)
     for path in dataset.glob("*.tar"):
         path.unlink()
+    monkeypatch.setattr("quadpipe.shards.statistics._ROWS_AT_ONCE", 3)
     assert class_balance(quadpipe.Dataset(dataset), "train") == found["train"]["classes"]
 
 
@@ -191,7 +192,7 @@ def test_of_many_classes_the_largest_and_the_smallest_are_listed():
         19, 18, 17, 16, 15, 14, 5, 4, 3, 2, 1, 0
     ]  # fmt: skip
     assert found.rows[-1] == ("class 0", "0", "0.0%")
-    assert found.note == "8 classes between these are not shown"
+    assert found.note == "8 classes between these not shown"
 
 
 def info(*arguments: object) -> tuple[int, str]:

@@ -8,6 +8,7 @@ import pytest
 
 import quadpipe
 from forging import edit_json, make_dataset
+from quadpipe import faults
 from quadpipe.errors import OutputError, ShardError
 from quadpipe.sharing import CopyPreview, CopyProgress
 
@@ -138,6 +139,27 @@ def test_a_readme_that_was_there_before_is_kept(source, tmp_path):
     quadpipe.copy(source, tmp_path, progress=progress)
     assert progress.notes == ()
     assert (tmp_path / "README.md").read_bytes() == (source / "README.md").read_bytes()
+
+
+@pytest.mark.parametrize("options", [{}, {"tokens": 10, "in_process": True}])
+def test_provenance_goes_after_the_manifest_of_its_dataset(options, source, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    quadpipe.copy(make_dataset(tmp_path / "other", seed=1), out, provenance=True)
+    before = {path for path in (out / ".quadpipe").rglob("*.json") if path.name != "copy.json"}
+    assert len(before) > 5
+
+    def stop(point: str) -> None:
+        if point == "after removal dataset.json":
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(faults, "hook", stop)
+    with pytest.raises(KeyboardInterrupt):
+        quadpipe.copy(source, out, replace=True, **options)
+    assert all(path.exists() for path in before)
+    monkeypatch.setattr(faults, "hook", None)
+    quadpipe.copy(source, out, **options)
+    assert not (out / ".quadpipe/plan.json").exists()
+    assert not (out / ".quadpipe/listing").exists()
 
 
 def test_a_manifest_with_one_class_twice_is_refused(source, tmp_path):

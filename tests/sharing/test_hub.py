@@ -158,6 +158,25 @@ def test_a_small_dataset_replaces_another_one_in_one_commit(source, earlier, hub
     assert visible(repo.files) == files_of(source)  # with its own card
 
 
+def test_a_dataset_that_is_being_replaced_keeps_its_provenance_as_long_as_it_is_shown(
+    source, earlier, hub, monkeypatch
+):
+    quadpipe.copy(earlier, URL, provenance=True)
+    repo = hub.repos["org/name"]
+    before = dict(repo.files)
+    provenance = {name for name in before if name.startswith(".quadpipe/")}
+    assert len(provenance) > 5
+    repo.log.clear()
+    monkeypatch.setattr(hub_room, "_FILES_IN_COMMIT", 3)
+    monkeypatch.setattr(hub_room, "_MORE_SMALL_FILES", 0)
+    quadpipe.copy(source, URL, replace=True)
+    *between, last = [repo.trees[commit] for commit in repo.log]
+    assert len(between) > 3
+    for tree in between:
+        assert "dataset.json" not in tree or provenance <= tree.keys()
+    assert {name for name in last if name.startswith(".quadpipe/")} == {".quadpipe/copy.json"}
+
+
 def test_a_commit_of_another_process_meanwhile_stops_the_copy(source, hub):
     class Meanwhile(CopyProgress):
         def planned(self, preview: CopyPreview) -> None:

@@ -147,7 +147,7 @@ def test_images_behind_links_to_other_folders_of_the_source_are_counted(tmp_path
     assert len(inputs.splits["train"]) == 8
     assert inputs.read_twice == 3
     (warning,) = inputs.warnings
-    assert "3 files are read more than once, through links" in warning
+    assert "3 files read more than once, through links" in warning
     assert warning.endswith("the first is b/linked/1.jpg")
 
 

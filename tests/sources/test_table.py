@@ -14,6 +14,7 @@ from source_files import list_inputs, rows, write
 
 from quadpipe.errors import SourceError
 from quadpipe.sources import open_source
+from quadpipe.sources.labels import read_labels
 from quadpipe.sources.listing import Input
 from quadpipe.sources.roots import LocalRoot
 from quadpipe.sources.rows import PathList, read_rows
@@ -64,6 +65,41 @@ def test_a_csv_with_an_open_quote_is_refused(tmp_path):
     (tmp_path / "list.csv").write_text('"' + "x" * 200_000 + "\n")
     with pytest.raises(SourceError, match="is not a CSV file: .*; check its quotes"):
         list_inputs(tmp_path / "list.csv")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("a.jpg,red\tround\nb.jpg,blue\n", ["red\tround", "blue"]),
+        ('a.jpg,"red\tround"\nb.jpg,"blue\tsquare"\n', ["red\tround", "blue\tsquare"]),
+        ("path,label\t\na.jpg,red\nb.jpg,blue\n", ["red", "blue"]),
+        ("a.jpg\ttench, Tinca\nb.jpg\tgoldfish\n", ["tench, Tinca", "goldfish"]),
+        ("path\tlabel\na.jpg\tx, y\nb.jpg\tz, w\n", ["x, y", "z, w"]),
+        ('\ufeff"a.jpg"\t"x, y"\nb.jpg\tz\n', ["x, y", "z"]),
+    ],
+)
+def test_a_delimiter_inside_a_cell_separates_nothing(text, expected, tmp_path):
+    (tmp_path / "list.csv").write_text(text)
+    assert [(row.path, row.label) for row in read_rows(tmp_path / "list.csv")] == [
+        (b"a.jpg", expected[0].encode()),
+        (b"b.jpg", expected[1].encode()),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a.jpg\ttench, Tinca\nb.jpg\tgoldfish, x\n", "both could be .*; add a first row with the"),
+        ("Path;label\na.jpg;cat\n", "list.csv has semicolons between its columns; save it with co"),
+    ],
+)
+def test_columns_are_not_guessed(text, message, tmp_path):
+    write(tmp_path, "a.jpg", "b.jpg")
+    (tmp_path / "list.csv").write_text(text)
+    with pytest.raises(SourceError, match=message):
+        list_inputs(tmp_path / "list.csv")
+    with pytest.raises(SourceError, match=message):
+        read_labels(tmp_path / "list.csv")
 
 
 def test_paths_through_links_are_resolved_as_the_system_does(tmp_path):

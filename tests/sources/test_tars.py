@@ -136,7 +136,7 @@ def test_of_several_images_of_a_sample_the_one_with_a_plain_extension_is_read(
     inputs = list_inputs(tmp_path)
     assert rows(inputs) == [(f"x.tar/{chosen}", None)]
     assert inputs.skipped == {"another image of a sample": len(members) - 1}
-    unsure = "1 samples have several images, none with a plain extension such as .jpg: the first"
+    unsure = "1 sample with several images, none with a plain extension such as .jpg: the first"
     expected = [unsure] if chosen == "a.depth.png" else []
     assert [warning.partition(" is read")[0] for warning in inputs.warnings] == expected
 
@@ -157,4 +157,4 @@ def test_a_tar_behind_a_link_to_another_one_is_counted(tmp_path):
     (tmp_path / "b.tar").symlink_to("a.tar")
     inputs = list_inputs(tmp_path)
     assert inputs.read_twice == 1
-    assert "1 files are read more than once" in inputs.warnings[0]
+    assert "1 file read more than once" in inputs.warnings[0]
