@@ -25,7 +25,7 @@ from quadpipe.job.cpus import usable_cpus
 from quadpipe.job.decoding import Decoder
 from quadpipe.job.isolation import IsolatedDecoder, WatchedDecoder
 from quadpipe.job.plan import Plan, ShardId
-from quadpipe.job.pool import PooledScorer, cpus_of_scorers, start_pool
+from quadpipe.job.pool import PooledScorer, cpus_of_scorers, open_pool
 from quadpipe.job.run_config import RunConfig
 from quadpipe.job.shard import ShardReport, Site, make_shard
 
@@ -77,8 +77,10 @@ def on_ray(plan: Plan, site: Site) -> Iterator[Engine]:
     joined, or it cannot hold the scorers.
     """
     run = plan.config.run
-    with _ray(run, _object_store_bytes(plan, site)) as (ray, private):
-        pool = start_pool(ray, plan, site.code, private=private) if run.pooled else None
+    with _ray(run, _object_store_bytes(plan, site)) as (ray, private), ExitStack() as ending:
+        pool = None
+        if run.pooled:
+            pool = ending.enter_context(open_pool(ray, plan, site.code, private=private))
         slots = _slots(ray, run, pool, private=private)
         task = ray.remote(num_cpus=1, max_retries=0)(make_shard)
         shared = ray.put(plan), ray.put(replace(site, code=None) if pool else site)

@@ -7,7 +7,8 @@ a pure function, so none of this shows in the bytes.
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from copy import copy
 from typing import Any
 
@@ -179,8 +180,11 @@ def cpus_of_scorers(run: RunConfig) -> int:
     return 0 if not run.pooled or run.gpus_per_scorer else run.scorers or 1
 
 
-def start_pool(ray: Any, plan: Plan, code: ScorerCode | None, *, private: bool) -> PooledScorer:
-    """Start the actors and wait until all of them have built their network.
+@contextmanager
+def open_pool(
+    ray: Any, plan: Plan, code: ScorerCode | None, *, private: bool
+) -> Iterator[PooledScorer]:
+    """Start the actors and wait until all of them have built their network; end them afterwards.
 
     ConfigError when they cannot be placed in time, naming what is missing, or cannot be built.
     """
@@ -206,15 +210,20 @@ def start_pool(ray: Any, plan: Plan, code: ScorerCode | None, *, private: bool) 
     )(ScorerActor)
     shared = [ray.put(plan), ray.put(code)]
     actors = [actor.remote() for _ in range(count)]
-    started = _start(ray, actors, shared, run.scorer_timeout)
-    if started < count:
-        raise ConfigError(
-            f"{started} of {count} scorers started within {run.scorer_timeout} seconds: {needs}, "
-            f"the cluster has {has} in all; start fewer --scorers, add nodes, or give a longer "
-            f"--scorer-wait"
-        )
-    geometry, cpus = plan.config.tokenizer.geometry, count * wanted.get("CPU", 0)
-    return PooledScorer(geometry, actors, shared, timeout=run.scorer_timeout, cpus=cpus)
+    try:
+        started = _start(ray, actors, shared, run.scorer_timeout)
+        if started < count:
+            raise ConfigError(
+                f"{started} of {count} scorers started within {run.scorer_timeout} seconds: "
+                f"{needs}, the cluster has {has} in all; start fewer --scorers, add nodes, or give "
+                f"a longer --scorer-wait"
+            )
+        geometry, cpus = plan.config.tokenizer.geometry, count * wanted.get("CPU", 0)
+        yield PooledScorer(geometry, actors, shared, timeout=run.scorer_timeout, cpus=cpus)
+    finally:
+        # A Ray that goes on after the job would keep them, since its workers know them.
+        for actor in actors:
+            ray.kill(actor)
 
 
 def _start(ray: Any, actors: list[Any], shared: list[Any], timeout: float) -> int:

@@ -15,11 +15,14 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 VARIABLE = "QUADPIPE_TEST_FAULT"
 _HERE = Path(__file__).parent
+# After which a scorer that does not answer is looked at, in workers that serve several tests.
+SECONDS_BETWEEN_LOOKS = 1.0
 
 
 def kill() -> None:
@@ -62,7 +65,8 @@ ACTIONS: dict[str, Callable[[], None]] = {
 class Fault:
     """at: pattern of the point. skip: how often a process passes it unharmed. once: a file, made
     when the fault happens, after which it happens in no process again. seconds: that a decoder is
-    given. heartbeat, stale: seconds of the lock."""
+    given. heartbeat, stale: seconds of the lock. file: of a fault in JSON, which may change while
+    processes run; then nothing else is given."""
 
     at: str = "$^"
     do: str = "kill"
@@ -71,15 +75,19 @@ class Fault:
     seconds: int | None = None
     heartbeat: float | None = None
     stale: float | None = None
+    file: str | None = None
 
     def environment(self) -> dict[str, str]:
         """Of processes in which it shall happen."""
+        return {**os.environ, **self.variables()}
+
+    def variables(self) -> dict[str, str]:
+        """What its environment has beside that of this process."""
         path = [str(_HERE / "site"), str(_HERE.parent), os.environ.get("PYTHONPATH", "")]
-        return {
-            **os.environ,
-            "PYTHONPATH": os.pathsep.join(filter(None, path)),
-            VARIABLE: json.dumps(asdict(self)),
-        }
+        return {"PYTHONPATH": os.pathsep.join(filter(None, path)), VARIABLE: self.to_json()}
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self))
 
     def hook(self) -> Callable[[str], None]:
         left = self.skip
@@ -135,13 +143,38 @@ def install() -> None:
     if text is None:
         return
     from quadpipe import faults
-    from quadpipe.files import lock
 
-    fault = Fault(**json.loads(text))
+    os.fsync = lambda fd: None  # as in conftest.py
+    fault = _read(text)
+    if fault.file is not None:
+        _follow(Path(fault.file))
+        return
     faults.hook = fault.hook()
-    lock.HEARTBEAT_SECONDS = fault.heartbeat or lock.HEARTBEAT_SECONDS
-    lock.STALE_SECONDS = fault.stale or lock.STALE_SECONDS
+    if fault.heartbeat or fault.stale:
+        from quadpipe.files import lock
+
+        lock.HEARTBEAT_SECONDS = fault.heartbeat or lock.HEARTBEAT_SECONDS
+        lock.STALE_SECONDS = fault.stale or lock.STALE_SECONDS
     if fault.seconds is not None:
         from quadpipe.job import isolation
 
         isolation.DECODE_SECONDS = fault.seconds
+
+
+@cache
+def _read(text: str) -> Fault:
+    return Fault(**json.loads(text))
+
+
+def _follow(file: Path) -> None:
+    """Be ready for the fault that a file describes at the time."""
+    from quadpipe import faults
+
+    hook = cache(Fault.hook)
+    faults.hook = lambda point: hook(_read(file.read_text()))(point)
+    if any("default_worker" in word for word in sys.orig_argv):  # of Ray, not one of its agents
+        from quadpipe.job import isolation, pool
+
+        real = isolation.decode_seconds
+        isolation.decode_seconds = lambda plan: _read(file.read_text()).seconds or real(plan)
+        pool._SECONDS_BETWEEN_LOOKS = SECONDS_BETWEEN_LOOKS

@@ -53,6 +53,15 @@ class ForkedDecoder:
         return self._status
 
 
+def on_disk(folder: Path) -> dict[str, bytes | None]:
+    """All files and folders but the logs, by name."""
+    return {
+        name: path.read_bytes() if path.is_file() else None
+        for path in folder.rglob("*")
+        if "/.quadpipe/logs" not in (name := path.as_posix())
+    }
+
+
 def forked(work: Callable[[], object]) -> int:
     """The exit status of a fork that does the work; 1 when it raises."""
     sys.stdout.flush()
@@ -77,20 +86,28 @@ def kills(
 ) -> Iterator[dict[str, Any]]:
     """A row for each point of a run: it is killed there, looked at, and run again.
 
+    Points between which nothing on the disk changes share one kill: it leaves the same files.
     start: puts into a new folder what is there before. look: what to note of a folder after a kill.
     """
     isolation.subprocess.Popen = ForkedDecoder  # type: ignore[assignment, misc]
-    points: list[str] = []
+    points: list[tuple[str, dict[str, bytes | None]]] = []
     whole = folder / "whole"
     start(whole)
-    faults.hook = points.append
+    faults.hook = lambda point: points.append((point, on_disk(whole)))
     run(whole)
     faults.hook = None
     expected = tree(whole)
     passed: Counter[str] = Counter()
-    for point in points:
+    row: dict[str, Any] = {}
+    before: dict[str, bytes | None] | None = None
+    for point, state in points:
         if "logs/lock" in point:
             continue
+        if state == before:
+            yield row | {"point": point, "passed": passed[point]}
+            passed[point] += 1
+            continue
+        before = state
         out = folder / "out"
         shutil.rmtree(out, ignore_errors=True)
         start(out)
@@ -104,7 +121,7 @@ def kills(
         differing = sorted(
             name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name)
         )
-        yield {
+        row = {
             "point": point,
             "passed": passed[point],
             "killed": killed,
@@ -115,6 +132,7 @@ def kills(
             "doubled": doubled,
             "temporary": (out / ".quadpipe" / "tmp").exists(),
         }
+        yield row
         passed[point] += 1
 
 

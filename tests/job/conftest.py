@@ -1,9 +1,12 @@
-"""Images for the tests of the job."""
+"""Images for the tests of the job, and the Ray that they share."""
 
 import shutil
 from pathlib import Path
 
 import pytest
+from ray_runs import joined, on_ray, shared_ray
+
+__all__ = ["joined", "on_ray", "shared_ray"]
 
 
 @pytest.fixture

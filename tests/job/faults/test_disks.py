@@ -4,8 +4,10 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from fault_runs import check, command, run
+from fault_runs import OPTIONS, check, command, run
 from injection import Fault, wait_for
+
+import quadpipe
 
 
 @pytest.fixture
@@ -43,7 +45,7 @@ def test_a_full_disk_loses_nothing(engine, images, tmp_path, small_disk, undistu
     assert "No space left on device; free some space and rerun the same command" in errors
     assert "Traceback" not in errors
     filler.unlink()
-    check(run(images, out, "--in-process"))
+    quadpipe.tokenize(images, out, in_process=True, **OPTIONS)
     account(out, undisturbed)
 
 

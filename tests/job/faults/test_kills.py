@@ -4,7 +4,6 @@ Each row of the table in docs/reliability.md is a test marked `fault`, most of t
 """
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -12,11 +11,12 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-import injection
 import pytest
-from fault_runs import check, command, run
+from fault_runs import OPTIONS, check, command, run
 from injection import Fault, killed_everywhere, wait_for
+from ray_runs import After
 
+import quadpipe
 from quadpipe.files import LocalFolder, lock
 
 CONTINUES = "the next run continues; bytes of an undisturbed run"
@@ -66,21 +66,16 @@ def test_a_kill_at_any_point_loses_nothing(retry, tmp_path, jpeg, record_propert
 
 
 @pytest.mark.fault("SIGKILL of a Ray worker in the middle of a tar", "its shard is remade")
-def test_a_worker_killed_in_mid_tar_is_replaced(images, tmp_path, undisturbed, account):
-    fault = Fault(at="before write train-.*tar", skip=1, once=str(tmp_path / "once"))
-    check(run(images, tmp_path / "out", "--workers", "2", fault=fault))
-    assert (tmp_path / "once").exists()
-    account(tmp_path / "out", undisturbed)
-
-
 @pytest.mark.fault(
     "SIGKILL of a Ray worker between the rename of a tar and its marker",
     "its shard is remade",
 )
-def test_a_worker_killed_before_its_marker_is_replaced(images, tmp_path, undisturbed, account):
-    fault = Fault(at="after rename train-.*tar", once=str(tmp_path / "once"))
-    check(run(images, tmp_path / "out", "--workers", "2", fault=fault))
-    assert (tmp_path / "once").exists()
+@pytest.mark.parametrize(("at", "skip"), [("before write", 1), ("after rename", 0)])
+def test_a_killed_worker_is_replaced(at, skip, images, tmp_path, undisturbed, account, on_ray):
+    once = tmp_path / "once"
+    on_ray.inject(Fault(at=f"{at} train-.*tar", skip=skip, once=str(once)))
+    quadpipe.tokenize(images, tmp_path / "out", **OPTIONS)
+    assert once.exists()
     account(tmp_path / "out", undisturbed)
 
 
@@ -88,13 +83,13 @@ def test_a_worker_killed_before_its_marker_is_replaced(images, tmp_path, undistu
 @pytest.mark.fault("SIGKILL of the driver under Ray in the middle of the merge", CONTINUES)
 @pytest.mark.parametrize("point", ["rename .quadpipe/plan.json", "write dataset.json"])
 def test_a_job_continues_after_its_driver_is_killed_at_a_commit(
-    point, images, tmp_path, undisturbed, account
+    point, images, tmp_path, undisturbed, account, on_ray
 ):
     out = tmp_path / "out"
-    done = run(images, out, "--workers", "2", fault=Fault(at=f"before {point}"))
+    done = run(images, out, "--address", on_ray.address, fault=Fault(at=f"before {point}"))
     assert done.returncode == -signal.SIGKILL
     assert not (out / "dataset.json").exists()
-    check(run(images, out, "--workers", "2"))
+    quadpipe.tokenize(images, out, **OPTIONS)
     account(out, undisturbed)
 
 
@@ -124,7 +119,7 @@ def test_an_orphaned_worker_writes_nothing_into_the_next_run(
             assert b"lost the write lock of" in errors
             assert b": process " in errors
             assert sorted(path.name for path in out.iterdir()) == before
-    check(run(images, out, "--in-process"))
+    quadpipe.tokenize(images, out, in_process=True, **OPTIONS)
     account(out, undisturbed)
 
 
@@ -136,31 +131,17 @@ def _state(process: int) -> str:
     "the machine of a Ray worker dies (its raylet and workers are killed), two nodes",
     "its shards are made on the other machines",
 )
-def test_a_job_finishes_without_a_node_that_dies(images, tmp_path, undisturbed, account):
-    from ray.cluster_utils import Cluster
+def test_a_job_finishes_without_a_node_that_dies(images, tmp_path, undisturbed, account, on_ray):
+    # Its workers stop at their first tar, so that it surely dies with a shard.
+    once = tmp_path / "once"
+    node = on_ray.add_node(Fault(at="before write train-.*tar", do="sleep", once=str(once)))
 
-    out = tmp_path / "out"
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
-    try:
-        # Its workers stop at their first tar, so that it surely dies with a shard.
-        fault = Fault(at="before write train-.*tar", do="sleep", once=str(tmp_path / "once"))
-        os.environ.update(
-            {name: fault.environment()[name] for name in ("PYTHONPATH", injection.VARIABLE)}
-        )
-        try:
-            node = cluster.add_node(num_cpus=1)
-        finally:
-            for name in ("PYTHONPATH", injection.VARIABLE):
-                os.environ.pop(name)
-        given = command(images, out, "--address", cluster.address)
-        with subprocess.Popen(given, stderr=subprocess.PIPE, text=True) as process:
-            wait_for((tmp_path / "once").exists, process)
-            cluster.remove_node(node, allow_graceful=False)
-            _, errors = process.communicate(timeout=180)
-        assert process.returncode == 0, errors
-    finally:
-        cluster.shutdown()
-    account(out, undisturbed)
+    def die() -> None:
+        wait_for(once.exists)
+        on_ray.remove_node(node)
+
+    quadpipe.tokenize(images, tmp_path / "out", progress=After(1, die), **OPTIONS)
+    account(tmp_path / "out", undisturbed)
 
 
 @pytest.mark.fault(
@@ -230,19 +211,20 @@ def test_a_lock_of_a_silent_machine_is_taken_over(images, tmp_path, undisturbed,
     "prints how to continue, exit code 130; then the bytes of an undisturbed run",
 )
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_one_interrupt_stops_the_run_cleanly(number, images, tmp_path, undisturbed, account):
-    out = tmp_path / "out"
-    slow = Fault(at="before rename train-000001.tar", do="sleep", once=str(tmp_path / "once"))
-    with subprocess.Popen(
-        command(images, out, "--workers", "1"), env=slow.environment(), stderr=subprocess.PIPE
-    ) as process:
-        wait_for((tmp_path / "once").exists, process)
+def test_one_interrupt_stops_the_run_cleanly(
+    number, images, tmp_path, undisturbed, account, on_ray
+):
+    out, once = tmp_path / "out", tmp_path / "once"
+    on_ray.inject(Fault(at="before rename train-000001.tar", do="sleep", once=str(once)))
+    given = command(images, out, "--address", on_ray.address)
+    with subprocess.Popen(given, stderr=subprocess.PIPE) as process:
+        wait_for(once.exists, process)
         process.send_signal(number)
         _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
     assert b"quadpipe: interrupted; rerun the same command to continue" in errors
     assert b"Traceback" not in errors
-    check(run(images, out, "--in-process"))
+    quadpipe.tokenize(images, out, in_process=True, **OPTIONS)
     account(out, undisturbed)
 
 
@@ -265,7 +247,7 @@ def test_a_second_interrupt_exits_at_once(images, tmp_path, undisturbed, account
         process.send_signal(signal.SIGINT)
         process.communicate(timeout=5)
     assert process.returncode == 130
-    check(run(images, out, "--in-process"))
+    quadpipe.tokenize(images, out, in_process=True, **OPTIONS)
     account(out, undisturbed)
 
 

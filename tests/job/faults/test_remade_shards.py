@@ -5,7 +5,7 @@ import signal
 from typing import Any
 
 import pytest
-from fault_runs import OPTIONS, check, run
+from fault_runs import OPTIONS, run
 from injection import Fault
 
 import quadpipe
@@ -60,7 +60,7 @@ def test_a_remade_shard_is_not_mistaken_for_the_one_before(point, images, tmp_pa
     killed = run(images, out, "--in-process", fault=Fault(at=point))
     assert killed.returncode == -signal.SIGKILL
     assert not (out / "dataset.json").exists()
-    check(run(images, out, "--in-process"))
+    quadpipe.tokenize(images, out, in_process=True, **OPTIONS)
     dataset = quadpipe.Dataset(out)
     assert list(verify(dataset)) == []
     assert dataset.manifest.revision == 2
@@ -75,7 +75,7 @@ def test_a_shard_with_tars_of_two_runs_is_made_again(images, tmp_path, jpeg):
         path.write_bytes(jpeg(int(path.stem) + 50, (120, 100)))
     fault = Fault(at="after rename train-000000.tar")
     assert run(images, out, "--in-process", fault=fault, views=2).returncode == -signal.SIGKILL
-    check(run(images, out, "--in-process", views=2))
+    quadpipe.tokenize(images, out, in_process=True, views=2, **OPTIONS)
     assert list(verify(quadpipe.Dataset(out))) == []
 
 

@@ -1,69 +1,127 @@
 """Scorers in separate actors: placement, kills, hangs and refusals."""
 
+import gc
+import os
 import signal
 import subprocess
+import threading
+from collections.abc import Iterator
+from contextlib import nullcontext
+from typing import Any
 
 import psutil
 import pytest
 from injection import wait_for
 from job_runs import command
+from ray_runs import After, SharedRay
 
 import quadpipe
 from quadpipe.errors import ConfigError
 
+OWN = """
+import os, torch
 
-def actors_of(process: subprocess.Popen) -> list[psutil.Process]:
-    found = []
-    for child in psutil.Process(process.pid).children(recursive=True):
-        try:
-            if "".join(child.cmdline()[:1]).startswith("ray::ScorerActor"):
-                found.append(child)
-        except psutil.Error:
-            continue
-    return found
+class Net(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = torch.nn.Conv2d(3, 4, 32, stride=32)
+        torch.nn.init.constant_(self.conv.weight, 0.01)
+        torch.nn.init.zeros_(self.conv.bias)
+
+    def forward(self, images):
+        if len(images) > 1 and os.path.exists("broken"):
+            raise RuntimeError("the network is broken")
+        return self.conv(images)
+
+def make():
+    return Net(), 32
+"""
 
 
-@pytest.mark.fault("SIGKILL of a scorer's actor during the run", "Ray starts another one")
-def test_a_scorer_that_is_killed_is_replaced(images, options, tmp_path, undisturbed, account):
-    out = tmp_path / "out"
-    given = command(images, out, options, "--workers", "2", "--scorers", "1")
-    with subprocess.Popen(given, stderr=subprocess.PIPE, text=True) as process:
-        wait_for(lambda: len(list(out.glob("*.tar"))) >= 3, process)
-        (first,) = actors_of(process)
-        first.send_signal(signal.SIGKILL)
-        wait_for(lambda: any(actor.pid != first.pid for actor in actors_of(process)), process)
-        _, errors = process.communicate(timeout=120)
-    assert process.returncode == 0, errors
-    account(out, undisturbed)
+def test_a_users_network_runs_in_process_and_in_the_pool(images, tmp_path, files_of, monkeypatch):
+    """Its module is in the working folder, where every process finds it."""
+    (tmp_path / "own_net.py").write_text(OWN)
+    given: dict[str, Any] = {"scorer": "feature", "backbone": "own_net:make", "max_rejected": "5"}
+    pool = command(images, tmp_path / "pool", given, "--workers", "1", "--scorers", "1")
+    # A network that fails makes the shard fail, with its cause.
+    (tmp_path / "broken").touch()
+    done = subprocess.run(pool, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 1
+    assert "shard train 000000: backbone own_net:make failed on images" in done.stderr
+    assert "RuntimeError: the network is broken; fix it" in done.stderr
+    assert "Traceback" not in done.stderr
+    (tmp_path / "broken").unlink()
+    done = subprocess.run(pool, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    quadpipe.tokenize(images, tmp_path / "process", in_process=True, **given)
+    assert files_of(tmp_path / "process") == files_of(tmp_path / "pool")
+
+
+@pytest.fixture
+def pool_ray(on_ray) -> Iterator[SharedRay]:
+    """The shared Ray, without scorers that another test has left."""
+    yield on_ray
+    gc.collect()
+    wait_for(lambda: not actors_of(on_ray))
+
+
+def actors_of(shared: SharedRay) -> list[psutil.Process]:
+    return shared.processes("ray::ScorerActor")
+
+
+def send(number: int, process: psutil.Process) -> None:
+    os.kill(process.pid, number)
+
+
+def test_tasks_give_the_bytes_of_one_process(
+    images, options, tmp_path, account, undisturbed, on_ray
+):
+    quadpipe.tokenize(images, tmp_path / "out", **options)
+    account(tmp_path / "out", undisturbed)
 
 
 @pytest.mark.fault("SIGKILL of a scorer's actor while it starts", "it is restarted")
-def test_a_scorer_that_dies_while_it_starts_is_started_again(
-    images, options, tmp_path, undisturbed, account
+@pytest.mark.fault("SIGKILL of a scorer's actor during the run", "Ray starts another one")
+def test_a_scorer_that_is_killed_is_replaced(
+    images, options, tmp_path, undisturbed, account, pool_ray
 ):
-    out = tmp_path / "out"
-    given = command(images, out, options, "--workers", "1", "--scorers", "2")
-    with subprocess.Popen(given, stderr=subprocess.PIPE, text=True) as process:
-        wait_for(lambda: actors_of(process), process)
-        actors_of(process)[0].send_signal(signal.SIGKILL)
-        _, errors = process.communicate(timeout=120)
-    assert process.returncode == 0, errors
-    account(out, undisturbed)
+    killed = []
+
+    def kill() -> None:
+        def new() -> list[psutil.Process]:
+            return [actor for actor in actors_of(pool_ray) if actor not in killed]
+
+        wait_for(new)
+        killed.append(new()[0])
+        send(signal.SIGKILL, killed[-1])
+
+    starting = threading.Thread(target=kill)
+    starting.start()
+    quadpipe.tokenize(images, tmp_path / "out", scorers=1, progress=After(3, kill), **options)
+    starting.join()
+    assert len(killed) == 2
+    account(tmp_path / "out", undisturbed)
 
 
 @pytest.mark.fault("a scorer's actor hangs (SIGSTOP)", "its batches go to another one")
 def test_batches_of_a_scorer_that_hangs_go_to_another(
-    images, options, tmp_path, undisturbed, account
+    images, options, tmp_path, undisturbed, account, pool_ray
 ):
-    out = tmp_path / "out"
-    given = command(images, out, options, "--workers", "1", "--scorers", "2")
-    with subprocess.Popen(given, stderr=subprocess.PIPE, text=True) as process:
-        wait_for(lambda: len(list(out.glob("*.tar"))) >= 2, process)
-        stopped = actors_of(process)[0]
-        stopped.send_signal(signal.SIGSTOP)
-        _, errors = process.communicate(timeout=120)
-    assert process.returncode == 0, errors
-    account(out, undisturbed)
+    stopped = []
+
+    def stop() -> None:
+        stopped.append(actors_of(pool_ray)[0])
+        send(signal.SIGSTOP, stopped[0])
+
+    more = pool_ray.add_node(num_cpus=1)
+    try:
+        quadpipe.tokenize(images, tmp_path / "out", scorers=2, progress=After(2, stop), **options)
+        account(tmp_path / "out", undisturbed)
+    finally:
+        send(signal.SIGKILL, stopped[0])
+        pool_ray.remove_node(more)
 
 
 @pytest.mark.fault(
@@ -71,76 +129,57 @@ def test_batches_of_a_scorer_that_hangs_go_to_another(
     "the batches wait for the new one",
 )
 def test_batches_wait_for_another_node_when_that_of_the_scorer_dies(
-    images, options, tmp_path, undisturbed, account
+    images, options, tmp_path, undisturbed, account, pool_ray
 ):
-    """Only one node has the accelerator, for which a resource stands in; first a node of workers
-    is killed, then that of the scorer, and another takes its place."""
-    from ray.cluster_utils import Cluster
+    """Only one node has the accelerator, for which a resource stands in; it and a node of workers
+    are killed, then another takes its place."""
+    accelerator: dict[str, Any] = {"num_cpus": 1, "resources": {"accelerator": 1}}
+    nodes = [pool_ray.add_node(num_cpus=1), pool_ray.add_node(**accelerator)]
+
+    def die() -> None:
+        for node in nodes:
+            pool_ray.remove_node(node)
+        nodes[:] = [pool_ray.add_node(**accelerator)]
 
     out = tmp_path / "out"
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
-    try:
-        workers = cluster.add_node(num_cpus=1)
-        accelerator = cluster.add_node(num_cpus=1, resources={"accelerator": 1})
-        given = command(
-            images, out, options,
-            "--address", cluster.address, "--scorer-resource", "accelerator",
-        )  # fmt: skip
-        with subprocess.Popen(given, stderr=subprocess.PIPE, text=True) as process:
-            wait_for(lambda: len(list(out.glob("*.tar"))) >= 2, process)
-            cluster.remove_node(workers, allow_graceful=False)
-            cluster.remove_node(accelerator, allow_graceful=False)
-            cluster.add_node(num_cpus=1, resources={"accelerator": 1})
-            _, errors = process.communicate(timeout=180)
-        assert process.returncode == 0, errors
-        account(out, undisturbed)
-        log = next((out / ".quadpipe" / "logs").glob("*.jsonl")).read_text()
-        assert '"event": "done"' in log
-    finally:
-        cluster.shutdown()
+    resource: dict[str, Any] = {"scorer_resource": "accelerator"}
+    quadpipe.tokenize(images, out, progress=After(2, die), **resource, **options)
+    pool_ray.remove_node(*nodes)
+    account(out, undisturbed)
+    log = next((out / ".quadpipe" / "logs").glob("*.jsonl")).read_text()
+    assert '"event": "done"' in log
 
 
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (("--gpus-per-scorer", "0.5"), "each of 1 scorers needs 0.5 GPU, this machine has 0 GPU"),
-        (("--scorer-resource", "tpu=2"), "needs 2 tpu and 1 CPU, this machine has 0 tpu and"),
+        (
+            {"gpus_per_scorer": 0.5},
+            "each of 1 scorers needs 0.5 GPU, this machine has 0 GPU",
+        ),
+        ({"scorer_resource": "tpu=2"}, "needs 2 tpu and 1 CPU, this machine has 0 tpu and"),
     ],
 )
-def test_scorers_that_no_node_can_hold_are_refused_at_once(
-    more, message, images, options, tmp_path
+def test_scorers_that_this_machine_cannot_hold_are_refused_at_once(
+    more, message, images, options, tmp_path, joined, monkeypatch
 ):
-    given = command(images, tmp_path / "out", options, *more)
-    done = subprocess.run(given, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 2
-    assert message in done.stderr
-    assert "Traceback" not in done.stderr
+    """By a private Ray, as which the shared one is used; the output stays as it was."""
+    import ray
 
-
-def test_a_missing_resource_is_named_after_the_wait(images, options, tmp_path):
-    from ray.cluster_utils import Cluster
-
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2})
-    try:
-        given = command(
-            images, tmp_path / "out", options, "--address", cluster.address,
-            "--scorer-resource", "accelerator", "--scorer-wait", "2",
-        )  # fmt: skip
-        done = subprocess.run(given, capture_output=True, text=True, timeout=120)
-    finally:
-        cluster.shutdown()
-    assert done.returncode == 2
-    assert "0 of 1 scorers started within 2 seconds: each of 1 scorers needs 1 accelerator and" in (
-        done.stderr
-    )
-    assert "the cluster has 0 accelerator and 2 CPU in all" in done.stderr
-
-
-def test_a_pool_that_is_refused_leaves_the_output_as_it_was(images, options, tmp_path, files_of):
+    monkeypatch.setattr("quadpipe.job.engines._ray", lambda *given: nullcontext((ray, True)))
     out = tmp_path / "out"
-    given = command(images, out, options, "--gpus-per-scorer", "0.5")
-    assert subprocess.run(given, capture_output=True).returncode == 2
+    with pytest.raises(ConfigError, match=message):
+        quadpipe.tokenize(images, out, **more, **options)
+    assert not (out / ".quadpipe" / "plan.json").exists()
     quadpipe.tokenize(images, out, in_process=True, **options)
+
+
+def test_a_missing_resource_is_named_after_the_wait(images, options, tmp_path, pool_ray):
+    lacking: dict[str, Any] = {"scorer_resource": "accelerator", "scorer_wait": 1}
+    with pytest.raises(ConfigError, match="0 of 1 scorers started within 1 seconds: ") as error:
+        quadpipe.tokenize(images, tmp_path / "out", **lacking, **options)
+    assert "each of 1 scorers needs 1 accelerator and 1 CPU" in str(error.value)
+    assert "the cluster has 0 accelerator and 2 CPU in all" in str(error.value)
 
 
 @pytest.mark.parametrize(

@@ -1,14 +1,11 @@
-"""Scorers in the job: networks in the tasks and in a pool of actors give the same bytes."""
+"""Scorers in the job, in process."""
 
 import json
 import shutil
-import subprocess
-import sys
 from typing import Any
 
 import numpy as np
 import pytest
-from job_runs import command
 
 import quadpipe
 from quadpipe.errors import ConfigError, JobError
@@ -50,83 +47,6 @@ def test_importances_equal_those_of_the_python_tokenizer(images, options, undist
         image = tokenizer.prepare_file((images / sample.info["path"]).read_bytes())
         (mosaic,) = tokenizer.tokenize(image[None])
         np.testing.assert_array_equal(mosaic.importance, sample.mosaic.importance)
-
-
-@pytest.mark.parametrize("more", [("--workers", "2"), ("--workers", "1", "--scorers", "2")])
-def test_tasks_and_pool_give_the_bytes_of_one_process(
-    more, images, options, tmp_path, files_of, undisturbed
-):
-    done = subprocess.run(
-        command(images, tmp_path / "out", options, *more), capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-    assert files_of(tmp_path / "out") == undisturbed
-
-
-OWN = """
-import os, torch
-
-class Net(torch.nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.conv = torch.nn.Conv2d(3, 4, 32, stride=32)
-        torch.nn.init.constant_(self.conv.weight, 0.01)
-        torch.nn.init.zeros_(self.conv.bias)
-
-    def forward(self, images):
-        if len(images) > 1 and os.path.exists(os.environ.get("FAIL", "/nowhere")):
-            raise RuntimeError("the network is broken")
-        return self.conv(images)
-
-def make():
-    return Net(), 32
-"""
-
-
-def test_a_users_network_runs_in_process_and_in_the_pool(images, tmp_path, files_of, monkeypatch):
-    """Its module is in the working folder, where every process finds it."""
-    (tmp_path / "own_net.py").write_text(OWN)
-    given: dict[str, Any] = {"scorer": "feature", "backbone": "own_net:make", "max_rejected": 5}
-    kinds = {"process": ("--in-process",), "pool": ("--workers", "1", "--scorers", "1")}
-    for name, more in kinds.items():
-        done = subprocess.run(
-            command(images, tmp_path / name, given, *more),
-            capture_output=True,
-            text=True,
-            cwd=tmp_path,
-        )
-        assert done.returncode == 0, done.stderr
-    assert files_of(tmp_path / "process") == files_of(tmp_path / "pool")
-    # A network that fails makes the shard fail, with its cause.
-    monkeypatch.setenv("FAIL", str(tmp_path))
-    done = subprocess.run(
-        command(images, tmp_path / "broken", given, *kinds["pool"]),
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-    )
-    assert done.returncode == 1
-    assert "shard train 000000: backbone own_net:make failed on images" in done.stderr
-    assert "RuntimeError: the network is broken; fix it" in done.stderr
-    assert "Traceback" not in done.stderr
-
-
-def test_an_unexpected_error_fails_its_shard():
-    """Under Ray too, and its traceback goes to the log."""
-    program = """
-import ray
-from quadpipe.job.engines import _outcome
-
-@ray.remote
-def fail():
-    raise ZeroDivisionError("by nought")
-
-ray.init(address="local", include_dashboard=False, num_cpus=1, log_to_driver=False)
-error = _outcome(ray, fail.remote())
-print(type(error).__name__, error, "ZeroDivisionError" in error.__notes__[0])
-"""
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-    assert "JobError ZeroDivisionError: by nought; details are in the log True" in done.stdout
 
 
 def test_other_weights_make_another_plan(images, options, tmp_path, shufflenet_weights):
