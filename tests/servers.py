@@ -183,7 +183,7 @@ class _ProxyHandler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", length)
         self.end_headers()
         if self.command != "HEAD":
+            self._proxy.sent += len(data)  # before the client goes on
             self.wfile.write(data[: len(data) // 2] if cut else data)
-            self._proxy.sent += len(data)
         if cut:
             self.close_connection = True
