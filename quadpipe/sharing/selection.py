@@ -18,9 +18,10 @@ from quadpipe.shards.statistics import labels_of
 from quadpipe.sharing.config import CopyConfig
 from quadpipe.sharing.remake import Drawn
 from quadpipe.sharing.samples import location_of, open_cached, open_track, read_track
-from quadpipe.sources.labels import ClassTable, given_label, read_labels, settle_listings
+from quadpipe.sources.labels import ClassTable, GivenLabels, settle_listings
 from quadpipe.sources.listing import Listing
 from quadpipe.sources.names import split_of_word
+from quadpipe.text import counted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +70,11 @@ def select(datasets: Sequence[Dataset], config: CopyConfig, labels: Path | None)
             splits[split] = PlannedSplit(inputs=count, views=views, shards=shards, listing=[])
         elif any(d.manifest.splits[split].inputs for d in datasets if split in d.manifest.splits):
             notes.append(f"{split} has no image of these classes; the copy has no {split}")
+        if config.samples is not None and 0 < count < config.samples:
+            notes.append(
+                f"{split} has {counted(count, 'image')}, fewer than --samples {config.samples:,}; "
+                f"all are copied"
+            )
     if not splits:
         raise ConfigError(f"no image is left; {datasets[0].folder} has none of --classes")
     return Selection(
@@ -136,7 +142,7 @@ def _relabelled(datasets: Sequence[Dataset], config: CopyConfig, file: Path) -> 
         raise ConfigError(
             "--labels is for one source and all of its classes; give it in a copy of its own"
         )
-    dataset, given, table = datasets[0], read_labels(file), ClassTable()
+    dataset, given, table = datasets[0], GivenLabels(file), ClassTable()
     rest = select(datasets, config, None)
     listings, numbers = {}, {}
     for split, planned in rest.splits.items():
@@ -146,7 +152,7 @@ def _relabelled(datasets: Sequence[Dataset], config: CopyConfig, file: Path) -> 
         for path in _paths(dataset, split, numbers[split]):
             folder, _, inside = path.partition(b"/")
             is_split = split_of_word(folder) == split
-            label = given_label(given, path, inside if is_split else path)
+            label = given.label(path, inside if is_split else path)
             listing.append(path, None if label is None else table.id(label))
     classes = settle_listings(dataset.folder, listings, table, file)
     assert classes is not None
@@ -154,7 +160,8 @@ def _relabelled(datasets: Sequence[Dataset], config: CopyConfig, file: Path) -> 
     for split, listing in listings.items():
         labels[split] = np.full(numbers[split].max(initial=-1) + 1, -1, np.int32)
         labels[split][numbers[split]] = listing.labels
-    notes = [*rest.notes]
+    takes_all = config.samples is None and config.shards is None
+    notes = [*rest.notes, *(given.notes if takes_all else [])]
     if table.unused:
         notes.append(f"{table.unused:,} of {len(classes):,} classes have no image")
     if len(classes) == 1:

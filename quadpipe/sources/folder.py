@@ -3,7 +3,7 @@
 from quadpipe.errors import ConfigError, SourceError
 from quadpipe.names import SPLITS, path_to_text, text_to_path
 from quadpipe.sources.base import ListOptions, Source
-from quadpipe.sources.labels import ClassTable, given_label, read_labels, settle_listings
+from quadpipe.sources.labels import ClassTable, GivenLabels, settle_listings
 from quadpipe.sources.listing import Inputs, Listing
 from quadpipe.sources.names import is_compressed_tar_name, is_image_name, is_tar_name, split_of_word
 from quadpipe.sources.roots import Root
@@ -32,7 +32,7 @@ class FolderSource(Source):
     def _list(self, options: ListOptions) -> Inputs:
         walk = Walk(self.root)
         roots = _split_folders(walk, options.split) or {options.split or "train": b""}
-        given = read_labels(options.labels) if options.labels else None
+        given = GivenLabels(options.labels) if options.labels else None
         table = ClassTable(options.classes)
         listings = {}
         for name in SPLITS:
@@ -48,7 +48,7 @@ class FolderSource(Source):
                 listing.append(path, None if label is None else table.id(label))
                 walk.note_read(path)
         names = settle_listings(self.root, listings, table, options.labels)
-        warnings = table.warnings + walk.warnings
+        warnings = table.warnings + walk.warnings + (given.notes if given else [])
         if names and options.labels is None:
             splits = [name for name in names if split_of_word(text_to_path(name))]
             if splits:
@@ -137,9 +137,9 @@ def _listed(paths: list[bytes]) -> str:
     return ", ".join(names) + (", .." if len(paths) > 3 else "")
 
 
-def _label(path: bytes, inside: bytes, given: dict[bytes, bytes] | None) -> bytes | None:
+def _label(path: bytes, inside: bytes, given: GivenLabels | None) -> bytes | None:
     """Of an image by its path below the source, below its split, or by its file name."""
     if given is not None:
-        return given_label(given, path, inside)
+        return given.label(path, inside)
     folder, slash, _ = inside.partition(b"/")
     return folder if slash else None

@@ -11,6 +11,7 @@ from quadpipe.errors import SourceError
 from quadpipe.names import path_to_text
 from quadpipe.sources.listing import Listing
 from quadpipe.sources.rows import read_rows
+from quadpipe.text import counted
 
 # Above ImageNet-21k's 21,841. Beyond, numbers of which most are missing are ids, not indices.
 _LARGEST_SPARSE = 32_768
@@ -151,12 +152,6 @@ def read_class_names(file: Path) -> ClassNames:
     return ClassNames(names=names, file=str(file))
 
 
-def given_label(given: dict[bytes, bytes], path: bytes, inside: bytes) -> bytes | None:
-    """The label of an image by its path below the source, below its split, or by its file name."""
-    names = (path, inside, os.path.basename(path))
-    return next((given[name] for name in names if name in given), None)
-
-
 def settle_listings(
     where: object, listings: dict[str, Listing], table: ClassTable, labels: Path | None
 ) -> list[str] | None:
@@ -184,6 +179,47 @@ def settle_listings(
             )
         )
     return table.settle(list(listings.values()), numbers_are_indices=labels is not None)
+
+
+class GivenLabels:
+    """The labels in a file of `path,label` rows, and which of its rows are of images.
+
+    SourceError when a row has none or two rows disagree.
+    """
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+        self._labels = read_labels(file)
+        self._of_name: dict[bytes, bytes] = {}
+        self._used: set[bytes] = set()
+
+    def label(self, path: bytes, inside: bytes) -> bytes | None:
+        """The label of an image by its path below the source, below its split, or by its file name.
+
+        SourceError when the row of a file name is of another path already.
+        """
+        names = (path, inside, os.path.basename(path))
+        name = next((name for name in names if name in self._labels), None)
+        if name is None:
+            return None
+        self._used.add(name)
+        if b"/" not in name and (other := self._of_name.setdefault(name, path)) != path:
+            raise SourceError(
+                f"{self._file}: {_text(name)} is the name of {path_to_text(other)} and of "
+                f"{path_to_text(path)}; write their paths instead"
+            )
+        return self._labels[name]
+
+    @property
+    def notes(self) -> list[str]:
+        """A line about the rows that are of no image."""
+        unused = [name for name in self._labels if name not in self._used]
+        if not unused:
+            return []
+        return [
+            f"{counted(len(unused), 'row')} of {self._file} "
+            f"{'names' if len(unused) == 1 else 'name'} no image, such as {_text(unused[0])}"
+        ]
 
 
 def read_labels(file: Path) -> dict[bytes, bytes]:

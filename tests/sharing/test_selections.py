@@ -105,6 +105,11 @@ def test_images_are_drawn_by_the_seed_and_smaller_draws_are_parts_of_larger_ones
     assert len(pixels(copy(noise, out=tmp_path / "more", samples=99), "val")) == 4
 
 
+def test_a_draw_of_more_images_than_there_are_is_said(noise):
+    selection = select([Dataset(noise)], CopyConfig(samples=16), None)
+    assert selection.notes == ("val has 4 images, fewer than --samples 16; all are copied",)
+
+
 def test_every_image_is_drawn_equally_often(noise):
     counts = Counter[int]()
     for seed in range(400):
@@ -254,6 +259,8 @@ def test_classes_without_an_image_are_none_of_a_copy_and_numbers_are_indices(noi
     selection = select([Dataset(noise)], CopyConfig(samples=3), listing)
     assert selection.classes == ["one"]
     assert selection.notes == ("all images are of one class, 'one'",)
+    found = select([Dataset(noise)], CopyConfig(), listing)
+    assert found.notes[0] == f"1 row of {listing} names no image, such as 'elsewhere.png'"
     listing.write_text("".join(f"{path},{2 * (n % 2)}\n" for n, path in enumerate(paths)))
     made = copy(noise, out=tmp_path / "out", labels=listing, samples=5)
     assert made.manifest.classes == ["0", "1", "2"]

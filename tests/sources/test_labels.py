@@ -55,6 +55,29 @@ def test_labels_of_split_folders_match_with_or_without_the_split(tmp_path):
     assert rows(inputs, "val") == [("val/a/1.jpg", 1), ("val/b/2.jpg", 2)]
 
 
+def test_a_file_name_of_several_images_is_refused_as_their_label(tmp_path):
+    images = write(tmp_path / "images", "a/1.jpg", "b/1.jpg", "b/2.jpg")
+    labels = tmp_path / "labels.csv"
+    labels.write_text("1.jpg,x\n2.jpg,y\n")
+    message = r"labels.csv: '1.jpg' is the name of a/1.jpg and of b/1.jpg; write their paths"
+    with pytest.raises(SourceError, match=message):
+        list_inputs(images, labels=labels)
+    labels.write_text("1.jpg,x\n2.jpg,y\nb/1.jpg,y\n")
+    assert rows(list_inputs(images, labels=labels)) == [
+        ("a/1.jpg", 0),
+        ("b/1.jpg", 1),
+        ("b/2.jpg", 1),
+    ]
+
+
+def test_rows_without_an_image_are_counted(tmp_path):
+    images = write(tmp_path / "images", "1.jpg", "2.jpg")
+    labels = tmp_path / "labels.csv"
+    labels.write_text("1.jpg,x\n2.jpg,y\n3.jpg,y\nc/4.jpg,x\n")
+    (warning,) = list_inputs(images, labels=labels).warnings
+    assert warning == f"2 rows of {labels} name no image, such as '3.jpg'"
+
+
 def test_labels_may_hold_any_bytes(tmp_path):
     images = write(tmp_path / "images", "1.jpg")
     (tmp_path / "labels.csv").write_bytes(b"1.jpg,\xff\n")
