@@ -126,6 +126,11 @@ class Manifest:
     def geometry(self) -> Geometry:
         return self.tokenizer.geometry
 
+    @property
+    def most_views(self) -> int:
+        """Views of a training image; 1 without a split of several."""
+        return max((split.views for split in self.splits.values()), default=1)
+
     def as_parent(self) -> dict[str, Any]:
         """This dataset as one of the `parents` of a copy."""
         kept = ("fingerprint", "name", "license", "source")

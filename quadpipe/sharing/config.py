@@ -23,6 +23,9 @@ class CopyConfig:
     """The options that decide the content of a copy; without any, files are copied as they are."""
 
     tokens: int | None = option(None, "Tokens per image, at most those of the source.", low=1)
+    views: int | None = option(
+        None, "Views per training image, at most those of the source: the first ones.", low=1
+    )
     codec: str | None = option(
         None, "Store tokens in this way, by default as the source.", choices=CODECS
     )
@@ -75,8 +78,11 @@ class CopyConfig:
     def keeps_shards(self, manifest: Manifest) -> bool:
         """Whether the shards of the copy are those of the source."""
         same_tokens = self.tokens in (None, manifest.tokenizer.tokens)
+        same_views = self.views in (None, manifest.most_views)
         fewer = self.draws or self.shards is not None
-        return same_tokens and not fewer and self.codec_of(manifest) == manifest.codec
+        return (
+            same_tokens and same_views and not fewer and self.codec_of(manifest) == manifest.codec
+        )
 
     def class_names(self) -> list[str] | None:
         """The names given in `classes`, as a manifest has them."""

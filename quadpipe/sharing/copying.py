@@ -24,6 +24,7 @@ from quadpipe.shards.format import (
     marker_name,
     shard_gains_name,
 )
+from quadpipe.shards.joined import Location, open_datasets
 from quadpipe.shards.manifest import Manifest
 from quadpipe.shards.reader import Dataset
 from quadpipe.sharing.config import TEXTS, CopyConfig
@@ -32,15 +33,13 @@ from quadpipe.sharing.made import MadeCopy
 from quadpipe.sharing.progress import CopyPreview, CopyProgress
 from quadpipe.sharing.transfer import CheckedFile, Transfer
 
-Location = str | os.PathLike[str]
-
 
 def copy(
     sources: Location | Sequence[Location],
-    out: Location,
+    out: str | os.PathLike[str],
     /,
     *,
-    labels: Location | None = None,
+    labels: str | os.PathLike[str] | None = None,
     expect: str | None = None,
     provenance: bool = False,
     replace: bool = False,
@@ -57,11 +56,11 @@ def copy(
 
     Everything is compared with its checksum on the way; what the destination has already is kept.
     A copy that was interrupted is continued by the same call. options: fields of CopyConfig.
-    labels: a file of `path,label` rows. expect: the fingerprint of the source. provenance: also
-    copy plan, listing, done-markers and rejects, never logs. replace: another dataset at the
-    destination is replaced. public: a new repository on the Hub is visible to all. workers: files
-    to copy, or shards to make, at a time. address, in_process: as for `tokenize`, where shards are
-    made.
+    labels: a file of `path,label` rows. expect: the fingerprint of the source, of several one each,
+    separated by commas. provenance: also copy plan, listing, done-markers and rejects, never logs.
+    replace: another dataset at the destination is replaced. public: a new repository on the Hub is
+    visible to all. workers: files to copy, or shards to make, at a time. address, in_process: as
+    for `tokenize`, where shards are made.
 
     Raises ConfigError when options do not fit the sources, or these each other, ShardError when a
     source is damaged, incomplete or not the expected one, OutputError when the destination cannot
@@ -69,13 +68,11 @@ def copy(
     """
     config = CopyConfig(**options)
     run = RunConfig(workers=workers, address=address, in_process=in_process)
-    places = [sources] if isinstance(sources, str | os.PathLike) else list(sources)
-    if len(places) > 1 and expect is not None:
-        raise ConfigError("expect is for one source; copy each with its fingerprint first")
-    datasets = [Dataset(place, expect=expect) for place in places]
+    datasets = open_datasets(sources, expect=expect)
     fingerprints = [dataset.manifest.fingerprint for dataset in datasets]
     if len(set(fingerprints)) < len(datasets):
-        raise ConfigError(f"{' and '.join(map(str, places))} hold a dataset twice; give it once")
+        places = " and ".join(str(dataset.folder) for dataset in datasets)
+        raise ConfigError(f"{places} hold a dataset twice; give it once")
     folder = open_folder(out)
     if isinstance(folder, HubFolder):
         folder.prepare(public=public)

@@ -32,6 +32,7 @@ from quadpipe.sharing.remake import Recipe, keeps_tokens, remake_shard
 from quadpipe.sharing.samples import location_of
 from quadpipe.sharing.selection import select
 from quadpipe.sharing.transfer import CheckedFile, Transfer
+from quadpipe.text import counted
 
 
 class MadeCopy:
@@ -50,7 +51,7 @@ class MadeCopy:
         self._cards = edited_card(datasets)
         self._manifests = [dataset.manifest for dataset in datasets]
         self._places = [location_of(dataset.folder) for dataset in datasets]
-        self._check_tokens(datasets)
+        self._check_counts(datasets)
         check_alike(datasets, config)
         self._selection = select(datasets, config, labels)
         self._plan = self._make_plan(run)
@@ -102,8 +103,14 @@ class MadeCopy:
                 self._publish(there)
             self._out.clear_staging()
 
-    def _check_tokens(self, datasets: Sequence[Dataset]) -> None:
+    def _check_counts(self, datasets: Sequence[Dataset]) -> None:
         for dataset in datasets:
+            most = dataset.manifest.most_views
+            if self._config.views is not None and self._config.views > most:
+                raise ConfigError(
+                    f"{dataset.folder} holds {counted(most, 'view')} per image, not "
+                    f"{self._config.views}; give at most these, or tokenize the images again"
+                )
             stored, tokens = dataset.manifest.tokenizer.tokens, self._config.tokens
             if tokens is not None and tokens > stored:
                 raise ConfigError(

@@ -65,7 +65,7 @@ def select(datasets: Sequence[Dataset], config: CopyConfig, labels: Path | None)
         count = len(chosen.numbers)
         if count:
             drawn[split] = chosen
-            views = _views(datasets, split)
+            views = config.views if split == "train" and config.views else _views(datasets, split)
             shards = -(-count // size)
             splits[split] = PlannedSplit(inputs=count, views=views, shards=shards, listing=[])
         elif any(d.manifest.splits[split].inputs for d in datasets if split in d.manifest.splits):
@@ -94,7 +94,12 @@ def _whole(dataset: Dataset, config: CopyConfig) -> dict[str, PlannedSplit]:
             tars = track.tars[: config.shards]
             inputs = sum(tar.samples for tar in tars)
             shards = tars[-1].index + 1 if tars else 0
-        splits[name] = PlannedSplit(inputs=inputs, views=info.views, shards=shards, listing=[])
+        splits[name] = PlannedSplit(
+            inputs=inputs,
+            views=min(info.views, config.views or info.views),
+            shards=shards,
+            listing=[],
+        )
     return splits
 
 
@@ -131,8 +136,8 @@ def _views(datasets: Sequence[Dataset], split: str) -> int:
     if len(views) > 1:
         (one, first), (other, second) = list(views.items())[:2]
         raise ConfigError(
-            f"{first.folder} has {one} views of {split}, {second.folder} has {other}; join "
-            f"datasets with the same number"
+            f"{first.folder} has {counted(one, 'view')} of {split}, {second.folder} has {other}; "
+            f"give --views {min(views)}"
         )
     return next(iter(views))
 

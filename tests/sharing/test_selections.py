@@ -12,7 +12,7 @@ from command_line import run_cli
 import quadpipe
 from forging import edit_manifest, make_dataset, members_of, put_index
 from quadpipe import Dataset
-from quadpipe.errors import ConfigError, JobError, SourceError
+from quadpipe.errors import ConfigError, JobError, QuadpipeError, SourceError
 from quadpipe.loader import Loader
 from quadpipe.shards.reader import Sample
 from quadpipe.shards.verify import verify
@@ -215,13 +215,23 @@ def test_datasets_that_were_made_differently_are_not_joined(noise, animals, tmp_
     with pytest.raises(ConfigError, match="hold a dataset twice; give it once"):
         copy(noise, noise, out=tmp_path / "x")
     single = make_dataset(tmp_path / "single", seed=1)
-    with pytest.raises(ConfigError, match="has 2 views of train, .*single/shards has 1; join"):
+    with pytest.raises(ConfigError, match="has 2 views of train, .* has 1; give --views 1"):
         copy(noise, single, out=tmp_path / "x")
+    joined = copy(noise, single, out=tmp_path / "views", views=1)
+    assert [joined.manifest.splits[name].views for name in ("train", "val")] == [1, 1]
+    assert joined.manifest.splits["train"].samples == 32
     bare = make_dataset(tmp_path / "bare", use_labels=False, views=2)
     with pytest.raises(ConfigError, match="bare/shards has no labels; give it some with --labels"):
         copy(noise, bare, out=tmp_path / "x")
-    with pytest.raises(ConfigError, match="expect is for one source"):
-        copy(noise, animals, out=tmp_path / "x", expect="0" * 12)
+    prints = [Dataset(place).manifest.fingerprint[:12] for place in (noise, animals)]
+    for expect, message in (
+        (prints[0], "expect names 1 fingerprint for 2 datasets"),
+        (",".join(reversed(prints)), "fingerprint"),
+    ):
+        with pytest.raises(QuadpipeError, match=message):
+            copy(noise, animals, out=tmp_path / "x", expect=expect)
+    assert not (tmp_path / "x").exists()
+    copy(noise, animals, out=tmp_path / "expected", expect=",".join(prints))
 
 
 def test_labels_are_replaced_without_touching_pixels(noise, tmp_path):
