@@ -64,7 +64,8 @@ class Loader:
 
     verify: when checksums of samples are verified; see `samples.VERIFY`.
 
-    members: names of members, such as "txt" or "json", whose contents are in `Batch.members`.
+    members: names of members, such as "txt" or "json", whose contents are in `Batch.members`; of
+    several datasets, at least one has them.
 
     Raises ConfigError on a split, budget or member that the dataset does not have, ShardError when
     a shard does not fit the manifest.
@@ -115,8 +116,8 @@ class Loader:
             skip=on_error == "skip",
             verify=verify,
         )
-        for each in self.datasets:
-            self.members = checked_members(each.manifest, members)
+        manifests = {str(each.folder): each.manifest for each in self.datasets}
+        self.members = checked_members(manifests, members)
         self.name = split
         self.threshold = None if threshold is None else float(threshold)
         self._set_budgets(tokens, mean_tokens, min_tokens, max_tokens, gain_discount)
@@ -160,7 +161,7 @@ class Loader:
         }
         if repeat and self.schedule.most_batches > _MOST_BATCHES:
             raise ConfigError(
-                f"with weights {weights}, {self.mixture.ending} is used up after "
+                f"with these weights, {self.mixture.ending} is used up after "
                 f"{self.samples:,} samples, too many for an epoch; give it a larger weight"
             )
         if not self.steps(0):

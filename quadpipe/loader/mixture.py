@@ -96,7 +96,8 @@ class Mixture:
         numbers = _positive(weights)
         if len(numbers) != len(self.datasets):
             raise ConfigError(
-                f"weights {weights} are not {len(self.datasets)} numbers, one for each dataset"
+                f"{counted(len(numbers), 'weight')} for {counted(len(self.datasets), 'dataset')}; "
+                f"give one for each"
             )
         for number in range(len(self.datasets)):
             self._nonempty(number)
@@ -257,9 +258,10 @@ def _positive(weights: Any) -> list[float]:
         numbers = [float(weight) for weight in weights]
     except (TypeError, ValueError):
         raise ConfigError(f"weights {weights!r} are not numbers, one for each dataset") from None
-    if not all(isfinite(number) and number > 0 for number in numbers):
+    wrong = [number for number in numbers if not (isfinite(number) and number > 0)]
+    if wrong:
         raise ConfigError(
-            f"weights {weights}: each must be above 0; omit a dataset that is not wanted"
+            f"weight {wrong[0]:g}: each must be above 0; omit a dataset that is not wanted"
         )
     return numbers
 
@@ -274,7 +276,7 @@ def _whole_numbers(weights: Sequence[float]) -> list[int]:
     if sum(shares) > LARGEST_SHARE:
         shares = _scaled(exact, LARGEST_SHARE // 2 / sum(exact, Fraction()))
     if not all(shares):
-        raise ConfigError(f"weights {weights} differ too much; omit the dataset with the smallest")
+        raise ConfigError("the weights differ too much; omit the dataset with the smallest")
     return shares
 
 

@@ -110,20 +110,23 @@ def decode_info(contents: Mapping[str, Content], manifest: Manifest) -> dict[str
     return info
 
 
-def checked_members(manifest: Manifest, names: Sequence[str]) -> tuple[str, ...]:
-    """Names of members that samples of a dataset may have; ConfigError on others.
+def checked_members(manifests: Mapping[str, Manifest], names: Sequence[str]) -> tuple[str, ...]:
+    """Names of members that samples of at least one dataset may have; ConfigError on others.
 
-    Of a dataset of an earlier version, which did not record its members, all names are possible.
+    manifests: by where the datasets are. Of a dataset of an earlier version, which did not record
+    its members, all names are possible.
     """
     given = (names,) if isinstance(names, str) else tuple(names)
-    there = [*sample_members(manifest.make_codec(), labels=manifest.classes is not None)]
-    there += [PREVIEW] if manifest.preview is not None else []
-    there += sorted(manifest.members or ())
+    there: dict[str, Any] = {}
+    for manifest in manifests.values():
+        there |= sample_members(manifest.make_codec(), labels=manifest.classes is not None)
+        there |= dict.fromkeys([PREVIEW] if manifest.preview is not None else [])
+        there |= dict.fromkeys(sorted(manifest.members or ()))
     unknown = [name for name in given if name not in there]
-    if unknown and manifest.members is not None:
+    if unknown and all(manifest.members is not None for manifest in manifests.values()):
         raise ConfigError(
-            f"the samples have no member {unknown[0]!r}; use {', '.join(there)}, or keep others "
-            f"with quadpipe tokenize --keep"
+            f"the samples of {' and '.join(manifests)} have no member {unknown[0]!r}; use "
+            f"{', '.join(there)}, or keep others with quadpipe tokenize --keep"
         )
     return given
 

@@ -109,6 +109,19 @@ def test_names_that_the_dataset_does_not_have_are_refused(shards, tmp_path):
     assert quadpipe.Dataset(old).manifest.members == {"txt": "of a later version"}
 
 
+def test_samples_of_a_mixture_may_come_from_a_dataset_without_the_member(shards, tmp_path):
+    source = make_source(tmp_path / "source", count=4)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        quadpipe.tokenize(source, tmp_path / "bare", seed=1, **OPTIONS)
+    both = [shards, tmp_path / "bare"]
+    for each in (both, both[::-1]):
+        (batch,) = Loader(each, batch_size=12, members=("txt",)).epoch(0)
+        assert batch.members["txt"].count(None) == 1 + 4
+    with pytest.raises(ConfigError, match=r"samples of .*/out and .*/bare have no member 'text'"):
+        Loader(both, batch_size=3, members=("text",))
+
+
 def test_text_that_is_not_utf8_names_its_sample(shards, tmp_path):
     source = Path(shutil.copytree(shards, tmp_path / "source"))
     name = "train-000000.tar"
