@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from quadpipe.images.library import describe
+from quadpipe.shards.card import kept_members
 from quadpipe.shards.reader import Dataset
 from quadpipe.shards.tables import (
     Statistics,
@@ -131,14 +132,10 @@ def _classes(statistics: Statistics, split: str, names: Sequence[str] | None) ->
 
 def _tokenizer(dataset: Dataset) -> dict[str, Any]:
     manifest = dataset.manifest
-    members = [
-        name if kind == "bytes" else f"{name} ({kind})"
-        for name, kind in sorted((manifest.members or {}).items())
-    ]
     return {
         **manifest.tokenizer.as_json(),
         "codec": manifest.codec,
-        "kept members": members or None,
+        "kept members": kept_members(manifest) or None,
         "preview": manifest.preview and f"{manifest.preview} pixels",
         "imaging library": describe(manifest.imaging_library),
         "format": manifest.format_version,

@@ -15,6 +15,20 @@ def card(manifest: Manifest) -> str:
     return f"---\n{front_matter(manifest, name)}---\n\n{_body(manifest, name)}"
 
 
+_KINDS = {
+    "boxes": "boxes [left, top, right, bottom] in pixels of the crop",
+    "mask": "a mask of the crop",
+}
+
+
+def kept_members(manifest: Manifest) -> list[str]:
+    """Each kept member; boxes and masks with what they are."""
+    return [
+        f"{name} ({_KINDS[kind]})" if kind in _KINDS else name
+        for name, kind in sorted((manifest.members or {}).items())
+    ]
+
+
 def _body(manifest: Manifest, name: str) -> str:
     config, geometry = manifest.tokenizer, manifest.geometry
     height, width = config.image_size
@@ -54,6 +68,8 @@ def _body(manifest: Manifest, name: str) -> str:
         parts.append("The names of the classes are in `dataset.json`.")
     if manifest.preview is not None:
         parts.append(f"`{PREVIEW}`: the crop, {manifest.preview} pixels on its longer side.")
+    if manifest.members:
+        parts.append(f"Kept beside the tokens of each sample: {', '.join(kept_members(manifest))}.")
     parts += ["## Use", _example(manifest), "## Citation", _citation(manifest, name)]
     return "\n\n".join(parts) + "\n"
 

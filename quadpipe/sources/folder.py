@@ -5,7 +5,13 @@ from quadpipe.names import SPLITS, path_to_text, text_to_path
 from quadpipe.sources.base import ListOptions, Source
 from quadpipe.sources.labels import ClassTable, GivenLabels, settle_listings
 from quadpipe.sources.listing import Inputs, Listing
-from quadpipe.sources.names import is_compressed_tar_name, is_image_name, is_tar_name, split_of_word
+from quadpipe.sources.names import (
+    is_compressed_tar_name,
+    is_image_name,
+    is_tar_name,
+    split_of_word,
+    unreadable_format,
+)
 from quadpipe.sources.roots import Root
 from quadpipe.sources.walk import Walk
 
@@ -67,8 +73,12 @@ def _skip(walk: Walk, path: bytes) -> None:
     """Count a file that is not an image; SourceError for a tar, which may hold images."""
     if is_tar_name(path):
         raise _mixed(walk.root, path)
-    compressed = is_compressed_tar_name(path)
-    walk.skipped["a compressed archive" if compressed else "not an image's name"] += 1
+    cause = "not an image's name"
+    if is_compressed_tar_name(path):
+        cause = "a compressed archive"
+    elif kind := unreadable_format(path):
+        cause = f"{kind}, which cannot be read (convert it to JPEG)"
+    walk.skipped[cause] += 1
 
 
 def _mixed(root: Root, tar: bytes) -> SourceError:

@@ -39,7 +39,9 @@ class KeptMembers:
             shown = ", ".join(f"{name} ({self.others[name]:,})" for name in names[:_SHOWN])
             more = f" and {len(names) - _SHOWN:,} more" if names[_SHOWN:] else ""
             possible = ",".join(name for name in names[:_SHOWN] if is_member_name(name))
-            advice = f"; --keep {possible} keeps them" if possible else "; rename them to keep them"
+            advice = "; rename them to keep them"
+            if possible:
+                advice = f"; --keep {possible} keeps them (boxes: --boxes, masks: --masks)"
             notes.append(f"not kept: {shown}{more}{advice}")
         for name, count in self.missing.items():
             notes.append(f"{name} is missing in {count:,} of {self.images:,} images")

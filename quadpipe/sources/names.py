@@ -11,6 +11,11 @@ IMAGE_EXTENSIONS = (
     *(b".tif", b".tiff", b".ppm", b".pgm", b".pbm", b".pnm"),
 )
 
+_UNREADABLE = (
+    *(b".heic", b".heif", b".avif", b".jxl", b".jp2"),
+    *(b".dng", b".cr2", b".cr3", b".nef", b".arw", b".raf", b".orf", b".rw2"),
+)
+
 _COMPRESSED_TARS = (b".tar.gz", b".tgz", b".tar.bz2", b".tar.xz", b".tar.zst")
 
 
@@ -24,6 +29,11 @@ def is_tar_name(name: bytes) -> bool:
 
 def is_compressed_tar_name(name: bytes) -> bool:
     return name.lower().endswith(_COMPRESSED_TARS)
+
+
+def unreadable_format(name: bytes) -> str:
+    """The extension of a photograph in a format that is not read, such as .heic; else empty."""
+    return next((end.decode() for end in _UNREADABLE if name.lower().endswith(end)), "")
 
 
 def split_of_word(word: bytes) -> str | None:

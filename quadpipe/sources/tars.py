@@ -186,7 +186,7 @@ class _Samples:
             self._first_unsure = self._first_unsure or f"{images[0].name} in {tar}"
         common = [m for m in plain if _field(m.name) in _COMMON_IMAGES]
         chosen = (common or plain or images)[0]
-        self.skipped["another image of a sample"] += sum(
+        self.skipped["another image of a sample (--masks keeps masks)"] += sum(
             image is not chosen and _field(image.name) not in self._keeper.wanted
             for image in images
         )

@@ -181,7 +181,8 @@ def test_the_command_says_what_is_not_kept_before_and_after(source, tmp_path):
     given = ["tokenize", "--in", str(source), "--out", str(tmp_path / "out"), *options]
     ran = CliRunner().invoke(commands, [*given, "--keep", "txt, id"], catch_exceptions=False)
     assert ran.exit_code == 0, ran.output
-    line = "note     not kept: bbox.json (8), json (8); --keep bbox.json,json keeps them\n"
+    kinds = "(boxes: --boxes, masks: --masks)"
+    line = f"note     not kept: bbox.json (8), json (8); --keep bbox.json,json keeps them {kinds}\n"
     assert ran.output.count(line) == 2
     assert ran.output.count("note     txt is missing in 1 of 8 images\n") == 2
     assert "members     id, txt\n" in ran.output

@@ -82,7 +82,12 @@ def test_the_page_names_kept_members_and_previews(shards):
     members = {"txt": "bytes", "bbox.json": "boxes"}
     dataset.manifest = replace(dataset.manifest, members=members, preview=64)
     text = Text(page_of(dataset)).text
-    for part in ("kept members", "bbox.json (boxes), txt", "preview", "64 pixels"):
+    for part in (
+        "kept members",
+        "bbox.json (boxes [left, top, right, bottom] in pixels of the crop), txt",
+        "preview",
+        "64 pixels",
+    ):
         assert part in text, part
 
 

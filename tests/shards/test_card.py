@@ -55,6 +55,10 @@ def test_the_text_counts_and_names_the_source(manifest):
     assert "Source: scikit-learn" in text
     assert "License: cc-by-4.0" in text
     assert "looked at the labels" not in text
+    assert "Kept beside" not in text
+    kept = card(replace(manifest, members={"txt": "bytes", "bbox.json": "boxes"}))
+    boxes = "bbox.json (boxes [left, top, right, bottom] in pixels of the crop)"
+    assert f"\n\nKept beside the tokens of each sample: {boxes}, txt.\n\n" in kept
     aware = replace(manifest, scorer=manifest.scorer | {"label_aware": True})
     assert "The scorer looked at the labels: for analysis" in card(aware)
 

@@ -38,7 +38,7 @@ def test_members_of_tars_are_read_with_their_images(tmp_path):
     inputs = list_inputs(tmp_path, wanted={"txt": "bytes", "json": "bytes"})
     assert inputs.kept.kinds == {"txt": "bytes", "original.json": "bytes"}
     assert inputs.kept.notes == [
-        "not kept: id (2); --keep id keeps them",
+        "not kept: id (2); --keep id keeps them (boxes: --boxes, masks: --masks)",
         "txt is missing in 1 of 2 images",
     ]
     assert inputs.kept.bytes == 7
@@ -55,7 +55,7 @@ def test_what_is_not_kept_is_counted_by_name_without_the_label(tmp_path):
     (note,) = list_inputs(tmp_path).kept.notes
     assert note == (
         "not kept: i (2), b (1), c (1), d (1), e (1), f (1) and 2 more; "
-        "--keep i,b,c,d,e,f keeps them"
+        "--keep i,b,c,d,e,f keeps them (boxes: --boxes, masks: --masks)"
     )
 
 
@@ -120,7 +120,7 @@ def test_two_members_of_a_sample_with_one_name_are_counted_if_they_are_not_read(
     make_tar(tmp_path / "x.tar", *((name, b"1") for name in names))
     assert list_inputs(tmp_path).skipped == {
         "another member of a sample with the same name": 3,
-        "another image of a sample": 1,
+        "another image of a sample (--masks keeps masks)": 1,
     }
 
 
@@ -193,7 +193,7 @@ def test_missing_cells_are_counted_once_for_an_image_in_several_rows(tmp_path):
     path = make_list(tmp_path, f"path,label,caption,id\n{again}")
     kept = list_inputs(path, wanted={"caption": "bytes"}).kept
     assert kept.notes == [
-        "not kept: id (1); --keep id keeps them",
+        "not kept: id (1); --keep id keeps them (boxes: --boxes, masks: --masks)",
         "caption.txt is missing in 1 of 2 images",
     ]
     assert kept.bytes == 1

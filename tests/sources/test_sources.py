@@ -117,6 +117,19 @@ def test_a_flat_folder_has_no_labels(tmp_path):
     assert rows(inputs) == [("1.jpg", None), ("2.jpg", None)]
 
 
+def test_photographs_in_formats_that_are_not_read_are_counted_apart(tmp_path):
+    write(tmp_path, "a/1.HEIC", "a/2.heic", "a/3.nef", "a/notes.txt")
+    cause = "which cannot be read (convert it to JPEG)"
+    with pytest.raises(SourceError, match=r"no images found .* 2 \.heic, which cannot be read"):
+        list_inputs(tmp_path)
+    write(tmp_path, "a/4.jpg")
+    assert list_inputs(tmp_path).skipped == {
+        f".heic, {cause}": 2,
+        f".nef, {cause}": 1,
+        "not an image's name": 1,
+    }
+
+
 def test_other_files_are_counted_as_skipped(tmp_path):
     write(tmp_path, "a/1.jpg", "a/notes.txt", "a/.hidden.jpg", ".git/x.jpg")
     (tmp_path / "a" / "gone.jpg").symlink_to(tmp_path / "nowhere")

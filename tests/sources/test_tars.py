@@ -104,7 +104,7 @@ def test_a_second_image_of_a_sample_is_counted(tmp_path):
     make_tar(tmp_path / "x.tar", ("a.jpg", b"A"), ("a.png", b"B"), ("a.seg.png", b"C"))
     inputs = list_inputs(tmp_path)
     assert rows(inputs) == [("x.tar/a.jpg", None)]
-    assert inputs.skipped == {"another image of a sample": 2}
+    assert inputs.skipped == {"another image of a sample (--masks keeps masks)": 2}
     assert inputs.warnings == []
 
 
@@ -135,7 +135,7 @@ def test_of_several_images_of_a_sample_the_one_with_a_plain_extension_is_read(
     make_tar(tmp_path / "x.tar", *((name, b"x") for name in members))
     inputs = list_inputs(tmp_path)
     assert rows(inputs) == [(f"x.tar/{chosen}", None)]
-    assert inputs.skipped == {"another image of a sample": len(members) - 1}
+    assert inputs.skipped == {"another image of a sample (--masks keeps masks)": len(members) - 1}
     unsure = "1 sample with several images, none with a plain extension such as .jpg: the first"
     expected = [unsure] if chosen == "a.depth.png" else []
     assert [warning.partition(" is read")[0] for warning in inputs.warnings] == expected
