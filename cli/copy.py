@@ -16,7 +16,7 @@ _NOT_OURS = tuple(declared_options(RunConfig).keys() - {"workers", "address", "i
 
 
 @click.command("copy")
-@click.argument("sources", type=click.Path(), nargs=-1, required=True)
+@click.argument("sources", type=click.Path(), nargs=-1, metavar="SOURCES...")
 @click.argument("destination", type=click.Path())
 @options_of(CopyConfig)
 @click.option(
@@ -41,6 +41,8 @@ def command(sources: tuple[str, ...], destination: str, **options: Any) -> None:
     copied as they are, otherwise shards are made from those of the source, without the images.
     Several sources become one dataset. Rerun the same command after an interruption.
     """
+    if not sources:
+        raise click.UsageError(f"{destination} is given alone; give SOURCES and a DESTINATION")
     made = copy(sources, destination, progress=TerminalCopyProgress(), **options)
     splits = made.manifest.splits.values()
     click.echo(

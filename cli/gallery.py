@@ -27,12 +27,18 @@ def exhibits(dataset: Dataset, split: str, count: int, source: Path | None = Non
     return [
         Exhibit(
             mosaic=sample.mosaic,
-            title=sample.info["path"],
+            title=_title(sample),
             label="" if classes is None or sample.label is None else classes[sample.label],
             image=None if source is None else _original(dataset, sample, source),
         )
         for sample in spread_samples(dataset, split, count)
     ]
+
+
+def _title(sample: Sample) -> str:
+    """The path of the image, and the view if it is a random crop."""
+    path, view = sample.info["path"], sample.key.partition("-v")[2]
+    return f"{path}, view {view}" if view else path
 
 
 def share_tokens(shown: list[Exhibit], mean: int, limits: CountLimits) -> list[Exhibit]:

@@ -29,7 +29,7 @@ def print_preview(preview: Preview, out: str) -> None:
         say(f"warning  {warning}")
     for note in preview.notes:
         say(f"note     {note}")
-    shards = sum(split.shards for split in plan.splits.values())
+    shards = sum(split.shards * split.views for split in plan.splits.values())
     say(
         f"output   {counted(preview.write_samples, 'sample')} of about "
         f"{bytes_text(plan.bytes_per_sample)}, "

@@ -1,6 +1,7 @@
 """Markers -> shard lists, rejects, card and, last, the manifest."""
 
 import hashlib
+import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -36,9 +37,10 @@ from quadpipe.shards.gains import DTYPE as GAINS
 from quadpipe.shards.gains import sample_gains
 from quadpipe.shards.index import FIELDS, complete, parts
 from quadpipe.shards.manifest import Manifest, SplitInfo
-from quadpipe.shards.marker import FinishedTar, Marker
+from quadpipe.shards.marker import FinishedTar, Marker, Reject
 
 _MARKERS_AT_ONCE = 1024
+_LONGEST_ROW = 1 << 20  # of a reject, whose path is at most some kilobytes
 
 
 def read_markers(out: Folder, shards: Iterable[ShardId]) -> Iterator[Marker | None]:
@@ -87,10 +89,13 @@ def merge(out: Folder, plan: Plan, *, allowed_rejects: int) -> None:
     rejected = reasons.total()
     if rejected > allowed_rejects:
         listed = ", ".join(f"{count:,} {reason}" for reason, count in reasons.most_common())
+        row = bytes(out.beginning(REJECTED, _LONGEST_ROW)).partition(b"\n")[0]
+        first = Reject.parse(json.loads(row))
         raise TooManyRejectsError(
             f"{rejected:,} of {plan.inputs:,} inputs were rejected ({listed}), more than "
-            f"{allowed_rejects:,}; see {out.where(REJECTED)}, then rerun the same command with a "
-            f"larger --max-rejected: all shards are done, only the manifest is missing"
+            f"{allowed_rejects:,}; the first is {first.path} ({first}); see "
+            f"{out.where(REJECTED)}, then rerun the same command with a larger "
+            f"--max-rejected: all shards are done, only the manifest is missing"
         )
     before = _published(out)
     manifest = plan.manifest(splits=splits, revision=_revision(out))

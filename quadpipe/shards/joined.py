@@ -132,6 +132,7 @@ def join_classes(
             raise ConfigError(
                 f"{datasets[0].folder} {problem}; its {len(names):,} classes are "
                 f"{', '.join(names[:8])}{', ..' if len(names) > 8 else ''}"
+                + ("; give a file for names with commas" if any("," in n for n in names) else "")
             )
         names = wanted
     return names, [class_indices(classes, names) for classes in labelled]

@@ -168,6 +168,13 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(image_folder, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_the_plan_counts_the_shards_of_all_views(image_folder, tmp_path):
+    arguments = ("--in", image_folder, "--out", tmp_path / "out", "--val-share", 0.2)
+    options = ("--samples-per-shard", 8, "--views", 2, "--dry-run")
+    done = run("tokenize", *arguments, *options)
+    assert "shards   7, of up to 8 inputs" in done.stderr  # 2 x 3 of train, 1 of val
+
+
 def test_too_many_rejects_exit_with_3(image_folder, tmp_path):
     (tmp_path / "images").mkdir()
     for number in range(3):
@@ -176,7 +183,7 @@ def test_too_many_rejects_exit_with_3(image_folder, tmp_path):
     arguments = ("tokenize", "--in", tmp_path / "images", "--out", tmp_path / "out", "--in-process")
     done = run(*arguments)
     assert done.returncode == 3
-    assert "1 of 4 inputs were rejected (1 empty), more than 0" in done.stderr
+    assert "1 of 4 inputs were rejected (1 empty), more than 0; the first is bad.png" in done.stderr
     assert run(*arguments, "--max-rejected", "25%").returncode == 0
 
 

@@ -163,7 +163,8 @@ def test_rejects_are_counted_and_named(images, tmp_path, jpeg):
 
 def test_too_many_rejects_keep_the_manifest_from_being_written(images, tmp_path, files_of):
     (images / "zebra" / "bad.jpg").write_bytes(b"")
-    message = r"1 of 24 inputs were rejected \(1 empty\), more than 0; see .*rejected\.jsonl"
+    first = r"the first is zebra/bad\.jpg \(empty: .*\); see .*rejected\.jsonl"
+    message = rf"1 of 24 inputs were rejected \(1 empty\), more than 0; {first}"
     with pytest.raises(TooManyRejectsError, match=message):
         tokenize(images, tmp_path / "out")
     assert not (tmp_path / "out" / "dataset.json").exists()

@@ -13,6 +13,7 @@ from page_texts import hostile
 from PIL import Image
 
 import quadpipe
+from forging import make_dataset
 from quadpipe.cli import commands
 from quadpipe.cli.difference import difference_text
 from quadpipe.cli.gallery import exhibits
@@ -89,6 +90,13 @@ def test_the_page_names_kept_members_and_previews(shards):
         "64 pixels",
     ):
         assert part in text, part
+
+
+def test_samples_of_random_crops_are_named_as_such(tmp_path):
+    dataset = quadpipe.Dataset(make_dataset(tmp_path, views=2))
+    titles = [exhibit.title for exhibit in exhibits(dataset, "train", 8)]
+    assert len(set(titles)) == 8
+    assert sum(title.endswith(".png, view 01") for title in titles) == 4
 
 
 def test_the_page_is_one_file_with_the_same_bytes_each_time(shards, tmp_path, monkeypatch):

@@ -83,6 +83,10 @@ def test_the_order_of_given_classes_is_that_of_their_indices(noise, tmp_path, mo
     assert Dataset(tmp_path / "out1").manifest.fingerprint == made.manifest.fingerprint
     with pytest.raises(ConfigError, match=r"has no class 'wrong'; its 2 classes are left, right"):
         copy(noise, out=tmp_path / "x", classes="left,wrong")
+    comma = Path(shutil.copytree(noise, tmp_path / "comma"))
+    edit_manifest(comma, classes=["left, black", "right"])
+    with pytest.raises(ConfigError, match="no class 'left'; .*; give a file for names with commas"):
+        copy(comma, out=tmp_path / "x", classes="left, black")
     monkeypatch.chdir(tmp_path)
     Path("left").write_text("right\n")
     assert CopyConfig(classes="./left").class_names() == ["right"]
@@ -346,6 +350,9 @@ def test_the_command_takes_all_of_it(noise, animals, tmp_path):
     assert made.manifest.classes == ["left", "zebra"]
     assert made.manifest.splits["train"].inputs == 9
     assert made.manifest.tokenizer.tokens == 10
+    alone = run_cli("copy", noise)
+    assert alone.returncode == 2
+    assert f"{noise} is given alone; give SOURCES and a DESTINATION" in alone.stderr
     refused = run_cli("copy", noise, tmp_path / "out2", "--classes", "wrong", "--in-process")
     assert refused.returncode == 2
     assert "Traceback" not in refused.stderr
