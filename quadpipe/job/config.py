@@ -13,6 +13,9 @@ from quadpipe.scorers import scorer_type
 from quadpipe.shards.format import CODECS, DEFAULT_QUALITY, MAX_SAMPLES_PER_SHARD, MAX_VIEWS, Codec
 from quadpipe.tokenizer import TokenizerConfig
 
+TEXTS = ("name", "license", "source")
+"""What cards show and no shard holds."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetConfig:

@@ -11,7 +11,7 @@ import numpy as np
 from quadpipe.errors import ConfigError, OutputError
 from quadpipe.files import Folder
 from quadpipe.images.library import imaging_library
-from quadpipe.job.config import JobConfig
+from quadpipe.job.config import TEXTS, JobConfig
 from quadpipe.job.plan import SHARDS_PER_CHUNK, Plan, PlannedSplit, read_plan
 from quadpipe.scorers import Scorer
 from quadpipe.seeds import permutation
@@ -66,7 +66,7 @@ class Planner:
         )
 
     def check(self, out: Folder) -> bool:
-        """Whether the plan is stored in `out` already.
+        """Whether the plan is stored in `out` already, perhaps with other texts.
 
         Raises OutputError when the folder holds something else, ConfigError when it holds another
         plan, naming what differs, and what `read_plan` raises.
@@ -79,8 +79,10 @@ class Planner:
                     f"new or empty folder for --out"
                 )
             return False
-        stored = read_plan(out, advice=f"choose another --out, or remove {out}")
-        differences = list(_differences(stored.to_json(), self.plan.to_json()))
+        stored = read_plan(out, advice=f"choose another --out, or remove {out}").to_json()
+        given = {key: getattr(self._config.dataset, key) for key in TEXTS}
+        stored["dataset"] |= {key: text for key, text in given.items() if text is not None}
+        differences = list(_differences(stored, self.plan.to_json()))
         if differences:
             raise ConfigError(
                 f"{out} was planned differently: {'; '.join(differences[:8])}; give the same "
@@ -96,6 +98,14 @@ class Planner:
             for chunk, rows in enumerate(self._chunks(split)):
                 out.write(listing_name(split, chunk), rows)
         out.remove(COPY)  # of a copy that was here before
+        self.store_plan(out)
+
+    def has_other_texts(self, out: Folder) -> bool:
+        """Whether the name, license or source of the stored plan, which was checked, is another."""
+        return read_plan(out).to_json() != self.plan.to_json()
+
+    def store_plan(self, out: Folder) -> None:
+        """Write the plan alone, first or in place of one with other texts."""
         out.write(PLAN, json_bytes(self.plan.to_json(), indent=2))
 
     def _chunks(self, split: str) -> Iterator[bytes]:

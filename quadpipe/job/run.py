@@ -95,8 +95,11 @@ class Job:
                     f"{self.out} has {preview.free_bytes:,} bytes free, the job will write about "
                     f"{preview.write_bytes:,}; free some space, lower --tokens, or use --codec jpg"
                 )
-            if stored and pending:
+            has_other_texts = stored and self._planner.has_other_texts(self.out)
+            if stored and (pending or has_other_texts):
                 withdraw(self.out, pending if self.config.run.retry_rejected else [])
+            if has_other_texts:
+                self._planner.store_plan(self.out)
             progress.planned(preview)
             try:
                 self._work(pending, progress, log, store=not stored)

@@ -7,15 +7,12 @@ from typing import Any
 
 from quadpipe.errors import ConfigError
 from quadpipe.fields import check_fields, option, same_option
-from quadpipe.job.config import DatasetConfig
+from quadpipe.job.config import TEXTS, DatasetConfig
 from quadpipe.names import path_to_text
 from quadpipe.seeds import LARGEST_SEED
 from quadpipe.shards.format import CODECS
 from quadpipe.shards.manifest import Manifest
 from quadpipe.sources import read_class_names
-
-TEXTS = ("name", "license", "source")
-"""What cards show and no shard holds."""
 
 
 @dataclass(frozen=True, kw_only=True)

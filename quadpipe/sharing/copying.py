@@ -10,6 +10,7 @@ from typing import Any
 
 from quadpipe.errors import ConfigError, MissingError, ShardError
 from quadpipe.files import Folder, HubFolder, LocalFolder, open_folder
+from quadpipe.job.config import TEXTS
 from quadpipe.job.run_config import RunConfig
 from quadpipe.shards.card import card
 from quadpipe.shards.croissant import read_croissant
@@ -27,7 +28,7 @@ from quadpipe.shards.format import (
 from quadpipe.shards.joined import Location, open_datasets
 from quadpipe.shards.manifest import Manifest
 from quadpipe.shards.reader import Dataset
-from quadpipe.sharing.config import TEXTS, CopyConfig
+from quadpipe.sharing.config import CopyConfig
 from quadpipe.sharing.destination import Destination, LastFiles, check_room, edited_card
 from quadpipe.sharing.made import MadeCopy
 from quadpipe.sharing.progress import CopyPreview, CopyProgress

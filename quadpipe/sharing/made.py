@@ -11,7 +11,7 @@ from typing import Any
 from quadpipe.errors import ConfigError, ShardError
 from quadpipe.files import Folder
 from quadpipe.images.library import describe, imaging_library
-from quadpipe.job.config import DatasetConfig, JobConfig
+from quadpipe.job.config import TEXTS, DatasetConfig, JobConfig
 from quadpipe.job.engines import make_all, open_engine
 from quadpipe.job.log import RunLog
 from quadpipe.job.merge import merge_split, read_markers
@@ -25,7 +25,7 @@ from quadpipe.shards.joined import how_made, told_apart
 from quadpipe.shards.manifest import Manifest
 from quadpipe.shards.reader import Dataset
 from quadpipe.shards.shard_list import read_shard_list
-from quadpipe.sharing.config import TEXTS, CopyConfig
+from quadpipe.sharing.config import CopyConfig
 from quadpipe.sharing.destination import Destination, LastFiles, check_room, edited_card
 from quadpipe.sharing.progress import CopyPreview, CopyProgress
 from quadpipe.sharing.remake import Recipe, keeps_tokens, remake_shard

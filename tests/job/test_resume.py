@@ -8,10 +8,7 @@ import pytest
 from job_runs import tokenize
 
 import quadpipe
-from quadpipe.errors import (
-    ConfigError,
-    JobError,
-)
+from quadpipe.errors import ConfigError, JobError, TooManyRejectsError
 from quadpipe.job import Progress
 from quadpipe.job.reproduce import Reproducer
 from quadpipe.shards.verify import verify
@@ -73,14 +70,34 @@ def test_a_lost_or_truncated_shard_is_made_again(image_folder, tmp_path, files_o
         ({"seed": 1}, "tokenizer.seed was 0, now 1"),
         ({"codec": "png"}, 'codec.name was "raw", now "png"'),
         ({"views": 2}, "splits.train.views was 1, now 2"),
-        ({"name": "other"}, 'dataset.name was null, now "other"'),
+        ({"name": None}, 'dataset.name was "Temples", now null'),
         ({"use_labels": False}, "classes were 3, now 0"),
     ],
 )
 def test_another_plan_is_refused_with_what_differs(image_folder, tmp_path, options, message):
-    tokenize(image_folder, tmp_path / "out")
+    tokenize(image_folder, tmp_path / "out", name="Temples")
     with pytest.raises(ConfigError, match=f"was planned differently: .*{message}"):
-        tokenize(image_folder, tmp_path / "out", **options)
+        tokenize(image_folder, tmp_path / "out", **{"name": "Temples"} | options)
+
+
+def test_another_name_or_license_changes_no_shard(images, tmp_path, files_of):
+    (images / "zebra" / "bad.jpg").write_bytes(b"")
+    texts = {"name": "Temples", "license": "mit"}
+    with pytest.raises(TooManyRejectsError):
+        tokenize(images, tmp_path / "out")
+    for number in range(2):  # of an unfinished job, and of a finished one
+        given = texts | {"name": f"Temples {number}"}
+        stop = StopAfter(1)
+        dataset = tokenize(images, tmp_path / "out", max_rejected="1", progress=stop, **given)
+        assert dataset.manifest.name == f"Temples {number}"
+        assert f"# Temples {number}" in (tmp_path / "out" / "README.md").read_text()
+        assert list(verify(dataset)) == []
+    assert dataset.manifest.revision == 2
+    tokenize(images, tmp_path / "whole", max_rejected="1", **given)
+    found, whole = files_of(tmp_path / "out"), files_of(tmp_path / "whole")
+    changed = {name for name in whole if found.get(name) != whole[name]}
+    assert changed == {"dataset.json", "croissant.json"}  # which hold the revision
+    assert found.keys() == whole.keys()
 
 
 def test_changed_inputs_are_refused(images, tmp_path):

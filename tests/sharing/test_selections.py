@@ -13,11 +13,12 @@ import quadpipe
 from forging import edit_manifest, make_dataset, members_of, put_index
 from quadpipe import Dataset
 from quadpipe.errors import ConfigError, JobError, QuadpipeError, SourceError
+from quadpipe.job.config import TEXTS
 from quadpipe.loader import Loader
 from quadpipe.shards.reader import Sample
 from quadpipe.shards.verify import verify
 from quadpipe.sharing import CopyPreview, CopyProgress
-from quadpipe.sharing.config import TEXTS, CopyConfig
+from quadpipe.sharing.config import CopyConfig
 from quadpipe.sharing.selection import select
 
 
