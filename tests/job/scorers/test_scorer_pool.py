@@ -7,6 +7,7 @@ import subprocess
 import threading
 from collections.abc import Iterator
 from contextlib import nullcontext
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
@@ -16,7 +17,9 @@ from job_runs import command
 from ray_runs import After, SharedRay
 
 import quadpipe
-from quadpipe.errors import ConfigError
+from quadpipe.errors import ConfigError, JobError
+from quadpipe.job.pool import open_pool
+from quadpipe.job.run_config import RunConfig
 
 OWN = """
 import os, torch
@@ -180,6 +183,35 @@ def test_a_missing_resource_is_named_after_the_wait(images, options, tmp_path, p
         quadpipe.tokenize(images, tmp_path / "out", **lacking, **options)
     assert "each of 1 scorers needs 1 accelerator and 1 CPU" in str(error.value)
     assert "the cluster has 0 accelerator and 2 CPU in all" in str(error.value)
+
+
+@pytest.mark.parametrize(("left", "tried"), [(False, 0), (True, 2)])
+def test_a_ray_that_has_ended_does_not_hide_why(left, tried, monkeypatch):
+    """Its actors cannot be ended, and trying to would start another Ray."""
+    import ray
+
+    def lost(*given: object) -> int:
+        raise JobError("the real cause")
+
+    killed = []
+
+    def kill(actor: object) -> None:
+        killed.append(actor)
+        raise ray.exceptions.ActorHandleNotFoundError("the handle is of another Ray")
+
+    fake = SimpleNamespace(
+        cluster_resources=lambda: {"CPU": 2.0},
+        put=lambda value: value,
+        remote=lambda **given: lambda kind: SimpleNamespace(remote=kind),
+        is_initialized=lambda: left,
+        kill=kill,
+        exceptions=ray.exceptions,
+    )
+    monkeypatch.setattr("quadpipe.job.pool._start", lost)
+    plan: Any = SimpleNamespace(config=SimpleNamespace(run=RunConfig(scorers=2)))
+    with pytest.raises(JobError, match="the real cause"), open_pool(fake, plan, None, private=False):
+        pass
+    assert len(killed) == tried
 
 
 @pytest.mark.parametrize(
