@@ -221,7 +221,6 @@ class Trainer:
                 self.signals.received,
             ),
         )
-        self._interval.restart_clock()
         for batch, (skipped, tokens, stop) in batches:
             if stop:
                 self._stop()
