@@ -67,13 +67,16 @@ def test_times_of_steps_are_summed_up_while_they_are_taken():
     assert times.totals() == (0, 0)
 
 
-def test_a_trace_of_some_steps_is_written(shards, tmp_path, capsys):
+def test_a_trace_of_some_steps_is_written(shards, tmp_path, capfd):
     run = tmp_path / "run"
     given = command(shards, run, "--profile", "2", changed={"epochs": 1})
     commands.main(given, standalone_mode=False)
     share = r"\d+\.\d%"
     told = rf" tokens/s  {share} waiting for data, {share} copying, {share} computing  "
-    assert re.search(told, capsys.readouterr().out)
+    output = capfd.readouterr()
+    assert re.search(told, output.out)
+    assert f"note     the trace of the profiler is in {run / 'trace.json'}\n" in output.err
+    assert "profiler_start" not in output.err
     events = json.loads((run / "trace.json").read_text())["traceEvents"]
     names = {event["name"] for event in events}
     assert {name for name in names if name.startswith("ProfilerStep#")} == {
