@@ -13,6 +13,7 @@ import torch
 
 from quadpipe.counts import distribution
 from quadpipe.errors import ConfigError, ShardError, first_line
+from quadpipe.fields import check_known
 from quadpipe.files import Cache, ReadableFolder
 from quadpipe.loader import Batch, Loader
 from quadpipe.model.checks import (
@@ -66,6 +67,7 @@ def train(
     each process calls this. Raises ConfigError if options or datasets are invalid,
     NonFiniteLossError, InterruptedTrainingError.
     """
+    check_known(options, TrainConfig)
     config = TrainConfig(**options)
     device = pick_device(config.device)
     with join_world(device) as world:

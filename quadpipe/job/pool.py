@@ -221,8 +221,8 @@ def open_pool(
         geometry, cpus = plan.config.tokenizer.geometry, count * wanted.get("CPU", 0)
         yield PooledScorer(geometry, actors, shared, timeout=run.scorer_timeout, cpus=cpus)
     finally:
-        # A Ray that goes on after the job would keep them, since its workers know them. One that has
-        # ended must not hide why, nor be started again, which `kill` does.
+        # A Ray that goes on after the job would keep them, since its workers know them. One that
+        # has ended must not hide why, and `kill` would start another one.
         for actor in actors if ray.is_initialized() else []:
             with suppress(ray.exceptions.RayError, ConnectionError):
                 ray.kill(actor)

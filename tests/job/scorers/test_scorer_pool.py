@@ -209,7 +209,10 @@ def test_a_ray_that_has_ended_does_not_hide_why(left, tried, monkeypatch):
     )
     monkeypatch.setattr("quadpipe.job.pool._start", lost)
     plan: Any = SimpleNamespace(config=SimpleNamespace(run=RunConfig(scorers=2)))
-    with pytest.raises(JobError, match="the real cause"), open_pool(fake, plan, None, private=False):
+    with (
+        pytest.raises(JobError, match="the real cause"),
+        open_pool(fake, plan, None, private=False),
+    ):
         pass
     assert len(killed) == tried
 
