@@ -13,7 +13,6 @@ from PIL import Image
 from quadpipe.cli import commands
 from quadpipe.errors import QuadpipeError
 
-
 OPTIONS = ("--in-process", "--val-share", 0.2, "--samples-per-shard", 8, "--name", "Temples")
 
 
