@@ -12,6 +12,7 @@ from typing import Any
 
 import job_runs
 import pytest
+from injection import wait_for
 from ray_runs import After
 
 import quadpipe
@@ -124,6 +125,7 @@ def test_a_killed_worker_is_replaced(image_folder, tmp_path, undisturbed, accoun
     killed = []
 
     def kill() -> None:
+        wait_for(lambda: on_ray.processes("ray::make_shard"))  # one at least has a shard
         # Ray's own agents are called ray:: too; a raylet without them ends.
         for worker in on_ray.processes("ray::make_shard", "ray::IDLE"):
             os.kill(worker.pid, signal.SIGKILL)

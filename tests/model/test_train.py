@@ -193,10 +193,9 @@ def test_a_long_warm_up_is_shortened_to_a_tenth_of_the_run_with_a_warning(shards
     train(shards, tmp_path / "run", **options, resume=True, progress=again)
     assert again.warnings == [expected]  # and not that an option has changed
     calm = RecordedProgress()
-    del options["warmup_epochs"]  # the default is shortened without a word
-    for warmup in ({"warmup_epochs": 0.1}, {}):
-        place = tmp_path / f"calm-{len(warmup)}"
-        train(shards, place, **options, **warmup, progress=calm)
+    for warmup in (0.1, TrainConfig.warmup_epochs):  # the default is shortened without a note
+        given = options | {"warmup_epochs": warmup}
+        train(shards, tmp_path / str(warmup), **given, progress=calm)
     assert calm.warnings == []
 
 
