@@ -12,7 +12,7 @@ from typing import Any
 
 import job_runs
 import pytest
-from injection import wait_for
+from injection import started, wait_for
 from ray_runs import After
 
 import quadpipe
@@ -52,7 +52,7 @@ def test_a_job_whose_driver_was_killed_continues_to_the_same_bytes(
     image_folder, tmp_path, undisturbed, account
 ):
     out = tmp_path / "out"
-    with subprocess.Popen(
+    with started(
         command(image_folder, out), stderr=subprocess.DEVNULL, start_new_session=True
     ) as process:
         wait_for_shards(out, 5, process)
@@ -99,7 +99,7 @@ def test_an_interrupted_private_ray_leaves_no_files_and_touches_no_other_ray(
     other.mkdir(parents=True)
     (sessions / "ray" / "session_latest").symlink_to(other)
     out = tmp_path / "out"
-    with subprocess.Popen(command(image_folder, out), stderr=subprocess.DEVNULL) as process:
+    with started(command(image_folder, out), stderr=subprocess.DEVNULL) as process:
         wait_for_shards(out, 3, process)
         process.send_signal(signal.SIGINT)
         assert process.wait(timeout=60) == 130
