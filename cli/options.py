@@ -76,6 +76,7 @@ _TYPES: dict[Any, tuple[Any, str | None]] = {
     tuple[float, float]: (_range, "LOW,HIGH"),
     tuple[float, float, float]: (_triple, "R,G,B"),
     tuple[str, ...]: (_names, "NAME,.."),
+    tuple[str, ...] | str: (str, None),
     tuple[float, ...]: (_numbers, "W,W,.."),
     tuple[tuple[int, float], ...]: (_thresholds, "SIDE=T,.."),
 }

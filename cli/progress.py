@@ -51,6 +51,8 @@ class TerminalProgress(Progress):
 
     def planned(self, preview: Preview) -> None:
         print_preview(preview, self._out)
+        if preview.done == preview.plan.inputs:
+            return
         self._bar = _bar(
             "{n_fmt} of {total_fmt} images, {rate_fmt}, {remaining} left{postfix}",
             total=preview.plan.inputs,

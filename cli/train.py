@@ -20,6 +20,7 @@ class _TerminalProgress(TrainProgress):
 
     def started(self, trainer: Trainer) -> None:
         config, model = trainer.config, trainer.model.config
+        self._epochs = config.epochs
         parameters = list(trainer.model.parameters())
         total = sum(parameter.numel() for parameter in parameters)
         trained = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
@@ -29,7 +30,7 @@ class _TerminalProgress(TrainProgress):
             for n in dict.fromkeys(budgets[:: len(budgets) - 1 or 1])
         ]
         size = config.model or f"{model.width} x {model.depth}"
-        mixture = trainer.loader.mixture
+        mixture, steps = trainer.loader.mixture, counted(trainer.loader.steps(0), "step")
         views = max(dataset.split("train").views for dataset in mixture.datasets)
         lines = [
             f"model    {size}, {total:,} parameters, "
@@ -38,7 +39,7 @@ class _TerminalProgress(TrainProgress):
             f"{' to '.join(costs)} multiply-adds per image at {budgets_text(budgets)} tokens"
             + (f" on average, {limits.least} to {limits.most} of an image" if limits else ""),
             f"data     {counted(trainer.samples, 'sample')} per epoch, "
-            f"{counted(trainer.loader.steps(0), 'step')} of "
+            f"{f'about {steps} of at most' if config.tokens_per_batch else f'{steps} of'} "
             f"{config.batch_size}" + (f", {views} views in turn" if views > 1 else ""),
             f"device   {trainer.device}, {counted(trainer.world.size, 'process')}",
         ]
@@ -58,7 +59,11 @@ class _TerminalProgress(TrainProgress):
                 f"std {next(pixels)}"
             )
             lines += [f"init     {name} {how}" for name, how in trainer.loaded.changed.items()]
-            lines += [f"init     {name} is new" for name in trainer.loaded.fresh]
+            lines += [
+                f"init     {name} is new"
+                for name in trainer.loaded.fresh
+                if name.partition(".")[0] not in trainer.loaded.changed  # which says why
+            ]
         if trainer.step:
             lines.append(f"resumed  at step {trainer.step:,} of {trainer.steps:,}")
         click.echo("\n".join(lines))
@@ -68,8 +73,8 @@ class _TerminalProgress(TrainProgress):
 
     def interval(self, report: StepReport) -> None:
         click.echo(
-            f"epoch {report.epoch} step {report.step}/{report.steps}  {_means(report)}  "
-            f"lr {report.lr:.2e}  "
+            f"epoch {report.epoch + 1}/{self._epochs} step {report.step}/{report.steps}  "
+            f"{_means(report)}  lr {report.lr:.2e}  "
             f"{report.images_per_second:,.0f} img/s  {report.tokens_per_second:,.0f} tokens/s  "
             f"{report.waiting:.1%} waiting for data, {report.copying:.1%} copying, "
             f"{report.computing:.1%} computing  "
@@ -80,13 +85,13 @@ class _TerminalProgress(TrainProgress):
         each = ", ".join(f"{where} {top1:.1%}" for where, top1 in score.by_dataset.items())
         top1 = f"{score.top1:.1%} ({each})" if each else f"{score.top1:.1%}"
         click.echo(
-            f"epoch {epoch} done  val top-1 {top1}  top-5 {score.top5:.1%}  "
+            f"epoch {epoch}/{self._epochs} done  val top-1 {top1}  top-5 {score.top5:.1%}  "
             f"loss {score.loss:.4f}{_skipped(score.skipped)}"
         )
 
     def finished(self, trainer: Trainer) -> None:
-        commands = [f"quadpipe eval {trainer.run} {folder}" for folder in trainer.folders]
-        click.echo(f"done; {'; '.join(commands)}")
+        commands = [f"quadpipe eval {trainer.run} {each.folder}" for each in trainer.validated]
+        click.echo("; ".join(["done", *commands]))
 
 
 def _means(report: StepReport) -> str:

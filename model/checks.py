@@ -6,7 +6,7 @@ from itertools import permutations
 from typing import Any
 
 from quadpipe.errors import ConfigError
-from quadpipe.model.config import TrainConfig
+from quadpipe.model.config import BACKBONE, TrainConfig
 from quadpipe.model.evaluate import check_fits
 from quadpipe.model.run_manifest import DATASET_PARTS, RunManifest
 from quadpipe.shards.joined import how_made, told_apart
@@ -33,7 +33,8 @@ _RUN_BY_WARMUP = 10
 
 
 def shorten_warmup(config: TrainConfig, stored: RunManifest | None, warn: Warn) -> TrainConfig:
-    """Limit the warm-up to a tenth of the run, so that short runs learn too.
+    """Limit the warm-up to a tenth of the run, so that short runs learn too; with a note, unless it
+    is the default.
 
     stored: of the run that is resumed. Older versions did not shorten the warm-up, and their runs
     keep it.
@@ -41,7 +42,8 @@ def shorten_warmup(config: TrainConfig, stored: RunManifest | None, warn: Warn) 
     given, longest = config.warmup_epochs, config.epochs / _RUN_BY_WARMUP
     if given <= longest or (stored and stored.train.warmup_epochs == given):
         return config
-    warn(f"the warm-up of {given:g} epochs is shortened to {longest:g}, a tenth of the run")
+    if given != TrainConfig.warmup_epochs:
+        warn(f"the warm-up of {given:g} epochs is shortened to {longest:g}, a tenth of the run")
     return replace(config, warmup_epochs=longest)
 
 
@@ -73,12 +75,26 @@ def check_same_run(
         (changes if changeable else differences).append(text)
     if stored.ignored:
         warn(f"{run} {stored.says_ignored()}")
-    if changes:
-        warn(f"resumed with other options: {'; '.join(changes)}")
     if differences:
         raise ConfigError(
             f"{run} was started differently: {'; '.join(differences[:8])}; resume with the same "
-            f"options and dataset, or start another run"
+            f"options and dataset, or start another run, from these weights with --init {run}"
+        )
+    if changes:
+        warn(f"resumed with other options: {'; '.join(changes)}")
+
+
+def warn_of_options(config: TrainConfig, budgets: int, warn: Warn) -> None:
+    """Warn of options that have no effect, or take their time. budgets: how many there are."""
+    if config.compile and budgets > 1:
+        warn(
+            f"--compile compiles the model for each of {budgets} numbers of tokens, in the "
+            f"first steps that have them"
+        )
+    if config.freeze == BACKBONE and config.layer_decay != 1:
+        warn(
+            f"--layer-decay has no effect with --freeze {BACKBONE}, which trains only the head, at "
+            f"the full rate"
         )
 
 

@@ -137,7 +137,7 @@ class TrainConfig:
         1.0,
         "Layer-wise decay of the learning rate, from each block to the one below it.",
         above=0,
-        high=_LARGEST_RATE,
+        high=1,
     )
     ema_decay: float = option(
         0.0,

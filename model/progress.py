@@ -106,14 +106,17 @@ class Interval:
         self._correct = self._correct + state["correct"] * share
 
     def timed(self, batches: Iterator[T]) -> Iterator[T]:
-        """The batches; adds up the time spent waiting for them."""
-        while True:
+        """The batches; measures rates, and the time spent waiting, from the first one on.
+
+        The wait for that one is the start of reading, which no number of workers shortens.
+        """
+        batch = next(batches, None)
+        self.restart_clock()
+        while batch is not None:
+            yield batch
             before = time.perf_counter()
             batch = next(batches, None)
             self._waited += time.perf_counter() - before
-            if batch is None:
-                return
-            yield batch
 
     def add(self, loss: Tensor, correct: Tensor, samples: int, skipped: int) -> None:
         """Add a step. loss, correct: of this process. samples, skipped: of the global batch."""

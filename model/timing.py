@@ -1,5 +1,6 @@
 """Where the time of training goes: seconds per step, and a trace of some steps."""
 
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -64,12 +65,15 @@ class StepTimes:
 
 
 @contextmanager
-def traced(steps: int, folder: LocalFolder) -> Iterator[Callable[[], None]]:
+def traced(
+    steps: int, folder: LocalFolder, tell: Callable[[str], None]
+) -> Iterator[Callable[[], None]]:
     """Within it, call the function after each step: a torch profiler trace of `steps` steps, after
-    the first ones, is written to the folder as `trace.json`. 0: of none."""
+    the first ones, is written to the folder as `trace.json`. 0: of none. tell: is told where."""
     if not steps:
         yield lambda: None
         return
+    os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # its own lines on stderr say nothing to users
     from torch.profiler import profile, schedule
 
     def write(finished: Any) -> None:
@@ -77,6 +81,7 @@ def traced(steps: int, folder: LocalFolder) -> Iterator[Callable[[], None]]:
             path = Path(temporary) / TRACE
             finished.export_chrome_trace(str(path))
             folder.write(TRACE, path.read_bytes())
+        tell(f"the trace of the profiler is in {folder.where(TRACE)}")
 
     plan = schedule(wait=STEPS_BEFORE_TRACE - 1, warmup=1, active=steps, repeat=1)
     with profile(schedule=plan, on_trace_ready=write) as running:

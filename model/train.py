@@ -13,6 +13,7 @@ import torch
 
 from quadpipe.counts import distribution
 from quadpipe.errors import ConfigError, ShardError, first_line
+from quadpipe.fields import check_known
 from quadpipe.files import Cache, ReadableFolder
 from quadpipe.loader import Batch, Loader
 from quadpipe.model.checks import (
@@ -21,6 +22,7 @@ from quadpipe.model.checks import (
     shorten_warmup,
     warn_of_dataset,
     warn_of_differences,
+    warn_of_options,
 )
 from quadpipe.model.config import TrainConfig
 from quadpipe.model.distributed import World, join_world
@@ -65,6 +67,7 @@ def train(
     each process calls this. Raises ConfigError if options or datasets are invalid,
     NonFiniteLossError, InterruptedTrainingError.
     """
+    check_known(options, TrainConfig)
     config = TrainConfig(**options)
     device = pick_device(config.device)
     with join_world(device) as world:
@@ -87,7 +90,7 @@ class Trainer:
     """One process of a training run. All options are checked before anything is written.
 
     step: updates so far. epoch: finished epochs. consumed: samples seen in the current epoch.
-    best: largest top-1 on the split val so far.
+    best: largest top-1 on the split val so far. validated: the datasets that have this split.
     """
 
     def __init__(
@@ -133,8 +136,10 @@ class Trainer:
         if stored:
             check_same_run(stored, self.manifest, manifest, str(run), where, self.progress.warn)
         self.loader = self._loader(self.datasets, "train", shuffle=True)
-        validated = [dataset for dataset in self.datasets if has_samples(dataset, "val")]
-        self.validation = self._loader(validated, "val", shuffle=False) if validated else None
+        self.validated = [dataset for dataset in self.datasets if has_samples(dataset, "val")]
+        self.validation = (
+            self._loader(self.validated, "val", shuffle=False) if self.validated else None
+        )
         self.metrics = Metrics(run.folder, tensorboard=config.tensorboard)
         torch.manual_seed(config.seed)
         self.model = Quadformer(self.manifest.model).to(device)
@@ -149,11 +154,7 @@ class Trainer:
         columns = manifest.geometry.grid(0)[1]
         budgets = len(self.loader.budgets)
         self.update = TrainStep(self.model, config, device, world, columns, budgets)
-        if config.compile and budgets > 1:
-            self.progress.warn(
-                f"--compile compiles the model for each of {budgets} numbers of tokens, in the "
-                f"first steps that have them"
-            )
+        warn_of_options(config, budgets, self.progress.warn)
         self.step, self.epoch, self.consumed, self.best = 0, 0, 0, -1.0
         self.signals = StopSignals()
         self._resume = resume
@@ -180,7 +181,8 @@ class Trainer:
             profiled = self.config.profile if self.world.is_rank_zero else 0
             if profiled and self.steps - self.step < STEPS_BEFORE_TRACE + profiled:
                 self.progress.warn(f"too few steps are left to trace {profiled}; no trace.json")
-            with self.signals.watched(), traced(profiled, self.run.folder) as self._trace_step:
+            trace = traced(profiled, self.run.folder, self.progress.warn)
+            with self.signals.watched(), trace as self._trace_step:
                 while self.epoch < self.config.epochs:
                     self._train_epoch()
                     self._finish_epoch()
@@ -221,7 +223,6 @@ class Trainer:
                 self.signals.received,
             ),
         )
-        self._interval.restart_clock()
         for batch, (skipped, tokens, stop) in batches:
             if stop:
                 self._stop()

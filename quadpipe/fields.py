@@ -6,6 +6,7 @@ default, help, choices and bounds are in one place.
 
 import types
 import typing
+from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
 from functools import cache
 from math import isfinite
@@ -94,6 +95,13 @@ def check_fields(instance: Any) -> None:
             raise ConfigError(f"{name} must be {error}, not {value!r}") from None
     for name, declared in _declared(kind).items():
         declared.check(name, getattr(instance, name))
+
+
+def check_known(options: Iterable[str], *kinds: Any) -> None:
+    """Raise ConfigError if names of options are not fields of these configurations."""
+    known = {item.name for kind in kinds for item in fields(kind)}
+    if unknown := sorted(set(options) - known):
+        raise ConfigError(f"unknown option {', '.join(unknown)}; use {', '.join(sorted(known))}")
 
 
 def known_fields(kind: type, document: Any) -> dict[str, Any]:

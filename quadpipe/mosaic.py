@@ -29,6 +29,10 @@ class Leaves:
     boxes: np.ndarray
     truncated: bool = False
 
+    def __repr__(self) -> str:
+        truncated = ", truncated" if self.truncated else ""
+        return f"<Leaves: tokens {self.tokens.dtype} {self.tokens.shape}{truncated}>"
+
     def __len__(self) -> int:
         return len(self.boxes)
 
@@ -46,6 +50,13 @@ class Mosaic:
     tokens: np.ndarray
     nodes: np.ndarray
     importance: np.ndarray
+
+    def __repr__(self) -> str:
+        size = f"{self.geometry.width} x {self.geometry.height} pixels"
+        return (
+            f"<Mosaic of {size}: up to {self.budget} tokens per image, "
+            f"{self.tokens.dtype} {self.tokens.shape}>"
+        )
 
     @property
     def budget(self) -> int:

@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from quadpipe.errors import ConfigError
-from quadpipe.fields import check_fields, option
+from quadpipe.fields import check_fields, check_known, option
 from quadpipe.geometry import MAX_IMAGE_SIDE, Geometry
 from quadpipe.images.color import to_rgb
 from quadpipe.images.crop import RESIZES, Box, center_box, decode_and_resample, resample
@@ -186,6 +186,7 @@ class Tokenizer:
             options["scorer"] = scorer
         if config is not None and options:
             raise ConfigError("give a TokenizerConfig or options, not both")
+        check_known(options, TokenizerConfig)
         self.config = config or TokenizerConfig(**options)
         self.geometry = self.config.geometry
         if not isinstance(scorer, Scorer):

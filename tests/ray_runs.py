@@ -10,11 +10,12 @@ from typing import Any
 
 import psutil
 import pytest
-from injection import Fault
+from injection import Fault, wait_for
 
 from quadpipe.job import Progress
 
 CPUS = 2
+SECONDS = 300  # for a test: a tenth of it where nothing hangs
 
 # A node that dies is noticed in a second, not in half a minute; processes that no job needs are
 # not started.
@@ -58,6 +59,15 @@ class SharedRay:
         fault = fault or Fault(file=str(self._faults))
         with _environment(fault.variables()):
             return self.cluster.add_node(**options)
+
+    def restore(self) -> None:
+        """As at the start: one node, without a fault."""
+        import ray
+
+        self.inject(Fault())
+        for node in list(self.cluster.worker_nodes):
+            self.remove_node(node)
+        wait_for(lambda: ray.cluster_resources().get("CPU") == CPUS)
 
     def remove_node(self, node: Any) -> None:
         """As if its machine had died."""
@@ -112,9 +122,19 @@ def joined(shared_ray: SharedRay) -> Iterator[SharedRay]:
 
 @pytest.fixture
 def on_ray(joined: SharedRay) -> Iterator[SharedRay]:
-    """The same, without the fault that another test has injected."""
-    yield joined
-    joined.inject(Fault())
+    """The same, without faults and nodes of other tests. A job that hangs fails its test."""
+
+    def hung(*given: object) -> None:
+        raise TimeoutError(f"still running after {SECONDS} seconds")
+
+    before = signal.signal(signal.SIGALRM, hung)
+    signal.alarm(SECONDS)
+    try:
+        yield joined
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+        joined.restore()
 
 
 class After(Progress):

@@ -5,7 +5,7 @@ from math import inf
 from typing import Any
 
 from quadpipe.errors import ConfigError
-from quadpipe.fields import check_fields, option
+from quadpipe.fields import check_fields, check_known, option
 from quadpipe.images.crop import check_range
 from quadpipe.job.run_config import RunConfig
 from quadpipe.names import MAX_KEPT, SPLITS, is_member_name
@@ -137,15 +137,11 @@ class JobConfig:
     @classmethod
     def from_options(cls, **options: Any) -> "JobConfig":
         """From options named as the fields of the three parts; ConfigError on unknown ones."""
+        check_known(options, *cls.parts().values())
         parts: dict[str, Any] = {}
         for part, kind in cls.parts().items():
             names = {f.name for f in fields(kind)} & options.keys()
-            parts[part] = kind(**{name: options.pop(name) for name in names})
-        if options:
-            known = sorted(f.name for kind in cls.parts().values() for f in fields(kind))
-            raise ConfigError(
-                f"unknown option {', '.join(sorted(options))}; use {', '.join(known)}"
-            )
+            parts[part] = kind(**{name: options[name] for name in names})
         config = cls(**parts)
         config.tokenizer.check_limits()
         return config

@@ -8,7 +8,7 @@ a pure function, so none of this shows in the bytes.
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from copy import copy
 from typing import Any
 
@@ -221,9 +221,11 @@ def open_pool(
         geometry, cpus = plan.config.tokenizer.geometry, count * wanted.get("CPU", 0)
         yield PooledScorer(geometry, actors, shared, timeout=run.scorer_timeout, cpus=cpus)
     finally:
-        # A Ray that goes on after the job would keep them, since its workers know them.
-        for actor in actors:
-            ray.kill(actor)
+        # A Ray that goes on after the job would keep them, since its workers know them. One that
+        # has ended must not hide why, and `kill` would start another one.
+        for actor in actors if ray.is_initialized() else []:
+            with suppress(ray.exceptions.RayError, ConnectionError):
+                ray.kill(actor)
 
 
 def _start(ray: Any, actors: list[Any], shared: list[Any], timeout: float) -> int:

@@ -309,6 +309,13 @@ class Loader:
             finally:
                 pool.shutdown(wait=True, cancel_futures=True)
 
+    def __repr__(self) -> str:
+        folders = ", ".join(str(dataset.folder) for dataset in self.datasets)
+        return (
+            f"<Loader {folders}, {self.name}: {counted(self.samples, 'sample')} per epoch, "
+            f"batches of {self.batch_size}>"
+        )
+
     def steps(self, epoch: int) -> int:
         """The number of batches of an epoch."""
         return len(self.schedule.epoch(epoch))

@@ -30,6 +30,7 @@ from quadpipe.shards.members import Content, decode_members, sample_contents
 from quadpipe.shards.presence import shards_here
 from quadpipe.shards.shard_list import ShardList, read_first_shards, read_shard_list
 from quadpipe.shards.skipped import Skipped, check_on_error
+from quadpipe.text import counted
 
 _OPEN_SHARDS = 128
 
@@ -52,6 +53,10 @@ class Sample:
     info: dict[str, Any]
     extra: dict[str, Any]
     offset: int
+
+    def __repr__(self) -> str:
+        extra = f", extra {', '.join(self.extra)}" if self.extra else ""
+        return f"<Sample {self.key}: label {self.label}, {self.info}, {self.mosaic}{extra}>"
 
 
 class Dataset:
@@ -84,6 +89,11 @@ class Dataset:
         self._indexes: dict[str, np.ndarray] = {}
         self._gains: dict[str, np.ndarray] = {}
         self._indexes_missing = False
+
+    def __repr__(self) -> str:
+        counts = (f"{counted(s.samples, 'sample')} of {n}" for n, s in self.manifest.splits.items())
+        tokens = self.manifest.tokenizer.tokens
+        return f"<Dataset {self.folder}: {', '.join(counts)}; {counted(tokens, 'token')} per image>"
 
     def __getstate__(self) -> dict[str, Any]:
         """The state for another process, which reads lists and indexes itself."""
@@ -318,6 +328,11 @@ class SplitSamples:
 
     def __getstate__(self) -> dict[str, Any]:
         return {"dataset": self.dataset, "split": self.split, "view": self.view}
+
+    def __repr__(self) -> str:
+        view = "" if self.view is None else f", view {self.view}"
+        name = f"{self.dataset.folder}, {self.split}{view}"
+        return f"<SplitSamples {name}: {counted(len(self), 'sample')}>"
 
     def of_view(self, view: int) -> "SplitSamples":
         """The samples of one view, of which each input has one."""

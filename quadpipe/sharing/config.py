@@ -27,7 +27,7 @@ class CopyConfig:
         None, "Store tokens in this way, by default as the source.", choices=CODECS
     )
     quality: int | None = same_option(DatasetConfig, "quality")
-    classes: str | None = option(
+    classes: tuple[str, ...] | str | None = option(
         None, "Only images of these classes: names with commas between them, or a file of names."
     )
     samples: int | None = option(
@@ -81,10 +81,18 @@ class CopyConfig:
             same_tokens and same_views and not fewer and self.codec_of(manifest) == manifest.codec
         )
 
+    @property
+    def classes_file(self) -> str | None:
+        """The file of names that `classes` is, if it is one."""
+        given = self.classes
+        return given if isinstance(given, str) and os.path.isfile(given) else None
+
     def class_names(self) -> list[str] | None:
         """The names given in `classes`, as a manifest has them."""
         if self.classes is None:
             return None
-        if os.path.isfile(self.classes):
-            return [path_to_text(name) for name in read_class_names(Path(self.classes)).names]
+        if not isinstance(self.classes, str):
+            return list(self.classes)
+        if file := self.classes_file:
+            return [path_to_text(name) for name in read_class_names(Path(file)).names]
         return [name.strip() for name in self.classes.split(",") if name.strip()]

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from quadpipe.errors import ConfigError, MissingError, ShardError
+from quadpipe.fields import check_known
 from quadpipe.files import Folder, HubFolder, LocalFolder, open_folder
 from quadpipe.job.config import TEXTS
 from quadpipe.job.run_config import RunConfig
@@ -67,6 +68,7 @@ def copy(
     source is damaged, incomplete or not the expected one, OutputError when the destination cannot
     be written or holds something else, JobError when shards could not be made.
     """
+    check_known(options, CopyConfig)
     config = CopyConfig(**options)
     run = RunConfig(workers=workers, address=address, in_process=in_process)
     datasets = open_datasets(sources, expect=expect)

@@ -1,6 +1,5 @@
 """Which samples of its sources a copy has, in which order, and with which classes."""
 
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -46,12 +45,12 @@ def select(datasets: Sequence[Dataset], config: CopyConfig, labels: Path | None)
     if labels is not None:
         return _relabelled(datasets, config, labels)
     names = config.class_names()
-    if config.classes is not None and os.path.isfile(config.classes):
+    if file := config.classes_file:
         for dataset in datasets:
-            if config.classes in (dataset.manifest.classes or ()):
+            if file in (dataset.manifest.classes or ()):
                 raise ConfigError(
-                    f"{config.classes!r} is a file here, and a class of {dataset.folder}; give "
-                    f"./{config.classes} for the file, or rename it for the class"
+                    f"{file!r} is a file here, and a class of {dataset.folder}; give "
+                    f"./{file} for the file, or rename it for the class"
                 )
     classes, indices = join_classes(datasets, names)
     if len(datasets) == 1 and not config.draws:

@@ -13,18 +13,25 @@ from PIL import Image
 from quadpipe.cli import commands
 from quadpipe.errors import QuadpipeError
 
+OPTIONS = ("--in-process", "--val-share", 0.2, "--samples-per-shard", 8, "--name", "Temples")
+
 
 @pytest.fixture(scope="module")
 def shards(image_folder, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("cli") / "shards"
-    arguments = ("--in", image_folder, "--out", out, "--in-process", "--val-share", 0.2)
-    done = run("tokenize", *arguments, "--samples-per-shard", 8, "--name", "Temples")
+    done = run("tokenize", "--in", image_folder, "--out", out, *OPTIONS)
     assert done.returncode == 0, done.stderr
     assert "inputs   23 images, 3 classes: train 18, val 5" in done.stderr
     assert "23 samples of about 104.7 kB" in done.stderr
     assert "100% 23 of 23 images" in done.stderr
     assert "dataset     Temples, 3 classes" in done.stdout
     return out
+
+
+def test_a_job_with_nothing_left_prints_no_progress(shards, image_folder):
+    done = run("tokenize", "--in", image_folder, "--out", shards, *OPTIONS)
+    assert "done     23 inputs" in done.stderr
+    assert "left" not in done.stderr
 
 
 def test_help_names_the_commands():

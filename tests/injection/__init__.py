@@ -13,7 +13,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
@@ -126,6 +127,16 @@ def killed_everywhere(script: str, *arguments: object) -> list[dict[str, Any]]:
     assert [row for row in rows if not row["killed"]] == []
     assert [row for row in rows if row["status"] or row["differing"] or row["temporary"]] == []
     return rows
+
+
+@contextmanager
+def started(command: list[str], **options: Any) -> Iterator[subprocess.Popen]:
+    """A process that is killed at the end, so that a test that fails does not wait for it."""
+    with subprocess.Popen(command, **options) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
 def wait_for(condition: Callable[[], object], process: subprocess.Popen | None = None) -> None:

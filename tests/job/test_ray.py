@@ -12,6 +12,7 @@ from typing import Any
 
 import job_runs
 import pytest
+from injection import started, wait_for
 from ray_runs import After
 
 import quadpipe
@@ -51,7 +52,7 @@ def test_a_job_whose_driver_was_killed_continues_to_the_same_bytes(
     image_folder, tmp_path, undisturbed, account
 ):
     out = tmp_path / "out"
-    with subprocess.Popen(
+    with started(
         command(image_folder, out), stderr=subprocess.DEVNULL, start_new_session=True
     ) as process:
         wait_for_shards(out, 5, process)
@@ -98,7 +99,7 @@ def test_an_interrupted_private_ray_leaves_no_files_and_touches_no_other_ray(
     other.mkdir(parents=True)
     (sessions / "ray" / "session_latest").symlink_to(other)
     out = tmp_path / "out"
-    with subprocess.Popen(command(image_folder, out), stderr=subprocess.DEVNULL) as process:
+    with started(command(image_folder, out), stderr=subprocess.DEVNULL) as process:
         wait_for_shards(out, 3, process)
         process.send_signal(signal.SIGINT)
         assert process.wait(timeout=60) == 130
@@ -124,6 +125,7 @@ def test_a_killed_worker_is_replaced(image_folder, tmp_path, undisturbed, accoun
     killed = []
 
     def kill() -> None:
+        wait_for(lambda: on_ray.processes("ray::make_shard"))  # one at least has a shard
         # Ray's own agents are called ray:: too; a raylet without them ends.
         for worker in on_ray.processes("ray::make_shard", "ray::IDLE"):
             os.kill(worker.pid, signal.SIGKILL)

@@ -79,9 +79,12 @@ def test_the_frozen_part_keeps_no_gradients_and_drops_no_branches(model):
 
 def test_a_linear_probe_changes_the_head_only(shards, undisturbed, tmp_path, capsys):
     run = tmp_path / "run"
-    given = command(shards, run, "--init", str(undisturbed), changed=PROBE | {"ema_decay": 0.9})
+    options = PROBE | {"ema_decay": 0.9, "layer_decay": 0.75}
+    given = command(shards, run, "--init", str(undisturbed), changed=options)
     commands.main(given, standalone_mode=False)
-    assert ", 194 of them trained, 2 classes, " in capsys.readouterr().out
+    output = capsys.readouterr()
+    assert ", 194 of them trained, 2 classes, " in output.out
+    assert "note     --layer-decay has no effect with --freeze backbone" in output.err
     before = undisturbed / "best.safetensors"
     assert changed(run, before) == {"head.weight", "head.bias"}
     assert changed(run, before, "ema.") == {"head.weight", "head.bias"}

@@ -208,7 +208,7 @@ def test_resuming_on_different_shards_names_the_differences(shards, undisturbed,
         "scorer_sha256 was 1111",
     ):
         assert text in str(caught.value)
-    assert "imaging_library.version was " in recorded.warnings[0]
+    assert recorded.warnings == []  # not that it is resumed with another imaging library
 
 
 def test_shards_of_another_imaging_library_can_be_resumed_on(shards, undisturbed, tmp_path):

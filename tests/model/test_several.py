@@ -9,8 +9,9 @@ from typing import Any
 import fsspec
 import pytest
 import torch
+from command_line import run_cli
 from job_runs import tokenize_small
-from runs import SMALL, RecordedProgress, losses, stop_after
+from runs import SMALL, RecordedProgress, command, losses, stop_after
 
 import quadpipe
 from quadpipe.cli import commands
@@ -236,3 +237,12 @@ def test_the_command_takes_several_datasets(shards, other, tmp_path, capsys):
     assert "were made differently: codec.name" in output.err
     evals = [f"quadpipe eval {tmp_path / 'run'} {place}" for place in (shards, other)]
     assert f"done; {'; '.join(evals)}\n" in output.out
+
+
+def test_a_head_that_is_not_loaded_is_reported_once(other, undisturbed, tmp_path):
+    changed = {"model": None, "epochs": 1}
+    given = command(other, tmp_path / "run", "--init", str(undisturbed), changed=changed)
+    done = run_cli(*given)
+    assert done.returncode == 0, done.stderr
+    assert "init     head not loaded: other classes\n" in done.stdout
+    assert " is new" not in done.stdout

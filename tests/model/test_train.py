@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import re
 import shutil
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -13,6 +14,7 @@ import numpy as np
 import processes
 import pytest
 import torch
+from command_line import run_cli
 from PIL import Image
 from runs import (
     SMALL,
@@ -23,7 +25,7 @@ from runs import (
 
 import quadpipe
 from quadpipe.errors import ConfigError
-from quadpipe.model import train
+from quadpipe.model import TrainConfig, train
 from quadpipe.model.run_folder import RunFolder
 from quadpipe.model.step import NonFiniteLossError
 
@@ -126,9 +128,9 @@ def test_bf16_and_other_options_train(shards, tmp_path):
 
 def test_a_dataset_without_val_trains_with_a_warning(image_folder, tmp_path):
     quadpipe.tokenize(image_folder, tmp_path / "shards", in_process=True)
-    recorded = RecordedProgress()
-    train(tmp_path / "shards", tmp_path / "run", **SMALL | {"epochs": 1}, progress=recorded)
-    assert any("no split val" in warning for warning in recorded.warnings)
+    done = run_cli(*command(tmp_path / "shards", tmp_path / "run", changed={"epochs": 1}))
+    assert "note     no split val: " in done.stderr
+    assert done.stdout.endswith("\ndone\n")  # no `quadpipe eval`, which needs it
     assert not (tmp_path / "run" / "best.safetensors").exists()
 
 
@@ -178,9 +180,9 @@ def test_invalid_combinations_are_refused_before_anything_is_written(
 
 def test_a_long_warm_up_is_shortened_to_a_tenth_of_the_run_with_a_warning(shards, tmp_path):
     recorded = RecordedProgress()
-    options: dict[str, Any] = SMALL | {"epochs": 2, "warmup_epochs": 5.0}
+    options: dict[str, Any] = SMALL | {"epochs": 2, "warmup_epochs": 6.0}
     train(shards, tmp_path / "run", **options, progress=recorded)
-    expected = "the warm-up of 5 epochs is shortened to 0.2, a tenth of the run"
+    expected = "the warm-up of 6 epochs is shortened to 0.2, a tenth of the run"
     assert recorded.warnings == [expected]
     assert RunFolder(tmp_path / "run").config().train.warmup_epochs == 0.2
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").open()]
@@ -190,10 +192,32 @@ def test_a_long_warm_up_is_shortened_to_a_tenth_of_the_run_with_a_warning(shards
     again = RecordedProgress()
     train(shards, tmp_path / "run", **options, resume=True, progress=again)
     assert again.warnings == [expected]  # and not that an option has changed
-    train(
-        shards,
-        tmp_path / "long",
-        **options | {"warmup_epochs": 0.1},
-        progress=(calm := RecordedProgress()),
-    )
+    calm = RecordedProgress()
+    for warmup in (0.1, TrainConfig.warmup_epochs):  # the default is shortened without a note
+        given = options | {"warmup_epochs": warmup}
+        train(shards, tmp_path / str(warmup), **given, progress=calm)
     assert calm.warnings == []
+
+
+def test_printed_epochs_count_from_one_and_limited_steps_are_about(shards, tmp_path):
+    run, changed = tmp_path / "run", {"epochs": 2, "log_interval": 100}
+    done = run_cli(*command(shards, run, "--tokens-per-batch", "96", changed=changed))
+    assert "59 samples per epoch, about 10 steps of at most 8, 2 views" in done.stdout
+    assert re.findall("^epoch (.*?)  ", done.stdout, re.MULTILINE) == [
+        "1/2 step 10/20", "1/2 done", "2/2 step 20/20", "2/2 done",
+    ]  # fmt: skip
+
+
+def test_a_longer_run_is_refused_with_the_way_to_keep_the_weights(shards, undisturbed, tmp_path):
+    run = shutil.copytree(undisturbed, tmp_path / "run")
+    recorded = RecordedProgress()
+    options: dict[str, Any] = SMALL | {"epochs": 4, "lr": 3e-4}
+    with pytest.raises(ConfigError, match=r"epochs was 3, now 4; .* weights with --init .*/run$"):
+        train(shards, run, **options, resume=True, progress=recorded)
+    assert recorded.warnings == []  # not that it is resumed
+    train(shards, tmp_path / "longer", **options | {"model": None}, init=run)
+
+
+def test_a_layer_decay_cannot_grow_rates():
+    with pytest.raises(ConfigError, match="layer_decay 75 is"):
+        TrainConfig(layer_decay=75.0)

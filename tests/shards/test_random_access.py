@@ -50,6 +50,21 @@ def test_opening_makes_no_object_per_shard(whole, monkeypatch):
         opened.shards("train")[0]
 
 
+def test_objects_print_what_they_are_and_not_their_pixels(whole):
+    opened = quadpipe.Dataset(whole)
+    counts = "32 samples of train, 4 samples of val; 16 tokens per image"
+    assert repr(opened) == f"<Dataset {whole}: {counts}>"
+    assert repr(opened["train"].of_view(1)) == f"<SplitSamples {whole}, train, view 1: 16 samples>"
+    loader = f"<Loader {whole}, train: 16 samples per epoch, batches of 4>"
+    assert repr(Loader(opened, batch_size=4)) == loader
+    sample = opened["train"][5]
+    printed = repr(sample)
+    assert printed.startswith(f"<Sample {sample.key}: label {sample.label}, {{")
+    assert "up to 16 tokens per image, uint8 (" in printed
+    assert "<Leaves: tokens uint8 (16, " in repr(sample.mosaic.leaves())
+    assert len(printed) < 300
+
+
 def described(sample: Sample) -> tuple[object, ...]:
     mosaic = sample.mosaic
     arrays = [array.tobytes() for array in (mosaic.tokens, mosaic.nodes, mosaic.importance)]

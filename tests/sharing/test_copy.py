@@ -13,6 +13,7 @@ import quadpipe
 from forging import make_dataset, remove_index
 from quadpipe.errors import ConfigError, OutputError, ShardError
 from quadpipe.job.reproduce import Reproducer
+from quadpipe.model import train
 from quadpipe.shards.verify import verify
 from quadpipe.sharing import CopyPreview, CopyProgress
 
@@ -46,6 +47,17 @@ def test_a_copy_has_the_bytes_of_its_source_and_no_provenance(source, expected, 
     assert visible(found) == expected
     assert found.keys() - expected.keys() == {".quadpipe/copy.json"}
     assert str(source) not in found[".quadpipe/copy.json"].decode()
+
+
+def test_unknown_options_are_refused_by_name(source, tmp_path):
+    for act in (
+        lambda: quadpipe.copy(source, tmp_path / "out", tokns=16),
+        lambda: train(source, tmp_path / "out", tokns=16),
+        lambda: quadpipe.Tokenizer(tokns=16),
+    ):
+        with pytest.raises(ConfigError, match="unknown option tokns; use .*tokens"):
+            act()
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_dataset_of_an_earlier_version_is_copied(source, tmp_path, files_of):

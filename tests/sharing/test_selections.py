@@ -341,6 +341,14 @@ def test_samples_of_a_url_are_read_in_parts(noise, s3, proxy, tmp_path):
     assert np.isin(pixels(made), pixels(Dataset(noise))).all()
 
 
+def test_classes_may_be_a_list(noise, tmp_path):
+    one, other = (
+        copy(noise, out=tmp_path / f"{type(given)}", classes=given) for given in ("left", ["left"])
+    )
+    assert one.manifest.classes == ["left"]
+    assert one.manifest.fingerprint == other.manifest.fingerprint
+
+
 def test_the_command_takes_all_of_it(noise, animals, tmp_path):
     done = run_cli(
         "copy", noise, animals, tmp_path / "out", "--classes", "left,zebra", "--samples", 9,

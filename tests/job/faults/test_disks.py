@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from fault_runs import OPTIONS, check, command, run
-from injection import Fault, wait_for
+from injection import Fault, started, wait_for
 
 import quadpipe
 
@@ -34,7 +34,7 @@ def test_a_full_disk_loses_nothing(engine, images, tmp_path, small_disk, undistu
     out, filler = small_disk / "out", small_disk / "filler"
     # It fits by the estimate, since the disk fills up while the job runs.
     fault = Fault(at="before rename train-000001.tar", do="stop", once=str(tmp_path / "once"))
-    with subprocess.Popen(
+    with started(
         command(images, out, *engine), env=fault.environment(), stderr=subprocess.PIPE, text=True
     ) as process:
         wait_for((tmp_path / "once").exists, process)

@@ -1,12 +1,10 @@
 """Scorers in separate actors: placement, kills, hangs and refusals."""
 
-import gc
-import os
-import signal
 import subprocess
 import threading
 from collections.abc import Iterator
 from contextlib import nullcontext
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
@@ -16,7 +14,9 @@ from job_runs import command
 from ray_runs import After, SharedRay
 
 import quadpipe
-from quadpipe.errors import ConfigError
+from quadpipe.errors import ConfigError, JobError
+from quadpipe.job.pool import open_pool
+from quadpipe.job.run_config import RunConfig
 
 OWN = """
 import os, torch
@@ -61,18 +61,13 @@ def test_a_users_network_runs_in_process_and_in_the_pool(images, tmp_path, files
 
 @pytest.fixture
 def pool_ray(on_ray) -> Iterator[SharedRay]:
-    """The shared Ray, without scorers that another test has left."""
+    """The shared Ray; the job must end the scorers that it has started."""
     yield on_ray
-    gc.collect()
     wait_for(lambda: not actors_of(on_ray))
 
 
 def actors_of(shared: SharedRay) -> list[psutil.Process]:
     return shared.processes("ray::ScorerActor")
-
-
-def send(number: int, process: psutil.Process) -> None:
-    os.kill(process.pid, number)
 
 
 def test_tasks_give_the_bytes_of_one_process(
@@ -95,7 +90,7 @@ def test_a_scorer_that_is_killed_is_replaced(
 
         wait_for(new)
         killed.append(new()[0])
-        send(signal.SIGKILL, killed[-1])
+        killed[-1].kill()
 
     starting = threading.Thread(target=kill)
     starting.start()
@@ -113,15 +108,16 @@ def test_batches_of_a_scorer_that_hangs_go_to_another(
 
     def stop() -> None:
         stopped.append(actors_of(pool_ray)[0])
-        send(signal.SIGSTOP, stopped[0])
+        stopped[0].suspend()
 
-    more = pool_ray.add_node(num_cpus=1)
+    pool_ray.add_node(num_cpus=1)
     try:
         quadpipe.tokenize(images, tmp_path / "out", scorers=2, progress=After(2, stop), **options)
-        account(tmp_path / "out", undisturbed)
+        assert stopped[0].status() == psutil.STATUS_STOPPED  # to the end
     finally:
-        send(signal.SIGKILL, stopped[0])
-        pool_ray.remove_node(more)
+        for actor in stopped:
+            actor.kill()  # it cannot end by itself
+    account(tmp_path / "out", undisturbed)
 
 
 @pytest.mark.fault(
@@ -139,12 +135,11 @@ def test_batches_wait_for_another_node_when_that_of_the_scorer_dies(
     def die() -> None:
         for node in nodes:
             pool_ray.remove_node(node)
-        nodes[:] = [pool_ray.add_node(**accelerator)]
+        pool_ray.add_node(**accelerator)
 
     out = tmp_path / "out"
     resource: dict[str, Any] = {"scorer_resource": "accelerator"}
     quadpipe.tokenize(images, out, progress=After(2, die), **resource, **options)
-    pool_ray.remove_node(*nodes)
     account(out, undisturbed)
     log = next((out / ".quadpipe" / "logs").glob("*.jsonl")).read_text()
     assert '"event": "done"' in log
@@ -180,6 +175,38 @@ def test_a_missing_resource_is_named_after_the_wait(images, options, tmp_path, p
         quadpipe.tokenize(images, tmp_path / "out", **lacking, **options)
     assert "each of 1 scorers needs 1 accelerator and 1 CPU" in str(error.value)
     assert "the cluster has 0 accelerator and 2 CPU in all" in str(error.value)
+
+
+@pytest.mark.parametrize(("left", "tried"), [(False, 0), (True, 2)])
+def test_a_ray_that_has_ended_does_not_hide_why(left, tried, monkeypatch):
+    """Its actors cannot be ended, and trying to would start another Ray."""
+    import ray
+
+    def lost(*given: object) -> int:
+        raise JobError("the real cause")
+
+    killed = []
+
+    def kill(actor: object) -> None:
+        killed.append(actor)
+        raise ray.exceptions.ActorHandleNotFoundError("the handle is of another Ray")
+
+    fake = SimpleNamespace(
+        cluster_resources=lambda: {"CPU": 2.0},
+        put=lambda value: value,
+        remote=lambda **given: lambda kind: SimpleNamespace(remote=kind),
+        is_initialized=lambda: left,
+        kill=kill,
+        exceptions=ray.exceptions,
+    )
+    monkeypatch.setattr("quadpipe.job.pool._start", lost)
+    plan: Any = SimpleNamespace(config=SimpleNamespace(run=RunConfig(scorers=2)))
+    with (
+        pytest.raises(JobError, match="the real cause"),
+        open_pool(fake, plan, None, private=False),
+    ):
+        pass
+    assert len(killed) == tried
 
 
 @pytest.mark.parametrize(
